@@ -1,0 +1,96 @@
+"""`python -m sharding synth | build | status | verify`: recordings in, a sharded data set out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sharding.config import UserError, command, dump, load
+
+USAGE = """python -m sharding COMMAND
+
+  synth key=value ...                   write synthetic WFDB recordings (output=FOLDER)
+  build CONFIG.yaml key=value ...       recordings -> shards (input=FOLDER output=FOLDER rate=100 seconds=10 workers=2)
+  build CONFIG.yaml ... --dry-run       print the resolved config and what would be done
+  status FOLDER                         how far a build is
+  verify FOLDER                         re-read a finished data set and compare it with its manifest
+"""
+
+
+def main(words: list[str]) -> int:
+    commands = {"synth": synth, "build": build, "status": status, "verify": verify}
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] not in commands:
+        raise UserError(f"unknown command '{words[0]}'; known: {', '.join(commands)}")
+    commands[words[0]](words[1:])
+    return 0
+
+
+def synth(words: list[str]) -> None:
+    from sharding.sources.synthetic import SynthConfig, write
+
+    config = load(SynthConfig, None, words)
+    write(config, progress=True)
+    print(f"synthetic recordings in {config.output}")
+
+
+def build(words: list[str]) -> None:
+    from sharding import build as building
+    from sharding.plan import BuildConfig
+    from sharding.progress import reasons_table
+
+    dry = "--dry-run" in words
+    paths, overrides = _split(words)
+    if len(paths) > 1:
+        raise UserError(f"one config file at a time, not {', '.join(paths)}")
+    config = load(BuildConfig, paths[0] if paths else None, overrides)
+    if dry:
+        print(dump(config) + building.dry_run(config))
+        return
+    outcome = building.build(config)
+    if outcome.state == "already built":
+        print(f"{config.output} is already built from this input and config: nothing to do")
+        return
+    if outcome.state == "waiting":
+        print(f"task {config.task} of {config.tasks} is done; the task that finishes last writes the manifest")
+        return
+    print(reasons_table(outcome.kept, outcome.rejected, outcome.flags))
+    if outcome.codes_left_out:
+        print(f"  {outcome.codes_left_out} words in code fields are no known codes and stay behind (source.vocabulary)")
+    print(
+        f"{outcome.kept:,} windows of {outcome.patients:,} patients in {outcome.shards} shards at {config.output}, "
+        f"{outcome.seconds:.1f} s"
+    )
+
+
+def status(words: list[str]) -> None:
+    from sharding.progress import status as text
+
+    print(text(Path(_folder("status", words))))
+
+
+def verify(words: list[str]) -> None:
+    from sharding.verify import verify as check
+
+    manifest = check(Path(_folder("verify", words)))
+    count = sum(s.samples for s in manifest.shards)
+    print(f"{len(manifest.shards)} shards, {count:,} samples, fingerprint {manifest.fingerprint}: as the manifest says")
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    paths = [w for w in words if "=" not in w and w != "--dry-run"]
+    return paths, [w for w in words if "=" in w]
+
+
+def _folder(name: str, words: list[str]) -> str:
+    bare = [w.removeprefix("output=") for w in words]
+    if len(bare) != 1:
+        raise UserError(f"usage: python -m sharding {name} FOLDER")
+    return bare[0]
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "sharding"
+    command(main)

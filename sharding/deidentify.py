@@ -1,0 +1,174 @@
+"""What may leave `private/`: keyed pseudonyms, capped ages, two sexes, codes of closed vocabularies, merged counts."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import hmac
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from sharding.config import UserError
+
+KEY_VARIABLE = "UMBRA_KEY"
+SYNTHETIC_MARKER = "synthetic.yaml"
+MIN_KEY = 16
+MIN_PATIENTS = 10
+PUBLIC_KEY = b"umbra public sources: pseudonyms under this key hide nothing"
+
+# The 71 SCP-ECG statements of PTB-XL (Wagner et al. 2020, scp_statements.csv).
+_SCP_STATEMENTS = """
+NDT NST_ DIG LNGQT NORM IMI ASMI LVH LAFB ISC_ IRBBB 1AVB IVCD ISCAL CRBBB CLBBB ILMI LAO/LAE AMI ALMI ISCIN INJAS LMI
+ISCIL LPFB ISCAS INJAL ISCLA RVH ANEUR RAO/RAE EL WPW ILBBB IPLMI ISCAN IPMI SEHYP INJIN INJLA PMI 3AVB INJIL 2AVB
+ABQRS PVC STD_ VCLVH QWAVE LOWT NT_ PAC LPR INVT LVOLT HVOLT TAB_ STE_ PRC(S) SR AFIB STACH SARRH SBRAD PACE SVARR
+BIGU AFLT SVTAC PSVT TRIGU
+"""
+SCP = frozenset(_SCP_STATEMENTS.split())
+
+_SEXES = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
+
+
+@dataclass(frozen=True)
+class PseudonymKey:
+    """A secret and its public name: two data sets with one `key_id` have comparable patient codes."""
+
+    secret: bytes
+    key_id: str
+
+    def __repr__(self) -> str:
+        return f"PseudonymKey(key_id={self.key_id!r})"
+
+
+def load_key(key_file: str, public: bool, root: Path) -> PseudonymKey:
+    """The key of `key_file`, else of the variable UMBRA_KEY, else, for a source marked public, the fixed public one.
+
+    A folder that `python -m sharding synth` wrote (it holds `synthetic.yaml`) has no patients and counts as public.
+    No key is ever invented. Raises `UserError` where there is none, or one under 16 characters.
+    """
+    if key_file:
+        if not Path(key_file).is_file():
+            raise UserError(f"key_file={key_file} does not exist: name a file that holds the secret key")
+        secret, origin = Path(key_file).read_bytes().strip(), f"key_file={key_file}"
+    else:
+        secret, origin = os.environ.get(KEY_VARIABLE, "").encode().strip(), f"the variable {KEY_VARIABLE}"
+    if secret:
+        if len(secret) < MIN_KEY:
+            raise UserError(f"{origin} holds {len(secret)} characters: a key needs at least {MIN_KEY}")
+        return PseudonymKey(secret, hashlib.sha256(b"umbra key id" + secret).hexdigest()[:12])
+    if public or (root / SYNTHETIC_MARKER).is_file():
+        return PseudonymKey(PUBLIC_KEY, "public")
+    raise UserError(
+        f"no pseudonym key: set the variable {KEY_VARIABLE} (or key_file=FILE) to a secret of at least {MIN_KEY} "
+        "characters and keep it, or say source.public=true if anyone may see these recordings' patient ids"
+    )
+
+
+def pseudonym(key: PseudonymKey, source: str, kind: str, identity: str) -> int:
+    """HMAC-SHA256 of source, kind (`patient` or `record`) and id under the key, as a non-negative int64."""
+    digest = hmac.digest(key.secret, f"{source}\0{kind}\0{identity}".encode("utf-8", "surrogateescape"), "sha256")
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def identity(value: str) -> str:
+    """A patient id as text, without the `.0` that a table of floats adds; empty if there is none."""
+    text = value.strip()
+    text = text[:-2] if text.endswith(".0") else text
+    return "" if text.lower() in ("", "nan", "none", "null", "unknown", "na", "n/a", "?") else text
+
+
+def age(value: str) -> float:
+    """Whole years; over 89 becomes 90 (PTB-XL writes 300 for that); NaN for anything that is no age."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(?:y|yrs?|years?)?\s*", value, re.IGNORECASE)
+    if not match:
+        return math.nan
+    years = float(match.group(1))
+    return 90.0 if years > 89 else float(math.floor(years))
+
+
+def sex(value: str, values: Mapping[str, str] = {}) -> str | None:
+    """`female`, `male` or None; `values` are a table's own words for them."""
+    text = identity(value)
+    return _SEXES.get(str(values.get(text, text)).lower())
+
+
+# Verhoeff's check digit (1969), which ends every SNOMED CT identifier: dihedral group D5 and its permutation.
+_PERMUTATION = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
+
+
+def _d5(a: int, b: int) -> int:
+    if a < 5:
+        return (a + b) % 5 if b < 5 else 5 + (a + b - 5) % 5
+    return 5 + (a - 5 - b) % 5 if b < 5 else (a - b) % 5
+
+
+@lru_cache(maxsize=65536)
+def is_snomed(code: str) -> bool:
+    """Whether `code` is a SNOMED CT concept id: 6 to 18 digits, partition 00 or 10, a right Verhoeff check digit."""
+    if not (
+        code.isascii() and code.isdigit() and 6 <= len(code) <= 18 and code[0] != "0" and code[-3:-1] in ("00", "10")
+    ):
+        return False
+    check = 0
+    for place, digit in enumerate(reversed(code)):
+        value = int(digit)
+        for _ in range(place % 8):
+            value = _PERMUTATION[value]
+        check = _d5(check, value)
+    return check == 0
+
+
+@lru_cache(maxsize=65536)
+def codes(text: str, vocabulary: frozenset[str] = frozenset()) -> tuple[tuple[str, ...], int]:
+    """(allowed codes, number of words left out) of `426783006,164889003`, `SR;NORM` or `{'NORM': 100.0}`.
+
+    Allowed are SNOMED CT concepts, PTB-XL's SCP statements and the config's `source.vocabulary`: nothing else, so that
+    a name or a number typed into the field stays behind.
+    """
+    words = _dict_keys(text) if text.lstrip().startswith("{") else re.split(r"[;,|\s]+", text)
+    words = [w.strip().strip("'\"[]") for w in words]
+    words = [w for w in dict.fromkeys(words) if identity(w)]
+    kept = tuple(w for w in words if w in SCP or w in vocabulary or is_snomed(w))
+    return kept, len(words) - len(kept)
+
+
+def _dict_keys(text: str) -> list[str]:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return []
+    return [str(key) for key in value] if isinstance(value, dict) else []
+
+
+def age_band(years: float) -> str:
+    if math.isnan(years):
+        return "unknown"
+    return "90+" if years >= 90 else f"{int(years) // 10 * 10}-{int(years) // 10 * 10 + 9}"
+
+
+def merged_counts(cells: Iterable[tuple[str, int]]) -> dict[str, dict[str, int]]:
+    """Samples and patients per cell from (cell, patient) pairs, one a sample; no cell has fewer than 10 patients.
+
+    Smaller ones become `merged`, together with the next larger ones until it has 10; what then still has fewer is
+    left out.
+    """
+    samples: dict[str, int] = {}
+    patients: dict[str, set[int]] = {}
+    for cell, patient in cells:
+        samples[cell] = samples.get(cell, 0) + 1
+        patients.setdefault(cell, set()).add(patient)
+    union: set[int] = set()
+    total = 0
+    for cell in sorted(samples, key=lambda c: (len(patients[c]), c)):
+        if len(patients[cell]) >= MIN_PATIENTS and (not union or len(union) >= MIN_PATIENTS):
+            break
+        union |= patients.pop(cell)
+        total += samples.pop(cell)
+    counts = {cell: {"samples": samples[cell], "patients": len(patients[cell])} for cell in sorted(samples)}
+    if len(union) >= MIN_PATIENTS:
+        counts["merged"] = {"samples": total, "patients": len(union)}
+    return counts

@@ -1,0 +1,105 @@
+"""How far a build is: progress bars, the table of reasons, and what the shards' stats files tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sharding.plan import REASONS, Plan, read_plan
+from sharding.schema import MANIFEST, PRIVATE
+from sharding.writer import TEMPORARY
+
+STATS = "stats"
+
+
+def bar(total: int | None, unit: str, description: str) -> Any:
+    """A progress bar on stderr: lively on a terminal, a line every 10 s in a log."""
+    pace = {} if sys.stderr.isatty() else {"mininterval": 10.0, "ascii": True, "ncols": 100}
+    return tqdm(total=total, unit=unit, desc=description, dynamic_ncols=not pace, **pace)
+
+
+def stats_path(output: Path, shard: str) -> Path:
+    return output / PRIVATE / STATS / f"{shard}.json"
+
+
+def rows_path(output: Path, shard: str) -> Path:
+    return output / PRIVATE / STATS / f"{shard}.parquet"
+
+
+def failure_path(output: Path, shard: str) -> Path:
+    return output / PRIVATE / STATS / f"{shard}.failed"
+
+
+def read_stats(output: Path, shard: str) -> dict[str, Any] | None:
+    """The stats of a finished shard; None if it is not finished."""
+    try:
+        return json.loads(stats_path(output, shard).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def finished(output: Path, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Stats by shard name. A shard is finished when its stats are there and its tar has the size that they say."""
+    done = {}
+    for shard in plan.shards:
+        stats = read_stats(output, shard.name)
+        if stats is not None and _size(output / shard.name) == stats["bytes"]:
+            done[shard.name] = stats
+    return done
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, int]) -> str:
+    """Kept windows, rejected ones by reason, and the remarks on kept ones, one a line."""
+    total = kept + sum(rejected.values())
+    rows = [("kept", kept, "windows written")]
+    rows += [
+        (f"rejected: {r}", n, REASONS.get(r, "")) for r, n in sorted(rejected.items(), key=lambda x: (-x[1], x[0]))
+    ]
+    remarks = {"checksum": "the header's check sum differs", "derived": "limb leads derived from I and II"}
+    rows += [(f"  kept, {f}", n, remarks.get(f, "")) for f, n in sorted(flags.items())]
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"  {name:<{width}} {n:>9,} {100 * n / max(total, 1):5.1f} %  {why}" for name, n, why in rows)
+
+
+def status(output: Path) -> str:
+    """What is done, running, failed and left, with the rate and the time to go."""
+    plan = read_plan(output)
+    done = finished(output, plan)
+    running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*")}
+    failed = {s.name: failure_path(output, s.name) for s in plan.shards if s.name not in done}
+    failed = {name: path.read_text().strip() for name, path in failed.items() if path.is_file()}
+    records = sum(s.records for s in plan.shards if s.name in done)
+    total = sum(s.records for s in plan.shards)
+    lines = [
+        f"{output}: {'complete' if (output / MANIFEST).is_file() else 'not complete'}",
+        f"  shards   {len(done)} of {len(plan.shards)} done, {len(running)} being written, {len(failed)} failed",
+        f"  records  {records:,} of {total:,} done; {plan.records - total:,} rejected by their headers",
+    ]
+    if done and records < total:
+        first = min(s["started"] for s in done.values())
+        seconds = max(time.time() - first, 1e-3)
+        left = (total - records) / records * seconds / 60
+        lines.append(f"  pace     {records / seconds:,.0f} records/s, about {left:.0f} min left")
+    lines += [f"  failed   {name}: {why}" for name, why in sorted(failed.items())[:5]]
+    rejected: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
+    for stats in done.values():
+        rejected.update(stats["rejected"])
+        flags.update(stats["flags"])
+    lines.append(reasons_table(sum(s["samples"] for s in done.values()), rejected, flags))
+    return "\n".join(lines)

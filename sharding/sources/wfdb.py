@@ -1,0 +1,412 @@
+"""WFDB records: `.hea` headers with their many dialects, signal files in formats 16, 24, 32, 61, 80, 160 and 212.
+
+Format: https://www.physionet.org/physiotools/wag/header-5.htm and signal-5.htm. Read leniently where the meaning is
+certain (dates of any style on the record line, `name.mat` as record name, `/mv`, no gain), refused where it is not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding import leads as lead_names
+from sharding import signal
+from sharding.sources import Head, Recording, Rejected, contained
+
+DEFAULT_GAIN = 200.0
+DEFAULT_RATE = 250.0
+MAX_HEADER = 1 << 20
+MAX_VALUES = 1 << 26
+MAX_SIGNALS = 1024
+
+
+@dataclass(frozen=True)
+class Format:
+    """How samples lie in bytes: `bits` each, as `dtype` less `offset` (None: packed), and the extreme values."""
+
+    bits: int
+    dtype: str | None
+    offset: int
+    lowest: int
+
+    @property
+    def highest(self) -> int:
+        return -self.lowest - 1
+
+
+# The lowest value of each format means "no sample here".
+FORMATS = {
+    "16": Format(16, "<i2", 0, -(1 << 15)),
+    "24": Format(24, None, 0, -(1 << 23)),
+    "32": Format(32, "<i4", 0, -(1 << 31)),
+    "61": Format(16, ">i2", 0, -(1 << 15)),
+    "80": Format(8, "u1", 128, -(1 << 7)),
+    "160": Format(16, "<u2", 1 << 15, -(1 << 15)),
+    "212": Format(12, None, 0, -(1 << 11)),
+}
+
+
+@dataclass(slots=True)
+class SignalLine:
+    """One signal line: where its samples are and what they mean (`physical = (digital - baseline) / gain` units)."""
+
+    file: str
+    format: str
+    per_frame: int
+    skew: int
+    offset: int
+    gain: float
+    baseline: int
+    units: str
+    checksum: int | None
+    name: str
+
+
+@dataclass(slots=True)
+class Header:
+    rate: float
+    samples: int | None
+    signals: list[SignalLine]
+    comments: list[str]
+
+
+def find(root: Path, without: str = "") -> list[str]:
+    """Names (relative paths without `.hea`) of all headers under `root`, sorted.
+
+    Links to folders are not followed, and the folder `without` (relative) is left out.
+    """
+    found = []
+    for folder, folders, files in os.walk(root):
+        prefix = os.path.relpath(folder, root)
+        prefix = "" if prefix == "." else prefix + "/"
+        folders[:] = [name for name in folders if not without or prefix + name != without]
+        found += [prefix + name[:-4] for name in files if name.endswith(".hea")]
+    return sorted(found)
+
+
+def head(root: Path, record: str) -> Head:
+    """What the header says; the length is the signal file's where the header gives none. See `Head`."""
+    header = _read_header(root, record)
+    folder = record.rpartition("/")[0]
+    names = list(dict.fromkeys(s.file for s in header.signals))
+    files = [f"{record}.hea", *(f"{folder}/{n}" if folder else n for n in names)]
+    try:
+        samples = _length(root, record, header)
+    except Rejected as error:
+        error.files = files
+        raise
+    return Head(header.rate, samples, [s.name for s in header.signals], files, _words(header.comments))
+
+
+def read(root: Path, record: str, wanted: Sequence[str]) -> Recording:
+    """The leads that `wanted` needs, in millivolt. See `Recording`."""
+    header = _read_header(root, record)
+    try:
+        rows = lead_names.index([s.name for s in header.signals])
+    except ValueError as error:
+        raise Rejected("duplicate_lead", str(error)) from error
+    if absent := lead_names.missing(rows, wanted):
+        raise Rejected("missing_lead", " ".join(absent))
+    names = lead_names.needed(rows, wanted)
+    picked = [rows[name] for name in names]
+    values, sums = _digital(root, record, header, picked)
+    lines = [header.signals[row] for row in picked]
+    flags = []
+    if any(line.checksum is not None and (line.checksum - int(s)) % 65536 for line, s in zip(lines, sums)):
+        flags.append("checksum")
+    if len(names) < len(wanted) or any(name not in rows for name in wanted):
+        flags.append("derived")
+    lowest = np.array([[FORMATS[line.format].lowest] for line in lines])
+    missing = saturated = None
+    if (values.min(axis=1, keepdims=True) <= lowest + 1).any() or (
+        values.max(axis=1, keepdims=True) >= -lowest - 1
+    ).any():
+        gap = values == lowest
+        missing = gap.any(axis=0)
+        saturated = ((values == lowest + 1) | (values == -lowest - 1)).any(axis=0)
+    mv = _millivolt(values, lines)
+    if missing is not None:
+        mv[gap] = 0.0
+    return Recording(mv, names, header.rate, missing, saturated, tuple(flags))
+
+
+def digital(root: Path, record: str) -> NDArray[np.integer]:
+    """All signals of a record as they are stored, `[signals, samples]`."""
+    header = _read_header(root, record)
+    return _digital(root, record, header, range(len(header.signals)))[0]
+
+
+def _millivolt(values: NDArray[np.integer], lines: list[SignalLine]) -> NDArray[np.float32]:
+    factors = [signal.to_millivolt(line.units) for line in lines]
+    for line, factor in zip(lines, factors):
+        if factor is None:
+            raise Rejected("units", f"lead {line.name} in '{line.units[:16]}'")
+    scale = np.array([[f / line.gain] for f, line in zip(factors, lines)], np.float64)  # type: ignore[operator]
+    baseline = np.array([[line.baseline] for line in lines], np.float64)
+    if not baseline.any() and values.dtype.itemsize <= 2:
+        return values * scale.astype(np.float32)
+    return ((values - baseline) * scale).astype(np.float32)
+
+
+def _digital(
+    root: Path, record: str, header: Header, rows: Sequence[int]
+) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+    """(samples `[rows, samples]`, sum of each row)."""
+    length = header.samples or _length(root, record, header)
+    blocks: dict[int, NDArray[np.integer]] = {}
+    for first, lines in _by_file(header.signals):
+        picked = [row for row in rows if first <= row < first + len(lines)]
+        if picked:
+            frames = _read_file(root, record, lines, length)
+            blocks.update((row, frames[:, row - first]) for row in picked)
+            if list(rows) == list(range(first, first + len(lines))):
+                values = np.ascontiguousarray(frames.T)
+                return values, values.sum(axis=1, dtype=np.int64)
+    values = np.stack([blocks[row] for row in rows])
+    return values, values.sum(axis=1, dtype=np.int64)
+
+
+def _by_file(signals: list[SignalLine]) -> list[tuple[int, list[SignalLine]]]:
+    """Signals of one file are interleaved in it and stand on consecutive lines: (first row, its lines) a file."""
+    groups: list[tuple[int, list[SignalLine]]] = []
+    for row, line in enumerate(signals):
+        if groups and groups[-1][1][0].file == line.file:
+            groups[-1][1].append(line)
+        else:
+            groups.append((row, [line]))
+    return groups
+
+
+def _read_file(root: Path, record: str, lines: list[SignalLine], length: int) -> NDArray[np.integer]:
+    """The interleaved samples of one signal file, `[length, signals in the file]`."""
+    form = _format(lines)
+    count = length * len(lines)
+    if count > MAX_VALUES:
+        raise Rejected("too_large", f"{length} samples of {len(lines)} signals")
+    size = -(-count * form.bits // 8)
+    path = _signal_path(root, record, lines[0].file)
+    try:
+        with open(path, "rb") as file:
+            file.seek(lines[0].offset)
+            data = file.read(size)
+    except PermissionError as error:
+        raise Rejected("unreadable", "signal file") from error
+    if len(data) < size:
+        raise Rejected("truncated", f"{len(data)} of {size} bytes")
+    return unpack(data, lines[0].format, count).reshape(length, len(lines))
+
+
+def unpack(data: bytes, form: str, count: int) -> NDArray[np.integer]:
+    """The first `count` samples in `data` of a WFDB signal format, as signed integers wide enough for it."""
+    layout = FORMATS[form]
+    if layout.dtype is not None:
+        values = np.frombuffer(data, layout.dtype, count)
+        if not layout.offset:
+            return values
+        return (values.astype(np.int32) - layout.offset).astype(np.int16)
+    if form == "212":
+        triples = np.frombuffer(data + bytes(-len(data) % 3), np.uint8).reshape(-1, 3).astype(np.int16)
+        pairs = np.empty((len(triples), 2), np.int16)
+        pairs[:, 0] = triples[:, 0] | (triples[:, 1] & 0x0F) << 8
+        pairs[:, 1] = triples[:, 2] | (triples[:, 1] & 0xF0) << 4
+        return ((pairs << 4) >> 4).reshape(-1)[:count]
+    wide = np.zeros((count, 4), np.uint8)
+    wide[:, 1:] = np.frombuffer(data, np.uint8, 3 * count).reshape(-1, 3)
+    return wide.view("<i4").reshape(-1) >> 8
+
+
+def _format(lines: list[SignalLine]) -> Format:
+    first = lines[0]
+    if len({(line.format, line.offset) for line in lines}) > 1:
+        raise Rejected("header", "signals of one file with several formats or offsets")
+    if first.format not in FORMATS:
+        raise Rejected("format", f"signal format {first.format}")
+    if any(line.per_frame != 1 for line in lines):
+        raise Rejected("frames", "several samples a frame")
+    if any(line.skew for line in lines):
+        raise Rejected("skew", "signals with skew")
+    return FORMATS[first.format]
+
+
+def _length(root: Path, record: str, header: Header) -> int:
+    """Samples per lead, checked against the sizes of the signal files. Raises `Rejected`."""
+    lengths = [header.samples] if header.samples else []
+    for _, lines in _by_file(header.signals):
+        form = _format(lines)
+        size = _size(_signal_path(root, record, lines[0].file)) - lines[0].offset
+        held = max(size, 0) * 8 // (form.bits * len(lines))
+        if header.samples and held < header.samples:
+            raise Rejected("truncated", f"{held} of {header.samples} samples")
+        lengths.append(held)
+    length = lengths[0] if header.samples else min(lengths)
+    if length <= 0:
+        raise Rejected("empty", "no samples")
+    if length * len(header.signals) > MAX_VALUES:
+        raise Rejected("too_large", f"{length} samples of {len(header.signals)} signals")
+    return length
+
+
+def _size(path: str) -> int:
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Rejected("missing_file", "signal file") from error
+    except (ValueError, OSError) as error:
+        raise Rejected("unreadable", "signal file") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejected("unreadable", "signal file is no regular file")
+    return status.st_size
+
+
+def _signal_path(root: Path, record: str, file: str) -> str:
+    if "/" in file or "\\" in file or file in ("", ".", "..", "~") or "\0" in file:
+        raise Rejected("path", "a signal file name with a folder in it")
+    return os.path.join(os.path.dirname(contained(root, record)), file)
+
+
+def _read_header(root: Path, record: str) -> Header:
+    path = contained(root, record) + ".hea"
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Rejected("unreadable", "header is no regular file")
+        with open(path, "rb") as file:
+            data = file.read(MAX_HEADER + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Rejected("missing_file", "header") from error
+    except (PermissionError, ValueError, IsADirectoryError) as error:
+        raise Rejected("unreadable", "header") from error
+    if len(data) > MAX_HEADER:
+        raise Rejected("header", "more than a megabyte")
+    return parse_header(data.decode("utf-8", "replace"))
+
+
+def parse_header(text: str) -> Header:
+    """Parses the text of a `.hea` file. Raises `Rejected` for one without certain meaning."""
+    lines, comments = [], []
+    for line in text.split("\n"):
+        line = line.strip()
+        if line.startswith("#"):
+            comments.append(line[1:].strip())
+        elif line:
+            lines.append(line)
+    if not lines:
+        raise Rejected("header", "empty")
+    name, count, rate, samples = _record_line(lines[0])
+    if "/" in name:
+        raise Rejected("multi_segment", "a record of several segments")
+    if not 1 <= count <= MAX_SIGNALS or len(lines) - 1 < count:
+        raise Rejected("header", f"{count} signals announced, {len(lines) - 1} lines follow")
+    return Header(rate, samples, [_signal_line(line) for line in lines[1 : count + 1]], comments)
+
+
+def _record_line(line: str) -> tuple[str, int, float, int | None]:
+    """(name, signals, rate, samples): what follows them (base time and date, in any style) is left unread."""
+    words = line.split()
+    if len(words) < 2:
+        raise Rejected("header", "record line without the number of signals")
+    count = _integer(words[1], "number of signals")
+    rate = DEFAULT_RATE
+    if len(words) > 2:
+        rate = _number(words[2].split("/")[0].split("(")[0], "sampling rate")
+    samples = int(words[3]) if len(words) > 3 and re.fullmatch(r"[0-9]{1,18}", words[3]) else None
+    if len(words) > 3 and samples is None and not re.fullmatch(r"\d[\w:./-]*", words[3], re.ASCII):
+        raise Rejected("header", "number of samples is no number")
+    low, high = signal.RATES
+    if not low <= rate <= high:
+        raise Rejected("rate", f"{rate:g} Hz")
+    return words[0], count, rate, samples
+
+
+def _signal_line(line: str) -> SignalLine:
+    words = line.split(None, 8)
+    if len(words) < 2:
+        raise Rejected("header", "signal line without a format")
+    form, per_frame, skew, offset = _format_word(words[1])
+    rest = words[2:]
+    gain, baseline, units = DEFAULT_GAIN, None, ""
+    if rest and (parsed := _gain_word(rest[0])):
+        gain, baseline, units = parsed
+    elif rest:
+        return SignalLine(words[0], form, per_frame, skew, offset, gain, 0, units, None, " ".join(rest))
+    zero = _integer(rest[2], "ADC zero") if len(rest) > 2 else 0
+    checksum = _integer(rest[4], "checksum") if len(rest) > 4 else None
+    name = rest[6] if len(rest) > 6 else ""
+    return SignalLine(
+        words[0], form, per_frame, skew, offset, gain, zero if baseline is None else baseline, units, checksum, name
+    )
+
+
+@lru_cache(maxsize=4096)
+def _format_word(word: str) -> tuple[str, int, int, int]:
+    match = re.fullmatch(r"([0-9]+)(?:x([0-9]{1,9}))?(?::([0-9]{1,9}))?(?:\+([0-9]{1,15}))?", word)
+    if not match:
+        raise Rejected("header", "format that is no number")
+    form, per_frame, skew, offset = match.groups()
+    return form, int(per_frame or 1), int(skew or 0), int(offset or 0)
+
+
+@lru_cache(maxsize=4096)
+def _gain_word(word: str) -> tuple[float, int | None, str] | None:
+    """(gain, baseline, units) of `1000.0(0)/mV` and its short forms; None if the word is no gain at all."""
+    match = re.fullmatch(r"([-+]?[0-9.]*(?:[eE][-+]?[0-9]+)?)(?:\(([-+]?[0-9]{1,12})\))?(?:/(\S*))?", word)
+    if not match:
+        return None
+    number, baseline, units = match.groups()
+    gain = _number(number, "gain") if number else 0.0
+    if gain < 0:
+        raise Rejected("gain", "negative gain")
+    if gain and not 1e-9 <= gain <= 1e12:
+        raise Rejected("gain", f"gain {gain:g}")
+    return gain or DEFAULT_GAIN, None if baseline is None else int(baseline), units or ""
+
+
+def _number(word: str, what: str) -> float:
+    try:
+        value = float(word)
+    except ValueError as error:
+        raise Rejected("header", f"{what} is no number") from error
+    if not math.isfinite(value):
+        raise Rejected("header", f"{what} is not finite")
+    return value
+
+
+def _integer(word: str, what: str) -> int:
+    try:
+        if len(word) <= 19 and word.isascii() and "_" not in word:
+            return int(word)
+    except ValueError:
+        pass
+    raise Rejected("header", f"{what} is no whole number")
+
+
+_WORDS = {
+    "age": "age",
+    "sex": "sex",
+    "gender": "sex",
+    "dx": "codes",
+    "patient id": "patient",
+    "patient": "patient",
+    "subject id": "patient",
+    "subject_id": "patient",
+    "patient_id": "patient",
+}
+
+
+def _words(comments: list[str]) -> dict[str, str]:
+    """The words of `# Age: 63`, `#<age>: 63` and the like; no other comment is looked at."""
+    found: dict[str, str] = {}
+    for comment in comments:
+        key, colon, value = comment.partition(":")
+        kind = _WORDS.get(key.strip().strip("<>").lower())
+        if colon and kind and kind not in found:
+            found[kind] = value.strip()
+    return found

@@ -1,0 +1,130 @@
+"""Files that are whole or not there, and tars whose bytes depend on their content alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.schema import BLOCK, DTYPE, Geometry, npy_header
+
+TEMPORARY = ".partial-"
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: on success flushed to disk and renamed to it, on failure removed."""
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.uname().nodename}-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network file systems cannot flush a folder
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed writers left in `folder` (and only that)."""
+    for path in folder.glob(f"*{TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def metadata_bytes(meta: dict[str, Any], size: int) -> bytes | None:
+    """`meta` as JSON padded with spaces to `size` bytes; None if it does not fit."""
+    text = json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()
+    return text.ljust(size) if len(text) <= size else None
+
+
+def key(ordinal: int, index: int) -> str:
+    """`SSSSSS-NNNNNN`: the planned shard over all splits, and the place in it."""
+    return f"{ordinal:06d}-{index:06d}"
+
+
+class ShardWriter:
+    """Appends samples of one geometry to a tar and keeps its sha256. `close` ends the archive."""
+
+    def __init__(self, file: BinaryIO, geometry: Geometry, ordinal: int):
+        self._file, self._geometry, self._ordinal = file, geometry, ordinal
+        self._npy = npy_header(geometry.leads, geometry.samples)
+        self._npy_padding = _padding(geometry.npy_bytes)
+        self._heads = {s: _tar_header(key(ordinal, 0) + s, n) for s, n in self._members().items()}
+        self._hash = hashlib.sha256()
+        self.count = 0
+
+    def _members(self) -> dict[str, int]:
+        return {".ecg.npy": self._geometry.npy_bytes, ".meta.json": self._geometry.meta_bytes}
+
+    def add(self, array: NDArray[np.int16], meta: bytes) -> str:
+        """Writes one sample, int16 `[leads, samples]` and its padded metadata; returns its key."""
+        if array.shape != (self._geometry.leads, self._geometry.samples) or array.dtype != DTYPE:
+            raise AssertionError(f"array {array.dtype} {array.shape} does not fit {self._geometry}")
+        if len(meta) != self._geometry.meta_bytes:
+            raise AssertionError(f"metadata of {len(meta)} bytes does not fit {self._geometry}")
+        name = key(self._ordinal, self.count)
+        self._write(
+            self._head(name, ".ecg.npy"),
+            self._npy,
+            array.tobytes(),
+            self._npy_padding,
+            self._head(name, ".meta.json"),
+            meta,
+            _padding(len(meta)),
+        )
+        self.count += 1
+        return name
+
+    def _head(self, name: str, suffix: str) -> bytes:
+        """The first sample's header with this one's name and the check sum that it needs."""
+        head = bytearray(self._heads[suffix])
+        head[: len(name)] = name.encode()
+        head[148:156] = b" " * 8
+        head[148:156] = b"%06o\0 " % sum(head)
+        return bytes(head)
+
+    def _write(self, *parts: bytes) -> None:
+        data = b"".join(parts)
+        self._hash.update(data)
+        self._file.write(data)
+
+    def close(self) -> str:
+        """Writes the two zero blocks that end a tar; returns the sha256 of the whole file."""
+        self._write(bytes(2 * BLOCK))
+        return self._hash.hexdigest()
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % BLOCK)
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(format=tarfile.USTAR_FORMAT)

@@ -1,0 +1,115 @@
+"""Small data sets and runs made by hand, for the tests of export, hub, transfer and study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+
+from sharding.leads import CANONICAL
+from sharding.schema import Geometry, Manifest, Shard, fingerprint
+from sharding.writer import ShardWriter, metadata_bytes
+from trainer.models import build_encoder
+
+RATE, SAMPLES, WIDTH = 100.0, 256, 8
+ENCODER = {"name": "resnet18", "leads": list(CANONICAL), "samples": SAMPLES, "rate": RATE, "args": {"width": WIDTH}}
+SCALING = {"mode": "fixed", "mean_mv": [0.0] * 12, "std_mv": [0.5] * 12}
+CODES = {"SR": ["426783006"], "AFIB": ["164889003", "SR"], "STACH": ["STACH"]}
+
+
+def ecg(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Not an ECG, but its class can be told from it: int16 `[12, SAMPLES]` in microvolt."""
+    hertz = {"SR": 2.0, "AFIB": 11.0, "STACH": 5.0}[kind]
+    wave = np.sin(2 * np.pi * hertz * np.arange(SAMPLES) / RATE + rng.uniform(0, 6))
+    return (600 * wave + rng.normal(0, 150, (12, SAMPLES))).astype("<i2")
+
+
+def make_shards(
+    root: Path, counts: dict[str, Sequence[str]], seed: int = 0, first_patient: int = 0, codes: dict | None = None
+) -> Path:
+    """Writes a data set whose splits hold records of these kinds, two neighbours a patient; sexes alternate."""
+    rng = np.random.default_rng(seed)
+    geometry = Geometry(12, SAMPLES, 64)
+    root.mkdir(parents=True)
+    shards, rows = [], []
+    for ordinal, (split, kinds) in enumerate(counts.items()):
+        name = f"{split}-000000.tar"
+        with open(root / name, "wb") as file:
+            writer = ShardWriter(file, geometry, ordinal)
+            for i, kind in enumerate(kinds):
+                key = writer.add(ecg(kind, rng), metadata_bytes({}, 64) or b"")
+                patient = first_patient + 1000 * ordinal + i // 2
+                sex = ("female", "male", None)[patient % 3]
+                rows.append((ordinal, i, key, patient, "hand", 50.0, sex, (codes or CODES)[kind]))
+            digest = writer.close()
+        size = (root / name).stat().st_size
+        shards.append(Shard(name, split, len(kinds), size, digest))
+    names = ["shard", "index", "key", "patient", "source", "age", "sex", "codes"]
+    types = [
+        pa.int32(),
+        pa.int32(),
+        pa.string(),
+        pa.int64(),
+        pa.string(),
+        pa.float32(),
+        pa.string(),
+        pa.list_(pa.string()),
+    ]
+    columns = [pa.array(column, type) for column, type in zip(zip(*rows), types)]
+    pq.write_table(pa.table(columns, names=names), root / "samples.parquet")
+    leads = list(CANONICAL)
+    manifest = Manifest(
+        fingerprint=fingerprint(shards, geometry, RATE, leads, 1.0),
+        rate=RATE,
+        leads=leads,
+        samples=SAMPLES,
+        resolution_uv=1.0,
+        meta_bytes=64,
+        shards=shards,
+        lead_mean_mv=[0.0] * 12,
+        lead_std_mv=[0.5] * 12,
+        patient_ids=True,
+        key_id="public",
+    )
+    (root / "manifest.json").write_text(manifest.to_json())
+    return root
+
+
+def make_run(run: Path, steps: Sequence[int] = (3, 7), uncommitted: Sequence[int] = (9,), **changes: object) -> Path:
+    """Writes a run directory as trainer/pretrain.py leaves it; the weights of step N are drawn from seed N."""
+    record = {
+        "commit": "abc",
+        "versions": {"torch": torch.__version__},
+        "wandb_id": "x",
+        "fingerprint": "f00d",
+        "key_id": "public",
+        "encoder": ENCODER,
+        "scaling": SCALING,
+        "steps": 10,
+        "method": "adversarial",
+        "status": "finished",
+        "data": {"samples": 640, "patients": 320},
+    }
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(record | changes))
+    for step in [*steps, *uncommitted]:
+        checkpoint = run / "checkpoints" / f"step-{step}"
+        checkpoint.mkdir(parents=True)
+        weights = {f"backbone.{k}": v for k, v in backbone(step).state_dict().items()}
+        weights |= {"projector.0.weight": torch.zeros(4, 4), "masker.0.weight": torch.zeros(3)}
+        save_file(weights, checkpoint / "weights.safetensors")
+        if step in steps:
+            (checkpoint / "COMMITTED").touch()
+    return run
+
+
+def backbone(seed: int) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_encoder(ENCODER["name"], 12, SAMPLES, dict(ENCODER["args"]))

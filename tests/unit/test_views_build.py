@@ -1,0 +1,89 @@
+import pytest
+import torch
+from scipy import stats
+
+from sharding.config import UserError
+from trainer.views import VIEWS, Key, build
+
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
+
+def keys(batch, start=0, view=0):
+    return Key(0, 0, torch.arange(start, start + batch), view)
+
+
+def test_views_are_sorted_by_stage_and_keep_their_order():
+    views = build(["time_mask", {"name": "vcg", "max_angle": 10}, "block_mask", "gaussian"], LEADS)
+    assert [type(v) for v in views.signal] == [VIEWS["vcg"], VIEWS["gaussian"]]
+    assert [type(v) for v in views.mask] == [VIEWS["time_mask"], VIEWS["block_mask"]]
+    assert views.signal[0].max_angle == 10.0
+
+
+def test_each_stage_applies_its_own_views_in_order():
+    views = build(["gaussian", "vcg", "time_mask"], LEADS)
+    x, key = torch.randn(4, 12, 100), keys(4)
+    by_hand = views.signal[1](views.signal[0](x, key, 100.0), key, 100.0)
+    assert torch.equal(views.signal_views(x, key, 100.0), by_hand)
+    assert torch.equal(views.mask_views(x, key, 100.0), views.mask[0](x, key, 100.0))
+
+
+def test_an_empty_list_changes_nothing():
+    views = build([], LEADS)
+    x = torch.randn(2, 12, 50)
+    assert views.signal_views(x, keys(2), 100.0) is x
+    assert views.mask_views(x, keys(2), 100.0) is x
+
+
+def test_a_spec_is_not_changed_by_building():
+    spec = {"name": "gaussian", "sd_mv": 1}
+    build([spec], LEADS)
+    assert spec == {"name": "gaussian", "sd_mv": 1}
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["blok_mask"], "unknown view 'blok_mask'; did you mean 'block_mask'"),
+        (["zzz"], "unknown view 'zzz'; known: gaussian, vcg, block_mask, time_mask"),
+        ([{"name": "vcg", "max_angel": 3}], "view 'vcg': unknown argument 'max_angel'; did you mean 'max_angle'"),
+        ([{"name": "gaussian", "op": "x"}], "view 'gaussian': unknown argument 'op'; known: sd_mv"),
+        ([{"name": "gaussian", "leads": ["I"]}], "unknown argument 'leads'"),
+        ([{"sd_mv": 1.0}], "must be a name or a mapping with a name"),
+        ([{"name": ["vcg"]}], "unknown view"),
+        ([3], "view 3 must be a name or a mapping with a name"),
+        ("vcg", "views must be a list"),
+        ({"name": "vcg"}, "views must be a list"),
+        ([{"name": "gaussian", "sd_mv": -0.1}], "view 'gaussian': sd_mv must not be negative, not -0.1"),
+    ],
+)
+def test_mistakes_are_named(specs, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build(specs, LEADS)
+    assert "\n" not in str(caught.value)
+
+
+def test_gaussian_adds_noise_of_the_deviation_stated():
+    x = torch.randn(50, 12, 500)
+    out = build([{"name": "gaussian", "sd_mv": 0.2}], LEADS).signal_views(x, keys(50), 100.0)
+    noise = (out - x).double()
+    assert stats.kstest(noise[:20].numpy().ravel(), stats.norm(0, 0.2).cdf).pvalue > 1e-4
+    flat = noise.transpose(0, 1).flatten(1)
+    assert (torch.corrcoef(flat) - torch.eye(12)).abs().max() < 5 / flat.shape[1] ** 0.5
+
+
+def test_gaussian_differs_by_view_and_not_by_batch():
+    view = build(["gaussian"], LEADS).signal[0]
+    x = torch.randn(6, 12, 101)
+    together = view(x, keys(6), 100.0)
+    assert torch.equal(together, torch.cat([view(x[i : i + 1], keys(1, start=i), 100.0) for i in range(6)]))
+    first, second = together - x, view(x, keys(6, view=1), 100.0) - x
+    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+    assert abs(correlation) < 5 / x.numel() ** 0.5
+
+
+def test_gaussian_adds_in_float32():
+    x = torch.randn(4, 12, 200).to(torch.bfloat16)
+    view = build(["gaussian"], LEADS).signal[0]
+    out = view(x, keys(4), 100.0)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, view(x.float(), keys(4), 100.0).to(torch.bfloat16))

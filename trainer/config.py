@@ -1,0 +1,170 @@
+"""The keys of a pre-training run, with their meaning and defaults; `configs/pretrain/*.yaml` say how they differ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from sharding.config import UserError
+from trainer.game import GameConfig
+from trainer.metrics import WandbConfig
+
+
+@dataclass
+class DataConfig:
+    """`path`: the sharded data set. `lanes`: 0 takes the largest divisor of the contrast batch up to 64."""
+
+    path: str = ""
+    lanes: int = 0
+    block_shards: int = 8
+
+
+@dataclass
+class BatchConfig:
+    """`global`: ECGs per optimiser step. `contrast`: ECGs whose embeddings meet in one loss (0: the global batch)."""
+
+    global_: int = 256
+    contrast: int = 0
+
+
+@dataclass
+class ModelConfig:
+    name: str = "resnet18"
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ProjectorConfig:
+    hidden: int = 2048
+    out: int = 128
+
+
+@dataclass
+class MaskerConfig:
+    """The U-Net: `width` channels at its finest level, `depth` levels under it."""
+
+    width: int = 32
+    depth: int = 2
+    kernel: int = 5
+
+
+@dataclass
+class PlayerConfig:
+    """One player's AdamW: peak `lr`, `weight_decay`, `clip` (largest gradient norm; 0 = no clipping)."""
+
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+
+
+@dataclass
+class OptimConfig:
+    """`warmup`: share of the steps over which the rates rise; then a cosine to 0."""
+
+    encoder: PlayerConfig = field(default_factory=PlayerConfig)
+    masker: PlayerConfig = field(default_factory=lambda: PlayerConfig(lr=1e-4))
+    warmup: float = 0.05
+
+
+@dataclass
+class ViewsConfig:
+    """Views of either side of a pair, e.g. `[{name: vcg}, {name: time_mask}]`; the masker's mask comes after them."""
+
+    first: list[Any] = field(default_factory=list)
+    second: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class LogConfig:
+    """Steps between log lines, held-out losses and mask figures (0: never)."""
+
+    every: int = 10
+    heldout_every: int = 50
+    figure_every: int = 500
+
+
+@dataclass
+class CheckpointConfig:
+    """`every`: steps between checkpoints (0: only the last). `keep`: how many of them stay."""
+
+    every: int = 200
+    keep: int = 2
+
+
+@dataclass
+class PretrainConfig:
+    """`run`: the run directory. `steps`: optimiser steps (0: `epochs`). `scaling`: fixed (the training data's mean and
+    deviation per lead) or record. `precision`: auto (bf16 on GPUs that have it), fp32 or bf16. `zero`: ZeRO stage.
+    `resume`: auto (go on from the newest committed checkpoint) or never. `max_minutes`: stop with a checkpoint then.
+    """
+
+    method: str = ""
+    run: str = "runs/pretrain"
+    seed: int = 0
+    epochs: float = 100.0
+    steps: int = 0
+    temperature: float = 0.1
+    scaling: str = "fixed"
+    precision: str = "auto"
+    zero: int = 0
+    resume: str = "auto"
+    max_minutes: float = 0.0
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    encoder: ModelConfig = field(default_factory=ModelConfig)
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    masker: MaskerConfig = field(default_factory=MaskerConfig)
+    game: GameConfig = field(default_factory=GameConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work, before anything is built."""
+        self.game.check()
+        if not self.data.path:
+            raise UserError("data.path is not set: give the folder of a sharded data set, data.path=DIR")
+        for key, value, known in (
+            ("scaling", self.scaling, ("fixed", "record")),
+            ("precision", self.precision, ("auto", "fp32", "bf16")),
+            ("resume", self.resume, ("auto", "never")),
+            ("zero", self.zero, (0, 1, 2, 3)),
+        ):
+            if value not in known:
+                raise UserError(f"{key}={value} is unknown; use {', '.join(map(str, known))}")
+        for key, number in (
+            ("batch.global", self.batch.global_),
+            ("temperature", self.temperature),
+            ("log.every", self.log.every),
+            ("checkpoint.keep", self.checkpoint.keep),
+            ("optim.encoder.lr", self.optim.encoder.lr),
+            ("data.block_shards", self.data.block_shards),
+        ):
+            if not number > 0:
+                raise UserError(f"{key}={number} must be more than 0")
+        if self.batch.contrast < 0 or (self.batch.contrast and self.batch.global_ % self.batch.contrast):
+            raise UserError(f"batch.contrast={self.batch.contrast} does not divide batch.global={self.batch.global_}")
+        if self.steps <= 0 and self.epochs <= 0:
+            raise UserError("steps and epochs are both 0: nothing to train")
+
+    @property
+    def contrast(self) -> int:
+        return self.batch.contrast or self.batch.global_
+
+    @property
+    def accumulation(self) -> int:
+        return self.batch.global_ // self.contrast
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return self.steps or max(1, math.floor(self.epochs * steps_per_epoch))
+
+
+def learning_rate(peak: float, step: int, total: int, warmup: float) -> float:
+    """Linear warm-up over `warmup * total` steps, then a cosine that would reach 0 at step `total`."""
+    rising = max(1, round(warmup * total))
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))

@@ -1,0 +1,121 @@
+"""Which sample when: a pure function of the shard counts, the seed, the global batch, the lanes and the block.
+
+Each epoch permutes the shards, takes them in blocks, permutes the samples within each block and lays the blocks end to
+end: the *line*. The line is cut into `lanes` equal stretches; the global batch of a step takes the next samples of every
+lane. So no sample comes twice in an epoch, every epoch has floor(N / G) steps, the global batches are the same at any
+world size, and the whole state of the loader is the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.config import UserError
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Order:
+    """`counts` samples per shard, global batch `batch`, `micro` contrast batches in it, `block` shards a block."""
+
+    counts: tuple[int, ...]
+    seed: int
+    batch: int
+    lanes: int
+    micro: int = 1
+    block: int = 8
+    _cache: dict[int, _Epoch] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        total, contrast = sum(self.counts), self.batch // max(self.micro, 1)
+        if self.batch % self.micro:
+            raise UserError(f"batch.contrast={contrast} does not divide batch.global={self.batch}")
+        if contrast % self.lanes:
+            near = max((d for d in _divisors(contrast) if d <= self.lanes), default=1)
+            raise UserError(f"data.lanes={self.lanes} does not divide the contrast batch {contrast}; nearest: {near}")
+        if total < self.batch:
+            raise UserError(
+                f"batch.global={self.batch} is larger than the {total} training samples; use {total} or fewer"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return sum(self.counts) // self.batch
+
+    def ranks(self, world: int) -> None:
+        """Raises `UserError` if `world` ranks cannot share the lanes."""
+        if self.lanes % world:
+            near = [d for d in _divisors(self.lanes)]
+            raise UserError(
+                f"{world} processes cannot share data.lanes={self.lanes}; use {_nearest(near, world)} processes, "
+                f"or data.lanes={_multiples(self.batch // self.micro, world)}"
+            )
+
+    def step(self, step: int, rank: int = 0, world: int = 1) -> Indices:
+        """Sample indices `[micro, share]` (into the shards laid end to end) of one rank at a global step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        per_lane = self.batch // self.lanes
+        mine = np.arange(rank * self.lanes // world, (rank + 1) * self.lanes // world)
+        stretch = self.steps_per_epoch * per_lane
+        positions = mine[:, None] * stretch + within * per_lane + np.arange(per_lane)[None, :]
+        samples = self._epoch(epoch).samples(positions.ravel()).reshape(len(mine), self.micro, -1)
+        return samples.transpose(1, 0, 2).reshape(self.micro, -1)
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._cache:
+            for old in sorted(self._cache)[:-1]:
+                del self._cache[old]
+            self._cache[epoch] = _Epoch(self.counts, self.seed, epoch, self.block)
+        return self._cache[epoch]
+
+
+class _Epoch:
+    """The line of one epoch; the permutation of a block is made when it is first asked for."""
+
+    def __init__(self, counts: Sequence[int], seed: int, epoch: int, block: int) -> None:
+        self.key = (seed, epoch)
+        shards = np.random.default_rng([seed, epoch, 0]).permutation(len(counts))
+        sizes = np.asarray(counts, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+        self.sizes, self.shards, self.block = sizes, shards, block
+        ends = np.cumsum(sizes[shards])
+        last = np.minimum(np.arange(block, len(counts) + block, block), len(counts)) - 1
+        self.borders = np.concatenate([[0], ends[last]])
+        self.permuted = lru_cache(maxsize=256)(self._permuted)
+
+    def samples(self, positions: Indices) -> Indices:
+        blocks = np.searchsorted(self.borders, positions, side="right") - 1
+        result = np.empty_like(positions)
+        for block in np.unique(blocks):
+            here = blocks == block
+            result[here] = self.permuted(int(block))[positions[here] - self.borders[block]]
+        return result
+
+    def _permuted(self, block: int) -> Indices:
+        shards = self.shards[block * self.block : (block + 1) * self.block]
+        laid = np.concatenate([np.arange(self.starts[s], self.starts[s] + self.sizes[s]) for s in shards])
+        return np.random.default_rng([*self.key, 1, block]).permutation(laid)
+
+
+def default_lanes(contrast: int, most: int = 64) -> int:
+    """The largest divisor of the contrast batch up to `most`."""
+    return max(d for d in _divisors(contrast) if d <= most)
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _nearest(values: Sequence[int], to: int) -> int:
+    return min(values, key=lambda v: (abs(v - to), v))
+
+
+def _multiples(contrast: int, world: int) -> str:
+    good = [d for d in _divisors(contrast) if d % world == 0]
+    return str(good[-1]) if good else f"... after a batch.contrast that {world} divides"

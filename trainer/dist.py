@@ -1,0 +1,76 @@
+"""Rank arithmetic, initialisation, and the few collectives in use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def initialise(timeout_s: float = 600) -> World:
+    """Joins the processes that the launcher (deepspeed, torchrun or srun) started; one alone without a launcher."""
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500" if int(os.environ["WORLD_SIZE"]) > 1 else "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.logger.setLevel("ERROR")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else C++ is compiled at the first start
+    deepspeed.init_distributed(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
+    )
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def finalise() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The mean over ranks of scalar tensors, in one collective and one host read."""
+    stacked = torch.stack([v.detach().float() for v in values.values()])
+    if dist.is_initialized():
+        dist.all_reduce(stacked)
+        stacked /= dist.get_world_size()
+    return dict(zip(values, stacked.tolist()))
+
+
+def max_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(stacked, op=dist.ReduceOp.MAX)
+    return dict(zip(values, stacked.tolist()))
+
+
+def agree(value: object) -> object:
+    """Rank 0's value on every rank."""
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,179 @@
+"""Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [output=DIR] [step=last]`.
+
+The encoder directory holds config.json, model.safetensors and README.md (the model card). It is written under a
+temporary name and renamed, so that it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from sharding.config import UserError, command, load
+from trainer.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch
+
+CARD = "README.md"
+
+
+@dataclass
+class ExportConfig:
+    """`run`: run directory; `output`: encoder directory (default RUN/encoder); `step`: a number or `last`."""
+
+    run: str = ""
+    output: str = ""
+    step: str = "last"
+
+
+def main(argv: list[str]) -> None:
+    config = load(ExportConfig, None, argv)
+    if not config.run:
+        raise UserError("say which run to export: python -m trainer.export run=RUN_DIR")
+    output = export(Path(config.run), Path(config.output) if config.output else None, config.step)
+    print(f"encoder written to {output}")
+    print(f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={output} data=DATA output=OUT")
+
+
+def export(run: Path, output: Path | None = None, step: str = "last") -> Path:
+    """Writes the encoder of a committed checkpoint of `run` to `output` (default `run/encoder`); returns the directory.
+
+    Raises `UserError` if the run has no run.json, no committed checkpoint, or none of that step.
+    """
+    record = read_run(run)
+    number, checkpoint = _choose(run, step)
+    config = _config(record, number, is_last=number == max(committed(run)))
+    encoder = initialise(config)
+    config = replace(config, dim=int(encoder.backbone.dim))
+    weights = load_file(checkpoint / "weights.safetensors")
+    backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    problem = mismatch(encoder.backbone.state_dict(), backbone)
+    if problem:
+        raise UserError(f"{checkpoint / 'weights.safetensors'} does not fit the encoder that run.json names: {problem}")
+    encoder.backbone.load_state_dict(backbone)
+
+    output = output or run / "encoder"
+    temporary = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, temporary / WEIGHTS)
+    (temporary / CARD).write_text(model_card(config))
+    (temporary / CONFIG).write_text(config.to_json())
+    _replace(temporary, output)
+    return output
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Reads `run/run.json`. Raises `UserError` if it is missing or damaged."""
+    path = run / "run.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: {run} is not a run directory of trainer/pretrain.py")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    missing = [key for key in ("encoder", "scaling", "fingerprint", "key_id") if key not in record]
+    if missing:
+        raise UserError(f"{path} lacks '{missing[0]}': was the run stopped before its first step?")
+    return record
+
+
+def committed(run: Path) -> dict[int, Path]:
+    """The committed checkpoints of a run: step -> directory, ascending."""
+    found = [p.parent for p in (run / "checkpoints").glob("step-*/COMMITTED")]
+    return dict(sorted((int(p.name.removeprefix("step-")), p) for p in found))
+
+
+def _choose(run: Path, step: str) -> tuple[int, Path]:
+    checkpoints = committed(run)
+    if not checkpoints:
+        raise UserError(f"{run / 'checkpoints'} holds no committed checkpoint: let the run reach its first save")
+    if step == "last":
+        return max(checkpoints), checkpoints[max(checkpoints)]
+    if not step.isdecimal() or int(step) not in checkpoints:
+        raise UserError(
+            f"step={step}: {run} has no such committed checkpoint; it has {', '.join(map(str, checkpoints))}"
+        )
+    return int(step), checkpoints[int(step)]
+
+
+def _config(record: dict[str, Any], step: int, is_last: bool) -> EncoderConfig:
+    """The `config.json` of a run's encoder, but for `dim`, which the built encoder knows."""
+    encoder = record["encoder"]
+    training = {key: record.get(key) for key in ("method", "steps", "status", "commit")}
+    return EncoderConfig(
+        architecture={"name": encoder["name"], "args": encoder["args"]},
+        dim=0,
+        rate=encoder["rate"],
+        leads=encoder["leads"],
+        samples=encoder["samples"],
+        scaling=record["scaling"],
+        training=training | {"step": step, "is_last": is_last},
+        data={key: record[key] for key in ("fingerprint", "key_id")} | record.get("data", {}),
+        versions=record.get("versions", {}),
+    )
+
+
+def _replace(temporary: Path, output: Path) -> None:
+    """Puts the finished directory in place of an older one; the older one is removed last."""
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    temporary.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def model_card(config: EncoderConfig) -> str:
+    """The README.md of an encoder directory."""
+    training, data = config.training, config.data
+    step, steps = training["step"], training.get("steps")
+    last = "the last committed step" if training["is_last"] else "chosen by its number"
+    return f"""---
+library_name: umbra
+tags: [ecg, self-supervised]
+---
+
+# A 12-lead ECG encoder
+
+The encoder of step {step}, {last} (of {steps} planned; the run's status at export: {training.get("status")}).
+It is the state at that step, not one chosen by a score.
+
+| | |
+|---|---|
+| method | `{training.get("method")}`: self-supervised pre-training, no labels were used |
+| architecture | `{config.architecture["name"]}` {json.dumps(config.architecture["args"])} |
+| input | {config.units}, `[batch, {len(config.leads)}, {config.samples}]` at {config.rate:g} Hz |
+| leads, in order | {", ".join(config.leads)} |
+| output | features `[batch, {config.dim}]` |
+| scaling | part of the model, `{config.scaling["mode"]}` |
+| pre-training data | {data.get("samples", "?")} windows of {data.get("patients", "?")} patients (train split) |
+| data fingerprint, key id | `{data.get("fingerprint")}`, `{data.get("key_id")}` |
+| code | commit `{training.get("commit")}`; {", ".join(f"{k} {v}" for k, v in config.versions.items())} |
+
+## Use
+
+```python
+from umbra import load_encoder
+
+encoder = load_encoder("path/to/this/directory")
+features = encoder(ecg_in_mv)  # float32 [batch, {len(config.leads)}, {config.samples}] -> [batch, {config.dim}]
+```
+
+Intended for research: features for a linear probe, or the start of fine-tuning where labels are scarce.
+`python -m trainer.transfer` does both.
+
+## Limits
+
+- Not a medical device. Nothing here was tested for diagnosis, and the features carry no calibrated probability.
+- It saw only the leads, rate, window length and population above; test it on your own patients before you rely on it.
+- Features can carry a patient's age, sex and identity. Handle them as you handle the ECGs.
+- Do not test it on patients that it was pre-trained on. Two data sets can be compared by patient only under one key id.
+"""
+
+
+if __name__ == "__main__":
+    command(main)

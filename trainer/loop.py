@@ -1,0 +1,166 @@
+"""The training loop: play, log, look at held-out patients, save, stop when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer import checkpoint, dist, figures
+from trainer.config import PretrainConfig, learning_rate
+from trainer.data.order import Order
+from trainer.data.shards import Shards
+from trainer.data.stream import Batch, batches, millivolts
+from trainer.engines import gradient_norm, set_learning_rate
+from trainer.game import Game, NonFiniteError, Pair, soft_masks
+from trainer.metrics import Metrics, Throughput
+from trainer.models.encoder import Scaling
+from trainer.resilience import Stop
+from trainer.views import Key, Views
+
+
+@dataclass
+class Run:
+    """The parts of a run, built by `pretrain.py`."""
+
+    cfg: PretrainConfig
+    world: dist.World
+    folder: Path
+    train: Shards
+    heldout: Shards | None
+    order: Order
+    scaling: Scaling
+    first: Views
+    second: Views
+    game: Game
+    engines: dict[str, Any]
+    metrics: Metrics
+    state: dict[str, Any]
+    total: int
+    throughput: Throughput = field(default_factory=Throughput)
+
+
+def train(run: Run, start: int, stop: Stop) -> int:
+    """Trains from step `start` to `run.total`, or until asked to stop; returns the steps done. Saves at the end."""
+    cfg, done = run.cfg, start
+    sums: dict[str, list[Tensor]] = {}
+    stream = batches(run.train, run.order, start, run.total, run.world.rank, run.world.size, run.world.device)
+    with closing(stream):
+        for batch in _timed(stream, run.throughput):
+            rates = _set_rates(run, batch.step)
+            try:
+                played, stopping = run.game.step(pairs_of(run, batch), batch.step, stop.asked)
+            except NonFiniteError as error:
+                raise SystemExit(_non_finite(run, batch.step, error)) from error
+            done = batch.step + 1
+            run.throughput.step(cfg.batch.global_)
+            for name, value in played.items():
+                sums.setdefault(name, []).append(value)
+            last = done == run.total or stopping
+            if done % cfg.log.every == 0 or last:
+                _log(run, done, sums, rates)
+                sums = {}
+            if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
+                with run.throughput.paused():
+                    checkpoint.save(run.folder, done, run.engines, run.state, cfg.checkpoint.keep)
+            if stopping:
+                break
+    return done
+
+
+def pairs_of(run: Run, batch: Batch) -> list[Pair]:
+    """The contrast batches of a step: int16 -> mV -> signal views -> scaled -> mask views."""
+    epoch = batch.step // run.order.steps_per_epoch
+    return [make_pair(run, signals, Key(run.cfg.seed, epoch, rows)) for signals, rows in zip(batch.signals, batch.rows)]
+
+
+def make_pair(run: Run, signals: Tensor, key: Key) -> Pair:
+    x = millivolts(signals, run.train.resolution_mv)
+    sides = []
+    for view, views in enumerate((run.first, run.second)):
+        mine, rate = key.with_view(view), run.train.manifest.rate
+        side = run.scaling(views.signal_views(x, mine, rate))
+        sides.append(views.mask_views(side, mine, rate))
+    return Pair(sides[0], sides[1], key)
+
+
+def heldout_loss(run: Run) -> dict[str, Tensor]:
+    """NT-Xent and accuracy on the first ECGs of the held-out patients, same views and masks each time."""
+    assert run.heldout is not None
+    world = run.world
+    share = min(run.cfg.contrast, run.heldout.count) // world.size
+    if share < 2:
+        return {}
+    indices = np.arange(world.rank * share, (world.rank + 1) * share)
+    signals = torch.from_numpy(run.heldout.gather(indices, _empty(run.heldout, share))).to(world.device)
+    rows = torch.from_numpy(indices + run.heldout.rows.start).to(world.device)
+    loss, accuracy = run.game.evaluate(make_pair(run, signals, Key(run.cfg.seed, 0, rows)))
+    return {"heldout/loss": loss, "heldout/accuracy": accuracy}
+
+
+def _empty(shards: Shards, n: int) -> np.ndarray:
+    return np.empty((n, len(shards.manifest.leads), shards.manifest.samples), "<i2")
+
+
+def _timed(stream: Iterator[Batch], throughput: Throughput) -> Iterator[Batch]:
+    while True:
+        with throughput.waiting():
+            batch = next(stream, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _set_rates(run: Run, step: int) -> dict[str, float]:
+    rates = {}
+    for name, engine in run.engines.items():
+        player = getattr(run.cfg.optim, name)
+        rates[f"lr/{name}"] = learning_rate(player.lr, step, run.total, run.cfg.optim.warmup)
+        set_learning_rate(engine, rates[f"lr/{name}"])
+    return rates
+
+
+def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, float]) -> None:
+    cfg, speed = run.cfg, run.throughput.take()
+    with run.throughput.paused():
+        values = {name: torch.stack(many).mean() for name, many in sums.items()}
+        due = cfg.log.heldout_every and (step % cfg.log.heldout_every < cfg.log.every or step == run.total)
+        if due and run.heldout is not None:
+            values |= heldout_loss(run)
+        norms = {f"grad_norm/{name}": gradient_norm(engine) for name, engine in run.engines.items()}
+        waits = dist.max_over_ranks({"data_wait": speed.get("data_wait", 0.0)}, run.world.device)
+        speed = {**speed, **waits} if speed else {}
+        run.metrics.log(step, {**dist.mean_over_ranks(values), **rates, **norms, **speed})
+        due = cfg.log.figure_every and (step % cfg.log.figure_every < cfg.log.every or step == run.total)
+        if due and "masker" in run.engines:
+            _draw_masks(run, step)
+
+
+@torch.no_grad()
+def _draw_masks(run: Run, step: int) -> None:
+    """The masks that a synthetic ECG receives, on ECG paper; every rank computes them (ZeRO 3 gathers), one draws."""
+    manifest = run.train.manifest
+    example = figures.synthetic_example(manifest.leads, manifest.samples, manifest.rate)
+    signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]
+    masks = soft_masks(run.engines["masker"](run.scaling(signal)))[0].float().cpu().numpy()
+    if run.world.is_main:
+        path = run.folder / "figures" / f"masks-{step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        title = f"masks at step {step} (synthetic ECG)"
+        figures.ecg_with_masks(example, masks, manifest.rate, manifest.leads, path, title)
+        run.metrics.figure(step, "masks", path)
+
+
+def _non_finite(run: Run, step: int, error: Exception) -> str:
+    kept = checkpoint.newest(run.folder)
+    where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
+    return (
+        f"error: step {step}: {error}; no weight was changed by it and {where}; lower optim.encoder.lr or "
+        "game.strength, or look for damaged recordings with `python -m sharding verify`"
+    )

@@ -1,0 +1,221 @@
+"""Entry point of pre-training: `deepspeed trainer/pretrain.py CONFIG.yaml key=value ...` (`--dry-run` only tells)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
+    del sys.path[0]  # the launcher puts this folder first, where `dist` or `metrics` would hide other modules
+
+import torch
+
+from sharding.config import UserError, as_dict, dump, load
+from trainer import checkpoint, dist, loop
+from trainer.config import PretrainConfig
+from trainer.data.order import Order, default_lanes
+from trainer.data.shards import Shards
+from trainer.engines import make_engine, uses_bf16
+from trainer.game import Game, Recogniser
+from trainer.metrics import Metrics, Throughput, new_wandb_id
+from trainer.models import build_encoder
+from trainer.models.encoder import Scaling
+from trainer.models.masker import UNet
+from trainer.models.projector import Projector
+from trainer.resilience import Stop
+from trainer.views import Views, build
+
+
+def main(argv: list[str]) -> int:
+    words = [w for w in argv if not w.startswith("--local_rank")]
+    cfg = read_config([w for w in words if w != "--dry-run"])
+    train, heldout = Shards(cfg.data.path, "train"), _heldout(cfg.data.path)
+    order = make_order(cfg, train)
+    order.ranks(int(os.environ.get("WORLD_SIZE", "1")))
+    encoder, masker = make_players(cfg, train)
+    views = [build(v, train.manifest.leads) for v in (cfg.views.first, cfg.views.second)]
+    total = cfg.total_steps(order.steps_per_epoch)
+    if "--dry-run" in words:
+        print(dump(cfg) + describe(cfg, train, order, encoder, masker, total))
+        return 0
+    folder = Path(cfg.run)
+    if checkpoint.newest(folder) and cfg.resume == "never":
+        raise UserError(f"run={folder} holds checkpoints already and resume=never: choose another run directory")
+    world = dist.initialise()
+    try:
+        return _run(cfg, world, folder, train, heldout, order, encoder, masker, views, total)
+    finally:
+        dist.finalise()
+
+
+def read_config(words: list[str]) -> PretrainConfig:
+    """The config of a command line: an optional YAML first, then `key=value` words."""
+    path = words[0] if words and "=" not in words[0] else None
+    cfg = load(PretrainConfig, path, words[1:] if path else words)
+    cfg.method = cfg.method or (Path(path).stem if path else "default")
+    cfg.check()
+    return cfg
+
+
+def make_order(cfg: PretrainConfig, train: Shards) -> Order:
+    lanes = cfg.data.lanes or default_lanes(cfg.contrast)
+    return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards)
+
+
+def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, UNet | None]:
+    """Encoder with projector, and masker (None without the game), with weights from the seed, the same on all ranks."""
+    manifest = train.manifest
+    torch.manual_seed(cfg.seed)
+    backbone = build_encoder(cfg.encoder.name, len(manifest.leads), manifest.samples, cfg.encoder.args)
+    encoder = Recogniser(backbone, Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out))
+    if not cfg.game.enabled:
+        return encoder, None
+    stride = max(1, round(cfg.game.resolution_s * manifest.rate))
+    shape = (len(manifest.leads), cfg.game.masks, stride, cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
+    return encoder, UNet(*shape)
+
+
+def describe(
+    cfg: PretrainConfig, train: Shards, order: Order, encoder: Recogniser, masker: UNet | None, total: int
+) -> str:
+    """What a run would do: steps, parameters, memory of weights and optimiser, storage of the checkpoints."""
+    sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in (encoder, masker)]
+    mib = sum(sizes) * 4 / 2**20
+    saves = total // cfg.checkpoint.every if cfg.checkpoint.every else 1
+    return (
+        f"# {train.count} training ECGs, {order.steps_per_epoch} steps an epoch, {total} steps of {cfg.batch.global_}, "
+        f"{order.lanes} lanes\n# parameters: encoder with projector {sizes[0]:,}, masker {sizes[1]:,}\n"
+        f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
+        f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
+    )
+
+
+def _run(
+    cfg: PretrainConfig,
+    world: dist.World,
+    folder: Path,
+    train: Shards,
+    heldout: Shards | None,
+    order: Order,
+    encoder: Recogniser,
+    masker: UNet | None,
+    views: list[Views],
+    total: int,
+) -> int:
+    players = {"encoder": encoder} if masker is None else {"encoder": encoder, "masker": masker}
+    engines = {name: make_engine(m, getattr(cfg.optim, name), cfg, world.device) for name, m in players.items()}
+    state = _state(cfg, world, order, train, engines)
+    found = dist.agree(str(checkpoint.newest(folder) or ""))
+    start = checkpoint.load(Path(str(found)), engines, state) if found else 0
+    if start >= total:
+        if world.is_main:
+            print(f"run {folder} has its {total} steps already; raise epochs or steps, or choose another run=")
+        return 0
+    info = _run_info(cfg, folder, train, total, uses_bf16(cfg.precision, world.device), world)
+    scaling = Scaling(train.manifest.lead_mean_mv, train.manifest.lead_std_mv, cfg.scaling).to(world.device)
+    if world.is_main:
+        _write_run(folder, cfg, info, "running")
+        print(describe(cfg, train, order, encoder, masker, total), end="", flush=True)
+        print(f"# run {folder}: step {start} to {total} on {world.size} x {world.device.type}", flush=True)
+    game = Game(engines["encoder"], engines.get("masker"), cfg.game, cfg.temperature)
+    metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
+    parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
+    try:
+        with Stop(cfg.max_minutes).listening() as stop:
+            done = loop.train(loop.Run(cfg, world, folder, *parts), start, stop)
+    finally:
+        metrics.close({})
+    if world.is_main:
+        finished = done == total
+        _write_run(folder, cfg, info, "finished" if finished else "interrupted")
+        said = (
+            "finished" if finished else f"stopped ({stop.reason or 'another process was asked to'}) with a checkpoint"
+        )
+        follow = f"python -m trainer.export run={folder}" if finished else "the same command goes on from here"
+        print(f"# {said} at step {done} of {total}; next: {follow}", flush=True)
+    return 0
+
+
+def _heldout(path: str) -> Shards | None:
+    try:
+        return Shards(path, "val")
+    except UserError:
+        return None
+
+
+def _state(
+    cfg: PretrainConfig, world: dist.World, order: Order, train: Shards, engines: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "batch.global": cfg.batch.global_,
+        "batch.contrast": cfg.contrast,
+        "data.lanes": order.lanes,
+        "data.block_shards": cfg.data.block_shards,
+        "seed": cfg.seed,
+        "fingerprint": train.manifest.fingerprint,
+        "zero": cfg.zero,
+        "players": list(engines),
+        "world": world.size,
+    }
+
+
+def _run_info(
+    cfg: PretrainConfig, folder: Path, train: Shards, total: int, bf16: bool, world: dist.World
+) -> dict[str, Any]:
+    manifest, old = train.manifest, {}
+    if world.is_main and (folder / "run.json").is_file():
+        old = json.loads((folder / "run.json").read_text())
+    return {
+        "method": cfg.method,
+        "commit": _commit(),
+        "versions": {name: version(name) for name in ("umbra", "torch", "deepspeed", "numpy")},
+        "wandb_id": old.get("wandb_id") or new_wandb_id(),
+        "fingerprint": manifest.fingerprint,
+        "key_id": manifest.key_id,
+        "steps": total,
+        "precision": "bf16" if bf16 else "fp32",
+        "world": world.size,
+        "encoder": {
+            "name": cfg.encoder.name,
+            "leads": manifest.leads,
+            "samples": manifest.samples,
+            "rate": manifest.rate,
+            "args": cfg.encoder.args,
+        },
+        "scaling": {"mode": cfg.scaling, "mean_mv": manifest.lead_mean_mv, "std_mv": manifest.lead_std_mv},
+        "data": {"samples": train.count, "patients": len(train.table().column("patient").unique())},
+    }
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
+        return result.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _write_run(folder: Path, cfg: PretrainConfig, info: dict[str, Any], status: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"config.yaml": dump(cfg), "run.json": json.dumps({**info, "status": status}, indent=1) + "\n"}
+    for name, text in texts.items():
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(text)
+        temporary.replace(folder / name)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,82 @@
+"""Views: what is done to a signal before the encoder sees it, batched and on the device, from keyed random numbers.
+
+To add one: a `View` dataclass in a file of this folder, and its name in `VIEWS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sharding.config import UserError
+from trainer.views.base import View
+from trainer.views.masks import BlockMask, TimeMask
+from trainer.views.noise import Gaussian
+from trainer.views.random import Key
+from trainer.views.vcg import VCG
+
+VIEWS: dict[str, type[View]] = {"gaussian": Gaussian, "vcg": VCG, "block_mask": BlockMask, "time_mask": TimeMask}
+
+__all__ = ["VIEWS", "Key", "View", "Views", "build"]
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one list, by stage, in the list's order. An empty list changes nothing."""
+
+    signal: list[View] = field(default_factory=list)
+    mask: list[View] = field(default_factory=list)
+
+    def signal_views(self, x: Tensor, key: Key, rate: float) -> Tensor:
+        """x [B, leads, samples] in mV, before scaling."""
+        return _apply(self.signal, x, key, rate)
+
+    def mask_views(self, x: Tensor, key: Key, rate: float) -> Tensor:
+        """x [B, leads, samples], scaled; what is hidden becomes 0."""
+        return _apply(self.mask, x, key, rate)
+
+
+def build(specs: Sequence[str | Mapping[str, Any]], leads: Sequence[str]) -> Views:
+    """Builds the views of a config's list for signals with these leads.
+
+    A spec is a view's name or a mapping such as `{name: vcg, max_angle: 45}`. Raises `UserError` for an unknown view or
+    argument (naming the nearest known one), a value out of range, or leads that a view needs and the data lack.
+    """
+    if isinstance(specs, str | Mapping):
+        raise UserError(f"views must be a list such as [{{name: vcg}}, time_mask], not {specs!r}")
+    views: list[View] = []
+    for spec in specs:
+        name, args = _parse(spec)
+        count = 1 + sum(type(view) is VIEWS[name] for view in views)
+        op = name if count == 1 else f"{name}#{count}"
+        views.append(VIEWS[name](op=op, leads=tuple(leads), **args))
+    return Views([v for v in views if v.stage == "signal"], [v for v in views if v.stage == "mask"])
+
+
+def _apply(views: list[View], x: Tensor, key: Key, rate: float) -> Tensor:
+    for view in views:
+        x = view(x, key, rate)
+    return x
+
+
+def _parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    args = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
+    if "name" not in args:
+        raise UserError(f"view {spec!r} must be a name or a mapping with a name, such as {{name: vcg, max_angle: 45}}")
+    name = args.pop("name")
+    if not isinstance(name, str) or name not in VIEWS:
+        raise UserError(f"unknown view '{name}'{_hint(name, VIEWS)}")
+    known = VIEWS[name].arguments()
+    for arg in args:
+        if arg not in known:
+            raise UserError(f"view '{name}': unknown argument '{arg}'{_hint(arg, known)}")
+    return name, args
+
+
+def _hint(word: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"

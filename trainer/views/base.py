@@ -1,0 +1,48 @@
+"""What every view is: a dataclass whose fields are its arguments, called on a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from sharding.config import UserError
+from trainer.views.random import Key
+
+
+@dataclass(kw_only=True)
+class View:
+    """`view(x, key, rate)`: signals [B, leads, samples] in and out, same dtype and device; `rate` in Hz.
+
+    `stage` is "signal" (works in mV, before scaling) or "mask" (works on the scaled signal, hidden = 0). `op` is the
+    name under which it draws its numbers: two views of one kind in a list have different ones. All other fields are the
+    arguments a config may set; a number of the wrong kind is a `UserError`.
+    """
+
+    stage: ClassVar[str]
+    op: str
+    leads: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
+        for name in self.arguments():
+            value, kind = getattr(self, name), kinds[name]
+            if kind is float and type(value) is int:
+                setattr(self, name, float(value))
+            elif type(value) is not kind:
+                raise UserError(f"view '{self.op}': {name} must be of type {kind.__name__}, not {value!r}")
+
+    @classmethod
+    def arguments(cls) -> list[str]:
+        return [f.name for f in dataclasses.fields(cls) if f.name not in ("op", "leads")]
+
+    def require(self, fine: bool, what: str) -> None:
+        """Raises `UserError` "view 'NAME': WHAT" unless `fine`."""
+        if not fine:
+            raise UserError(f"view '{self.op}': {what}")
+
+    def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
+        raise NotImplementedError

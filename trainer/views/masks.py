@@ -1,0 +1,65 @@
+"""Random masks on the scaled signal: what is hidden becomes 0, the lead's mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainer.views.base import View
+from trainer.views.random import Key, integers
+
+
+@dataclass(kw_only=True)
+class BlockMask(View):
+    """Hides `round(coverage * samples)` samples in `blocks` stretches that do not overlap; exactly these many.
+
+    A stretch lies whole within the window, its start uniform over the places where it fits: the edges are hidden less
+    often than the middle. Several stretches are about equally long and may touch. All leads of a sample share the mask,
+    or each has its own (`per_lead`).
+    """
+
+    stage: ClassVar[str] = "mask"
+    wrap: ClassVar[bool] = False
+    coverage: float = 0.5
+    per_lead: bool = False
+    blocks: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(0 < self.coverage < 1, f"coverage must be between 0 and 1, not {self.coverage:g}")
+        self.require(self.blocks >= 1, f"blocks must be at least 1, not {self.blocks}")
+
+    def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
+        return x.masked_fill(self.hidden(key, x.shape[1], x.shape[2]), 0)
+
+    def hidden(self, key: Key, leads: int, samples: int) -> Tensor:
+        """bool [B, leads or 1, samples], true where hidden."""
+        lanes = leads if self.per_lead else 1
+        total = round(self.coverage * samples)
+        place = torch.arange(samples, device=key.index.device)
+        if self.wrap:
+            place = (place - integers(key, f"{self.op}.turn", (lanes, 1), samples)) % samples
+        gaps = integers(key, f"{self.op}.start", (lanes, self.blocks), samples - total + 1).sort(dim=-1).values
+        hidden = torch.zeros(len(key.index), lanes, samples, dtype=torch.bool, device=place.device)
+        before = 0
+        for block in range(self.blocks):
+            length = (total + block) // self.blocks
+            start = gaps[:, :, block, None] + before
+            hidden |= (place >= start) & (place < start + length)
+            before += length
+        return hidden
+
+
+@dataclass(kw_only=True)
+class TimeMask(BlockMask):
+    """3KG's time mask (Gopal et al. 2021, arXiv 2106.04452): in every lead one stretch of its own, half of the window.
+
+    The window is taken as a ring: a stretch that leaves it at the end goes on at the start, so that all samples are
+    hidden equally often.
+    """
+
+    wrap: ClassVar[bool] = True
+    per_lead: bool = True

@@ -1,0 +1,28 @@
+"""Noise added to the signal in mV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainer.views.base import View
+from trainer.views.random import Key, normal
+
+
+@dataclass(kw_only=True)
+class Gaussian(View):
+    """White normal noise of standard deviation `sd_mv` (mV), independent in every lead and sample."""
+
+    stage: ClassVar[str] = "signal"
+    sd_mv: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.sd_mv >= 0, f"sd_mv must not be negative, not {self.sd_mv:g}")
+
+    def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
+        noise = normal(key, self.op, tuple(x.shape[1:])).mul_(self.sd_mv)
+        return noise.add_(x.to(torch.float32)).to(x.dtype)
