@@ -29,7 +29,20 @@ def make_engine(module: nn.Module, player: PlayerConfig, cfg: PretrainConfig, de
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=_deepspeed_config(player, cfg, uses_bf16(cfg.precision, device))
     )
+    if cfg.zero == 0:
+        _keep_norm(engine)
     return engine
+
+
+def _keep_norm(engine: Any) -> None:
+    """Without ZeRO the engine clips but forgets the norm."""
+
+    def clip() -> None:
+        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(
+            engine.module.parameters(), engine.gradient_clipping()
+        )
+
+    engine.clip_fp32_gradients = clip
 
 
 def _deepspeed_config(player: PlayerConfig, cfg: PretrainConfig, bf16: bool) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class GameConfig:
     drawn per ECG, or `all` N (N terms in the loss, as in ADIOS). `coverage`: share of time that is hidden. `threshold`:
     `coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`). `slope`: steepness k of the
     soft binarisation. `resolution_s`: seconds per cell of the mask. `strength`: factor on the adversary's gradient.
-    `penalty`: `none`, or `paper`: alpha / sin(pi ratio c). `schedule`: `simultaneous`, or `alternating` (the masker sees
-    the encoder after its update). `masker_interval`: the masker trains every k-th step.
+    `penalty`: `none`, or `paper`: alpha / sin(pi ratio c). `schedule`: `simultaneous`, or `alternating` (the masker
+    sees the encoder after its update). `masker_interval`: the masker trains every k-th step.
     """
 
     enabled: bool = True

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import checkpoint, dist, figures
+from trainer import checkpoint, dist
 from trainer.config import PretrainConfig, learning_rate
 from trainer.data.order import Order
 from trainer.data.shards import Shards
@@ -145,6 +145,8 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
 @torch.no_grad()
 def _draw_masks(run: Run, step: int) -> None:
     """The masks that a synthetic ECG receives, on ECG paper; every rank computes them (ZeRO 3 gathers), one draws."""
+    from trainer import figures
+
     manifest = run.train.manifest
     example = figures.synthetic_example(manifest.leads, manifest.samples, manifest.rate)
     signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]

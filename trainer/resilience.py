@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stop:
-    """`asked` turns true once a signal came or `max_minutes` (0: no limit) are over. A second SIGINT interrupts at once."""
+    """`asked` turns true once a signal came or `max_minutes` (0: no limit) are over; a second SIGINT interrupts."""
 
     def __init__(self, max_minutes: float = 0.0) -> None:
         self.reason = ""

@@ -1,7 +1,7 @@
 """ResNet-1D for ECGs (He et al. 2016, in one dimension; the encoder of Bo et al. 2022).
 
-At the default width the parameters number 4,111,488, those of the paper's encoder: ResNet18 with kernels of 3, a stem of
-7 and a linear map from the pooled features to the embedding.
+At the default width the parameters number 4,111,488, those of the paper's encoder: ResNet18 with kernels of 3, a stem
+of 7 and a linear map from the pooled features to the embedding.
 """
 
 from __future__ import annotations
