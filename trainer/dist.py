@@ -40,11 +40,18 @@ def initialise(timeout_s: float = 600) -> World:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_size()))
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else C++ is compiled at the first start
     deepspeed.init_distributed(
         "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
     )
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _local_size() -> int:
+    """Processes on this machine, as the launchers name it."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE", "WORLD_SIZE")
+    return next(int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
 
 
 def finalise() -> None:

@@ -318,10 +318,7 @@ def _device(name: str) -> torch.device:
 
 def signals(data: Labelled, device: torch.device) -> Tensor:
     """The ECGs of these records in mV, float32 `[n, leads, samples]`."""
-    manifest = data.shards.manifest
-    out = np.empty((len(data), len(manifest.leads), manifest.samples), dtype=np.int16)
-    data.shards.gather(data.index, out)
-    return torch.from_numpy(out).to(device).float() * data.shards.resolution_mv
+    return torch.from_numpy(data.shards.read_mv(data.index)).to(device)
 
 
 def embed(encoder: nn.Module, data: Labelled, batch: int) -> np.ndarray:

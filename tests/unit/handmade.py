@@ -17,8 +17,9 @@ from sharding.schema import Geometry, Manifest, Shard, fingerprint
 from sharding.writer import ShardWriter, metadata_bytes
 from trainer.models import build_encoder
 
-RATE, SAMPLES, WIDTH = 100.0, 256, 8
-ENCODER = {"name": "resnet18", "leads": list(CANONICAL), "samples": SAMPLES, "rate": RATE, "args": {"width": WIDTH}}
+RATE, SAMPLES = 100.0, 256
+ARGS = {"width": 8, "embedding": 64}
+ENCODER = {"name": "resnet18", "leads": list(CANONICAL), "samples": SAMPLES, "rate": RATE, "args": ARGS}
 SCALING = {"mode": "fixed", "mean_mv": [0.0] * 12, "std_mv": [0.5] * 12}
 CODES = {"SR": ["426783006"], "AFIB": ["164889003", "SR"], "STACH": ["STACH"]}
 

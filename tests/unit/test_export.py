@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
-from handmade import SAMPLES, SCALING, backbone, make_run
 
 from sharding.config import UserError
+from tests.unit.handmade import SAMPLES, SCALING, backbone, make_run
 from trainer.export import export, main
 from trainer.hub import load_encoder
 

@@ -1,0 +1,61 @@
+# Sourced by the batch scripts beside it. Variables that you may set when you submit:
+#   UMBRA_HOME   the repository (default: the folder from which you submit)
+#   UMBRA_VENV   the Python environment (default: $UMBRA_HOME/.venv)
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# Puts the environment's programs first on the PATH.
+use_environment() {
+    UMBRA_VENV=${UMBRA_VENV:-$UMBRA_HOME/.venv}
+    [[ -x $UMBRA_VENV/bin/python ]] || fail "$UMBRA_VENV/bin/python does not exist: run 'make setup', or set UMBRA_VENV"
+    export PATH="$UMBRA_VENV/bin:$PATH" PYTHONPATH="$UMBRA_HOME${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+}
+
+# word KEY WORDS...: the value of the last KEY=VALUE among the words, or nothing.
+word() {
+    local key=$1 value="" argument
+    shift
+    for argument in "$@"; do
+        [[ $argument == "$key="* ]] && value=${argument#*=}
+    done
+    printf '%s' "$value"
+}
+
+# newest_step RUN: the step of the newest committed checkpoint, or -1.
+newest_step() {
+    local newest=-1 marker step
+    for marker in "$1"/checkpoints/step-*/COMMITTED; do
+        step=${marker%/COMMITTED}
+        step=${step##*/step-}
+        [[ -e $marker && $step =~ ^[0-9]+$ ]] && ((10#$step > newest)) && newest=$((10#$step))
+    done
+    echo "$newest"
+}
+
+# status_of RUN: the status in its run.json, or "none".
+status_of() {
+    python - "$1/run.json" <<'PYTHON'
+import json, sys
+try:
+    with open(sys.argv[1]) as file:
+        print(json.load(file).get("status", "none"))
+except (OSError, ValueError):
+    print("none")
+PYTHON
+}
+
+# first_host: where rank 0 listens.
+first_host() {
+    if [[ -n ${UMBRA_MASTER_ADDR:-} ]]; then
+        echo "$UMBRA_MASTER_ADDR"
+    elif ((SLURM_JOB_NUM_NODES == 1)); then
+        echo 127.0.0.1
+    else
+        local hosts
+        hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+        echo "${hosts%%$'\n'*}"
+    fi
+}

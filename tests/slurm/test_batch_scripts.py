@@ -1,0 +1,218 @@
+"""The batch scripts under a real Slurm of two nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, why_not
+
+ROOT = Path(__file__).resolve().parents[2]
+PRETRAIN, SHARD = ROOT / "slurm" / "pretrain.sbatch", ROOT / "slurm" / "shard.sbatch"
+SMALL = (
+    "batch.global=8 encoder.args.width=16 projector.hidden=16 projector.out=8 masker.width=4 masker.depth=1 "
+    "log.every=1 log.figure_every=0 checkpoint.every=0"
+)
+STUB = """\
+import json, os, pathlib, sys, time
+words = dict(word.split("=", 1) for word in sys.argv[1:])
+run = pathlib.Path(words["run"])
+run.mkdir(parents=True, exist_ok=True)
+ranks = {key: os.environ[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+(run / f"rank-{ranks['RANK']}.json").write_text(json.dumps({**ranks, "node": os.environ["SLURMD_NODENAME"]}))
+(run / "run.json").write_text(json.dumps({"status": words["status"]}))
+for step in words.get("save", "").split():
+    (run / "checkpoints" / f"step-{step}").mkdir(parents=True, exist_ok=True)
+    (run / "checkpoints" / f"step-{step}" / "COMMITTED").touch()
+time.sleep(float(words.get("sleep", 0)))
+sys.exit(int(words.get("code", 0)))
+"""
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.full,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
+        with Cluster(Path(folder)) as cluster:
+            yield cluster
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings") / "wfdb"
+    python("-m", "sharding", "synth", f"output={folder}", "patients=40", "rate=100")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process builds from the recordings."""
+    folder = tmp_path_factory.mktemp("shards") / "one"
+    python("-m", "sharding", "build", *build_words(recordings, folder))
+    return folder
+
+
+@pytest.fixture
+def stubbed(tmp_path: Path) -> Path:
+    """A repository whose trainer only writes down how it was called, and does what it is told."""
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "pretrain.py").write_text(STUB)
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    return tmp_path
+
+
+def python(*words: str) -> None:
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, timeout=120, capture_output=True)
+
+
+def build_words(source: Path, output: Path) -> list[str]:
+    return [str(ROOT / "configs/shard/wfdb.yaml"), f"input={source}", f"output={output}", "samples_per_shard=4"]
+
+
+def submit(slurm: Cluster, cwd: Path, *words: str, home: Path = ROOT, **variables: str) -> str:
+    venv = Path(sys.executable).parent.parent
+    variables = {"UMBRA_HOME": str(home), "UMBRA_VENV": str(venv), "UMBRA_MASTER_ADDR": "127.0.0.1", **variables}
+    return slurm.submit("--time=10", *words, cwd=cwd, **variables)
+
+
+def log_of(cwd: Path, job: str) -> str:
+    return "\n".join(path.read_text() for path in sorted(cwd.glob(f"umbra-*-{job}*.log")))
+
+
+def wait_for(path: Path, seconds: float) -> None:
+    limit = time.monotonic() + seconds
+    while not (path.is_file() and path.read_text()):
+        assert time.monotonic() < limit, f"{path} has not come after {seconds} s"
+        time.sleep(0.1)
+
+
+def steps_of(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def pretrain_words(shards: Path, run: Path, steps: int) -> list[str]:
+    config = str(ROOT / "configs/pretrain/adversarial.yaml")
+    return [config, f"data.path={shards}", f"run={run}", f"steps={steps}", *SMALL.split()]
+
+
+def test_pretraining_on_two_nodes(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = submit(slurm, tmp_path, "--nodes=2", str(PRETRAIN), *pretrain_words(shards, run, 3))
+    (row,) = slurm.wait(job, 180)
+    assert row["JobState"] == "COMPLETED", log_of(tmp_path, job)
+    assert row["NodeList"] == "n[0-1]"
+    written = json.loads((run / "run.json").read_text())
+    assert (written["status"], written["world"]) == ("finished", 2)
+    assert (run / "checkpoints/step-3/COMMITTED").is_file()
+    assert steps_of(run) == [1, 2, 3]
+
+
+def test_a_warned_run_saves_and_queues_itself_again(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
+    run, steps = tmp_path / "run", 120
+    job = submit(slurm, tmp_path, "--nodes=2", str(PRETRAIN), *pretrain_words(shards, run, steps))
+    wait_for(run / "metrics.jsonl", 120)
+    slurm.run("scancel", "--signal=USR1", job)
+    (row,) = slurm.wait(job, 240)
+    log = log_of(tmp_path, job)
+    assert row["JobState"] == "COMPLETED", log
+    assert row["Restarts"] == "1", log
+    assert "life 1" in log
+    assert "life 2" in log
+    assert "run interrupted" in log
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert steps_of(run) == list(range(1, steps + 1))
+
+
+def test_a_process_for_each_gpu(slurm: Cluster, stubbed: Path) -> None:
+    gpus = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=1"]
+    job = submit(slurm, stubbed, *gpus, str(PRETRAIN), "run=run", "status=finished", home=stubbed)
+    (row,) = slurm.wait(job, 60)
+    assert row["JobState"] == "COMPLETED", log_of(stubbed, job)
+    ranks = [json.loads((stubbed / f"run/rank-{rank}.json").read_text()) for rank in range(4)]
+    assert [(r["node"], r["LOCAL_RANK"]) for r in ranks] == [("n0", "0"), ("n0", "1"), ("n1", "0"), ("n1", "1")]
+    assert {r["WORLD_SIZE"] for r in ranks} == {"4"}
+    assert len({(r["MASTER_ADDR"], r["MASTER_PORT"]) for r in ranks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "state", "code", "said"),
+    [
+        (["status=finished"], {}, "COMPLETED", "0:0", "run finished"),
+        (["status=running", "code=3"], {}, "FAILED", "3:0", "exit code 3"),
+        (["status=finished", "code=2"], {}, "FAILED", "2:0", "exit code 2"),
+        (["status=interrupted"], {}, "FAILED", "2:0", "not queued again"),
+        (["status=interrupted", "save=4"], {"UMBRA_MAX_REQUEUES": "0"}, "FAILED", "2:0", "UMBRA_MAX_REQUEUES"),
+    ],
+)
+def test_what_is_not_queued_again(
+    slurm: Cluster, stubbed: Path, words: list[str], variables: dict[str, str], state: str, code: str, said: str
+) -> None:
+    job = submit(slurm, stubbed, str(PRETRAIN), "run=run", *words, home=stubbed, **variables)
+    (row,) = slurm.wait(job, 60)
+    assert (row["JobState"], row["ExitCode"], row["Restarts"]) == (state, code, "0"), log_of(stubbed, job)
+    assert said in log_of(stubbed, job)
+
+
+def test_requeues_end_when_the_run_gets_no_further(slurm: Cluster, stubbed: Path) -> None:
+    """The first life saves step 4, the second gets no further."""
+    words = ["run=run", "status=interrupted", "save=4"]
+    job = submit(slurm, stubbed, str(PRETRAIN), *words, home=stubbed)
+    (row,) = slurm.wait(job, 120)
+    assert (row["JobState"], row["Restarts"]) == ("FAILED", "1"), log_of(stubbed, job)
+
+
+def test_a_cancelled_job_stays_cancelled(slurm: Cluster, stubbed: Path) -> None:
+    job = submit(slurm, stubbed, str(PRETRAIN), "run=run", "status=interrupted", "save=4", "sleep=60", home=stubbed)
+    wait_for(stubbed / "run" / "rank-0.json", 60)
+    slurm.run("scancel", job)
+    (row,) = slurm.wait(job, 60)
+    time.sleep(2)
+    (row,) = slurm.fields(job)
+    assert (row["JobState"], row["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_the_run_directory_must_be_named(slurm: Cluster, stubbed: Path) -> None:
+    job = submit(slurm, stubbed, str(PRETRAIN), "status=finished", home=stubbed)
+    (row,) = slurm.wait(job, 60)
+    assert (row["JobState"], row["ExitCode"]) == ("FAILED", "2:0")
+    assert log_of(stubbed, job).startswith("error: name the run directory, run=DIR")
+
+
+def test_an_array_builds_what_one_process_builds(
+    slurm: Cluster, recordings: Path, shards: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "shards"
+    options = ["--array=0-2", "--cpus-per-task=1"]
+    job = submit(slurm, tmp_path, *options, str(SHARD), *build_words(recordings, output))
+    rows = slurm.wait(job, 120)
+    assert [row["JobState"] for row in rows] == ["COMPLETED"] * 3, log_of(tmp_path, job)
+    names = sorted(path.name for path in shards.iterdir() if path.is_file())
+    assert "manifest.json" in names
+    assert sorted(path.name for path in output.iterdir() if path.is_file()) == names
+    assert all((output / name).read_bytes() == (shards / name).read_bytes() for name in names)
+    logs = [path.read_text() for path in tmp_path.glob("umbra-shard-*.log")]
+    assert len(logs) == 3
+    assert sum("windows of 40 patients" in log for log in logs) >= 1
+
+
+def test_an_array_that_would_leave_out_shards_is_refused(slurm: Cluster, recordings: Path, tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    options = ["--array=1-2", "--cpus-per-task=1"]
+    job = submit(slurm, tmp_path, *options, str(SHARD), *build_words(recordings, output))
+    assert {row["ExitCode"] for row in slurm.wait(job, 60)} == {"2:0"}
+    assert "error: the array must be 0 to n-1" in log_of(tmp_path, job)
+    assert not os.path.exists(output)

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from torch import nn
+
+from sharding.config import UserError
+from trainer.game import MASK_VIEW, Game, GameConfig, Pair, binarise, choose, contrast, penalty, quantile, soft_masks
+from trainer.losses import nt_xent
+from trainer.views import Key
+
+
+class PlainEngine:
+    """Just what `Game` calls of an engine, on plain autograd."""
+
+    def __init__(self, module: nn.Module, lr: float = 0.0) -> None:
+        self.module, self.optimizer = module, torch.optim.SGD(module.parameters(), lr=lr)
+
+    def __call__(self, x):
+        return self.module(x)
+
+    def backward(self, loss):
+        loss.backward()
+
+    def step(self):
+        self.optimizer.step()
+
+    def torch_autocast_enabled(self):
+        return False
+
+
+def players(masks: int) -> tuple[nn.Module, nn.Module, Pair]:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv1d(3, 6, 5), nn.GELU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(24, 5))
+    masker = nn.Sequential(nn.Conv1d(3, 4, 5, padding=2), nn.GELU(), nn.Conv1d(4, masks, 5, padding=2))
+    pair = Pair(
+        torch.randn(5, 3, 40, dtype=torch.float64),
+        torch.randn(5, 3, 40, dtype=torch.float64),
+        Key(0, 0, torch.arange(5)),
+    )
+    return encoder.double(), masker.double(), pair
+
+
+def gradients(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("masks", [1, 2, 3])
+@pytest.mark.parametrize("use", ["one", "all"])
+@pytest.mark.parametrize(("threshold", "cost"), [("coverage", "none"), ("half", "none"), ("half", "paper")])
+def test_both_players_gradients_equal_plain_autograd(schedule, masks, use, threshold, cost):
+    if cost == "paper" and masks > 2:
+        pytest.skip("refused by the config")
+    cfg = GameConfig(masks=masks, use=use, threshold=threshold, penalty=cost, slope=7, strength=1.7, schedule=schedule)
+    encoder, masker, pair = players(masks)
+    Game(PlainEngine(encoder), PlainEngine(masker), cfg, 0.3).step([pair], 0)
+    got = gradients(encoder), gradients(masker)
+
+    encoder.zero_grad(), masker.zero_grad()
+    logits = masker(pair.v)
+    raw = logits.sigmoid() if masks == 1 else logits.softmax(1)
+    drawn = choose(raw, pair.key.with_view(MASK_VIEW), use)
+    line = torch.full_like(drawn[..., :1], 0.5)
+    if threshold == "coverage":
+        line = drawn.detach().quantile(0.5, -1, keepdim=True, interpolation="midpoint")
+    hidden = torch.sigmoid(7 * (drawn - line))
+    loss = torch.stack([nt_xent(encoder(pair.x), encoder(pair.v * (1 - h)), 0.3)[0] for h in hidden]).mean()
+    extra = 0.0
+    if cost == "paper":
+        extra = 0.1 * sum((1 / torch.sin(torch.pi * raw[:, n].mean(-1).float())).mean() for n in range(masks))
+    encoder_gradient = torch.autograd.grad(loss, list(encoder.parameters()), retain_graph=True)
+    masker_gradient = torch.autograd.grad(-1.7 * loss + extra, list(masker.parameters()))
+    for ours, reference in zip(got, (encoder_gradient, masker_gradient)):
+        flat = torch.cat([g.flatten() for g in reference])
+        assert (ours - flat).norm() / flat.norm() < 1e-5
+
+
+def test_the_masker_raises_the_loss_and_the_encoder_lowers_it():
+    cfg = GameConfig(masks=1, slope=5)
+    encoder, masker, pair = players(1)
+
+    def loss() -> float:
+        hidden = binarise(choose(soft_masks(masker(pair.v)), pair.key, "one"), cfg)
+        return contrast(encoder, pair, hidden, 0.3)[0].item()
+
+    start = loss()
+    Game(PlainEngine(encoder, 0.0), PlainEngine(masker, 0.3), cfg, 0.3).step([pair], 0)
+    harder = loss()
+    assert harder > start + 1e-6
+    encoder.zero_grad()
+    Game(PlainEngine(encoder, 0.05), PlainEngine(masker, 0.0), cfg, 0.3).step([pair], 0)
+    assert loss() < harder - 1e-6
+
+
+def test_the_masker_waits_for_its_interval():
+    encoder, masker, pair = players(1)
+    game = Game(PlainEngine(encoder), PlainEngine(masker), GameConfig(masker_interval=3), 0.3)
+    game.step([pair], 1)
+    assert all(p.grad is None for p in masker.parameters())
+    game.step([pair], 3)
+    assert all(p.grad is not None for p in masker.parameters())
+
+
+@pytest.mark.parametrize("coverage", [0.05, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("masks", [1, 2, 3])
+def test_the_coverage_is_what_the_config_says_for_a_decided_mask(coverage, masks):
+    torch.manual_seed(1)
+    cfg = GameConfig(masks=masks, coverage=coverage, slope=1e5)
+    raw = soft_masks(torch.randn(6, masks, 400))
+    hidden = binarise(choose(raw, Key(0, 0, torch.arange(6)), "one"), cfg)
+    assert hidden.shape == (1, 6, 1, 400)
+    assert torch.allclose(hidden.mean(-1), torch.tensor(coverage), atol=5e-3)
+
+
+def test_one_of_n_is_drawn_per_ecg_and_all_are_drawn():
+    masks = torch.arange(3.0)[None, :, None].expand(300, 3, 2)
+    drawn = choose(masks, Key(0, 0, torch.arange(300)), "one")[0, :, 0, 0]
+    assert [int((drawn == n).sum()) for n in range(3)] == pytest.approx([100] * 3, abs=30)
+    assert choose(masks, Key(0, 0, torch.arange(300)), "all").shape == (3, 300, 1, 2)
+
+
+def test_quantile_equals_numpys_midpoint():
+    values = torch.rand(4, 50)
+    for share in (0.02, 0.3, 0.5, 0.9):
+        threshold = quantile(values, share)
+        assert torch.equal((values <= threshold).sum(-1), torch.full((4,), round(share * 50)))
+
+
+def test_a_non_finite_loss_stops_before_any_step():
+    encoder, masker, pair = players(1)
+    before = [p.clone() for p in encoder.parameters()]
+    pair.x[0, 0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite"):
+        Game(PlainEngine(encoder, 1.0), PlainEngine(masker, 1.0), GameConfig(), 0.3).step([pair], 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, encoder.parameters()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(masks=0), dict(coverage=0.0), dict(slope=-1.0), dict(use="some"), dict(penalty="paper", ratio=1.2),
+        dict(penalty="paper", masks=3), dict(schedule="other"), dict(masker_interval=0),
+    ],
+)  # fmt: skip
+def test_dials_that_cannot_work_are_refused(wrong):
+    with pytest.raises(UserError, match=r"game\."):
+        GameConfig(**wrong).check()
+
+
+def test_no_penalty_costs_nothing():
+    assert penalty(torch.rand(2, 2, 5), GameConfig()) == 0
