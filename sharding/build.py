@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -207,7 +208,9 @@ def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], po
                         "a worker was killed (out of memory?): run the same command again, with fewer workers"
                     ) from error
     if failures:
-        raise UserError(f"{len(failures)} shards failed: {failures[0]}; mend that and run the same command again")
+        raise UserError(
+            f"{len(failures)} shard{'s' * (len(failures) > 1)} failed: {failures[0]}; mend that and run the same command again"
+        )
 
 
 # ---- one shard ----
@@ -278,20 +281,29 @@ def _write_shard(
             writer = ShardWriter(file, geometry, shard.ordinal)
             for number, row in enumerate(rows):
                 try:
-                    recording = source.read(Path(config.input), row["record"], config.leads)
-                    _add_record(config, writer, tally, number, row, recording)
+                    recording = _read(source, config, row["record"])
                 except sources.Rejected as error:
-                    if error.reason == "missing_file":
-                        raise UserError(
-                            f"{row['record']} has vanished from the input since the plan was made"
-                        ) from error
                     tally.reject(number, None, error.reason, error.detail)
+                else:
+                    _add_record(config, writer, tally, number, row, recording)
                 if tick is not None:
                     tick(1)
             shard_hash = writer.close()
     if not writer.count:
         (output / shard.name).unlink()
     return tally, shard_hash, writer.count, geometry
+
+
+def _read(source: ModuleType, config: BuildConfig, record: str) -> sources.Recording:
+    """A record's signals. A file that was there at planning and is not now is a `UserError`, no reason to leave it out."""
+    try:
+        return source.read(Path(config.input), record, config.leads)
+    except sources.Rejected as error:
+        if error.reason != "missing_file":
+            raise
+        raise UserError(f"{record} has vanished from the input since the plan was made") from error
+    except OSError as error:
+        raise UserError(f"{record} cannot be read now: {error.strerror}") from error
 
 
 def _add_record(
@@ -455,7 +467,8 @@ class _Tables:
     """A parquet file that grows by tables of one schema."""
 
     def __init__(self, path: Path, stack: contextlib.ExitStack):
-        self._path, self._stack, self._writer = path, stack, None
+        self._path, self._stack = path, stack
+        self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:

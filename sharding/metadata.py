@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -89,7 +90,7 @@ def _first(columns: dict[str, list[str]], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def label(table: Table, name: str) -> list[int] | list[float] | list[str | None]:
+def label(table: Table, name: str) -> list[Any]:
     """A label column as whole numbers, numbers (NaN where empty) or words (None where empty).
 
     Raises `UserError` for a missing column, a column that names records or patients, and one that looks like free
@@ -108,7 +109,7 @@ def label(table: Table, name: str) -> list[int] | list[float] | list[str | None]
             )
         if whole and all(identity(v) for v in values):
             return [int(float(v)) for v in values]
-        return [numbers.get(v, math.nan) for v in values]  # type: ignore[misc]
+        return [numbers.get(v, math.nan) for v in values]
     if len(distinct) > MAX_WORDS or any(len(v) > 32 or re.search(r"\d{4}-\d|\d+[/:]\d+", v) for v in distinct):
         raise UserError(
             f"labels: column '{name}' looks like free text, dates or names ({len(distinct)} different values): labels "

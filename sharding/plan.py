@@ -141,8 +141,8 @@ def validated(config: BuildConfig) -> BuildConfig:
         raise UserError(f"task={config.task} must lie between 0 and tasks-1={config.tasks - 1}")
     if not 1e-3 <= config.resolution_uv <= 1e3:
         raise UserError(f"resolution_uv={config.resolution_uv:g} must lie between 0.001 and 1000 microvolt")
-    names = [leads.canonical(name) for name in config.leads]
-    if None in names or not names or len(set(names)) < len(names):
+    names = [name for lead in config.leads if (name := leads.canonical(lead))]
+    if not names or len(names) < len(config.leads) or len(set(names)) < len(names):
         raise UserError(f"leads={config.leads} must be different ones of {', '.join(leads.CANONICAL)}")
     sources.module(config.source.format)
     return dataclasses.replace(config, leads=names)
@@ -299,6 +299,8 @@ def _describe(
         files, rate, samples = head.files, head.rate, head.samples
     except sources.Rejected as error:
         reason, detail, files, rate, samples = error.reason, error.detail, error.files or [f"{record}.hea"], 0.0, 0
+    except OSError as error:
+        reason, detail, files, rate, samples = "unreadable", error.strerror or "", [f"{record}.hea"], 0.0, 0
     windows = 0 if reason else signal.resampled_length(samples, rate, config.rate) // config.samples
     codes, left_out = deidentify.codes(words.get("codes", ""), vocabulary)
     return Row(
@@ -436,20 +438,12 @@ def _assign(
 def make_plan(
     config: BuildConfig, key: deidentify.PseudonymKey, rows: list[Row], known: Survey
 ) -> tuple[Plan, pa.Table, pa.Table]:
-    """(plan, rows in order with a `shard` column, inputs) from the described records, which are sorted by name."""
-    reasons = _duplicates([row.reason for row in rows], rows)
-    name = config.source.name
-    codes = np.array(
-        [
-            deidentify.pseudonym(key, name, *(("patient", r.patient) if r.patient else ("record", r.record)))
-            for r in rows
-        ],
-        np.int64,
-    )
+    """(plan, rows in the order of the shards with the rejected ones last, input files) from the described records."""
+    codes = _patient_codes(config.source.name, key, rows)
     windows = np.array([row.windows for row in rows], np.int64)
+    reasons = _duplicates([row.reason for row in rows], rows)
     usable = np.flatnonzero([not reason for reason in reasons])
-    split = np.full(len(rows), -1, np.int8)
-    place = np.zeros(len(rows), np.uint64)
+    split, place = np.full(len(rows), -1, np.int8), np.zeros(len(rows), np.uint64)
     chosen = None if known.splits is None else np.array(known.splits, np.int8)[usable]
     split[usable], place[usable] = _assign(codes[usable], chosen, config)
     for row in usable[split[usable] < 0]:
@@ -460,45 +454,63 @@ def make_plan(
     for row in order[kept == 0]:
         reasons[row] = "patient_overflow"
     order, kept = order[kept > 0], kept[kept > 0]
-    shard = np.full(len(rows), -1, np.int32)
     planned = np.zeros(len(rows), np.int64)
     planned[order] = kept
-    shards = _shards(order, codes, split, kept, shard, config.samples_per_shard)
-    rejected = np.flatnonzero(shard < 0)
-    order = np.concatenate([order, rejected])
-    frame = pa.table(
-        {
-            "record": [rows[i].record for i in order],
-            "reason": [reasons[i] for i in order],
-            "detail": [rows[i].detail for i in order],
-            "patient": pa.array(codes[order], pa.int64()),
-            "age": pa.array([rows[i].age for i in order], pa.float32()),
-            "sex": pa.array([rows[i].sex for i in order], pa.string()),
-            "codes": pa.array([list(rows[i].codes) for i in order], pa.list_(pa.string())),
-            "rate": pa.array([rows[i].rate for i in order], pa.float64()),
-            "windows": pa.array(planned[order], pa.int32()),
-            "over": pa.array([rows[i].windows - planned[i] if planned[i] else 0 for i in order], pa.int32()),
-            "shard": pa.array(shard[order], pa.int32()),
-            **{column: pa.array([values[i] for i in order]) for column, values in known.labels.items()},
-        }
-    )
+    shards = _shards(order, codes, split, kept, config.samples_per_shard)
+    order = np.concatenate([order, np.flatnonzero(planned == 0)])
     files = sorted({stamp for row in rows for stamp in row.stamps} | _table_stamp(known.table))
     inputs = pa.table({"file": [f[0] for f in files], "size": [f[1] for f in files], "mtime_ns": [f[2] for f in files]})
     now = content(config, key.key_id)
     plan = Plan(
-        now,
-        digest(now),
-        digest(files),
-        len(files),
-        META_BYTES,
-        key.key_id,
-        bool(len(usable)) and all(rows[i].patient for i in usable),
-        shards,
-        len(rows),
-        int(planned.sum()),
-        sum(row.codes_left_out for row in rows),
+        content=now,
+        config=digest(now),
+        inputs=digest(files),
+        input_files=len(files),
+        meta_bytes=META_BYTES,
+        key_id=key.key_id,
+        patient_ids=bool(len(usable)) and all(rows[i].patient for i in usable),
+        shards=shards,
+        records=len(rows),
+        windows=int(planned.sum()),
+        codes_left_out=sum(row.codes_left_out for row in rows),
     )
-    return plan, frame, inputs
+    return plan, _frame(rows, order, reasons, codes, planned, known.labels), inputs
+
+
+def _patient_codes(source: str, key: deidentify.PseudonymKey, rows: list[Row]) -> NDArray[np.int64]:
+    whom = (("patient", row.patient) if row.patient else ("record", row.record) for row in rows)
+    return np.array([deidentify.pseudonym(key, source, kind, identity) for kind, identity in whom], np.int64)
+
+
+def _frame(
+    rows: list[Row],
+    order: NDArray[np.int64],
+    reasons: list[str],
+    codes: NDArray[np.int64],
+    planned: NDArray[np.int64],
+    labels: dict[str, list[Any]],
+) -> pa.Table:
+    """The rows as a table; `windows` are the planned ones, `over` those of a planned record that found no place."""
+    picked = [rows[i] for i in order]
+    over = [max(row.windows - n, 0) if n else 0 for row, n in zip(picked, planned[order].tolist())]
+    return pa.table(
+        {
+            "record": [row.record for row in picked],
+            "reason": [reasons[i] for i in order],
+            "detail": [row.detail for row in picked],
+            "patient": pa.array(codes[order], pa.int64()),
+            "age": pa.array([row.age for row in picked], pa.float32()),
+            "sex": pa.array([row.sex for row in picked], pa.string()),
+            "codes": pa.array([list(row.codes) for row in picked], pa.list_(pa.string())),
+            "windows": pa.array(planned[order], pa.int32()),
+            "over": pa.array(over, pa.int32()),
+            **{column: _label_array(values, order) for column, values in labels.items()},
+        }
+    )
+
+
+def _label_array(values: list[Any], order: NDArray[np.int64]) -> pa.Array:
+    return pa.array(values).take(pa.array(order))
 
 
 def _duplicates(reasons: list[str], rows: list[Row]) -> list[str]:
@@ -531,10 +543,9 @@ def _shards(
     codes: NDArray[np.int64],
     split: NDArray[np.int8],
     kept: NDArray[np.int64],
-    shard: NDArray[np.int32],
     most: int,
 ) -> list[ShardPlan]:
-    """Fills `shard` (ordinal of each record); a patient's records, adjacent in `order`, stay together."""
+    """The shards that the records fill in this order; a patient's records, adjacent in it, stay together."""
     shards: list[ShardPlan] = []
     for number, name in enumerate(SPLITS):
         inside = split[order] == number
@@ -544,7 +555,6 @@ def _shards(
         starts = np.flatnonzero(np.concatenate([[True], codes[rows][1:] != codes[rows][:-1]]))
         bins = pack(np.add.reduceat(sizes, starts), most)
         of_row = np.repeat(bins, np.diff(np.append(starts, len(rows))))
-        shard[rows] = of_row + len(shards)
         records, windows = np.bincount(of_row), np.bincount(of_row, weights=sizes).astype(int)
         first = len(shards)
         shards += [

@@ -81,8 +81,8 @@ def status(output: Path) -> str:
     plan = read_plan(output)
     done = finished(output, plan)
     running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*")}
-    failed = {s.name: failure_path(output, s.name) for s in plan.shards if s.name not in done}
-    failed = {name: path.read_text().strip() for name, path in failed.items() if path.is_file()}
+    failures = {s.name: failure_path(output, s.name) for s in plan.shards if s.name not in done}
+    failed = {name: path.read_text().strip() for name, path in failures.items() if path.is_file()}
     records = sum(s.records for s in plan.shards if s.name in done)
     total = sum(s.records for s in plan.shards)
     lines = [

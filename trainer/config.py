@@ -8,7 +8,7 @@ from typing import Any
 
 from sharding.config import UserError
 from trainer.game import GameConfig
-from trainer.metrics import WandbConfig
+from trainer.metrics import MODES, WandbConfig
 
 
 @dataclass
@@ -131,6 +131,7 @@ class PretrainConfig:
             ("scaling", self.scaling, ("fixed", "record")),
             ("precision", self.precision, ("auto", "fp32", "bf16")),
             ("resume", self.resume, ("auto", "never")),
+            ("wandb.mode", self.wandb.mode, MODES),
             ("zero", self.zero, (0, 1, 2, 3)),
         ):
             if value not in known:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import checkpoint, dist
+from trainer import checkpoint, dist, figures
 from trainer.config import PretrainConfig, learning_rate
 from trainer.data.order import Order
 from trainer.data.shards import Shards
 from trainer.data.stream import Batch, batches, millivolts
 from trainer.engines import gradient_norm, set_learning_rate
-from trainer.game import Game, NonFiniteError, Pair, soft_masks
+from trainer.game import Game, NonFiniteError, Pair, binarise, soft_masks
 from trainer.metrics import Metrics, Throughput
 from trainer.models.encoder import Scaling
 from trainer.resilience import Stop
@@ -145,12 +145,10 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
 @torch.no_grad()
 def _draw_masks(run: Run, step: int) -> None:
     """The masks that a synthetic ECG receives, on ECG paper; every rank computes them (ZeRO 3 gathers), one draws."""
-    from trainer import figures
-
     manifest = run.train.manifest
     example = figures.synthetic_example(manifest.leads, manifest.samples, manifest.rate)
     signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]
-    masks = soft_masks(run.engines["masker"](run.scaling(signal)))[0].float().cpu().numpy()
+    masks = binarise(soft_masks(run.engines["masker"](run.scaling(signal))), run.cfg.game)[0].cpu().numpy()
     if run.world.is_main:
         path = run.folder / "figures" / f"masks-{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,13 +16,13 @@ if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
 import torch
 
 from sharding.config import UserError, as_dict, dump, load
-from trainer import checkpoint, dist, loop
+from trainer import checkpoint, dist, figures, loop
 from trainer.config import PretrainConfig
 from trainer.data.order import Order, default_lanes
 from trainer.data.shards import Shards
 from trainer.engines import make_engine, uses_bf16
 from trainer.game import Game, Recogniser
-from trainer.metrics import Metrics, Throughput, new_wandb_id
+from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
 from trainer.models import build_encoder
 from trainer.models.encoder import Scaling
 from trainer.models.masker import UNet
@@ -131,6 +131,7 @@ def _run(
     finally:
         metrics.close({})
     if world.is_main:
+        figures.loss_curves(folder / METRICS, folder / "figures" / "curves.png")
         finished = done == total
         _write_run(folder, cfg, info, "finished" if finished else "interrupted")
         said = (

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +200,7 @@ class Steps:
         began = time.monotonic()
         problem = run_limited(words, log, self.seconds) or ("" if done() else "ended without its result")
         if problem:
-            raise UserError(f"step {name} {problem}; log: {log}; its last line: {_last_line(log)}")
+            raise UserError(f"step {name} {problem}; log: {log}; it says: {telling_line(log)}")
         self.note(name, words, time.monotonic() - began)
 
     def note(self, name: str, words: Sequence[str | Path], seconds: float) -> None:
@@ -214,9 +216,11 @@ def shown(words: Sequence[str | Path]) -> str:
     return shlex.join([first, *(str(word) for word in words[1:])])
 
 
-def _last_line(log: Path) -> str:
+def telling_line(log: Path) -> str:
+    """The last line of a log that names an error, else its last line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "(empty)"
+    named = [line for line in lines if re.match(r"error: |[\w.]+(Error|Exception)\b", line)]
+    return (named or lines or ["(empty)"])[-1][:300]
 
 
 def run_limited(words: Sequence[str], log: Path, seconds: float) -> str:
@@ -298,6 +302,7 @@ def shard_command(config: StudyConfig, rotation: int, base: Path) -> list[str | 
 def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) -> list[str | Path]:
     beside = Path(sys.executable).with_name("deepspeed")
     launcher = [beside if beside.is_file() else "deepspeed", "--num_gpus", str(config.processes)]
+    launcher += ["--master_port", str(_free_port())]
     place = [f"data.path={base / 'data'}", f"run={_run_directory(base, method, seed)}", f"seed={seed}"]
     return [
         *launcher,
@@ -306,6 +311,13 @@ def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) ->
         *place,
         *config.pretrain,
     ]
+
+
+def _free_port() -> int:
+    """A port that is free now, so that studies on one machine do not meet at the launcher's default."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def transfer_words(config: StudyConfig, cell: Cell) -> list[str]:
@@ -334,7 +346,8 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
     given = features(encoder, task, first.batch) if first.mode == "probe" else None
     for cell in left:
         words = transfer_words(config, cell)
-        result = run(load(TransferConfig, path, words), task, encoder, given)
+        settings = replace(first, fraction=cell.fraction, output=str(cell.directory(Path(config.output))))
+        result = run(settings, task, encoder, given)
         name = f"transfer/{cell.rotation}/{cell.method}/{cell.seed}/{cell.task}/{cell.fraction:g}"
         print(f"[{name}] macro AUROC {result['auroc']:.3f}")
         steps.note(name, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)

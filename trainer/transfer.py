@@ -1,7 +1,7 @@
 """What an encoder is worth where labels are scarce: linear probe, fine-tuning, training from scratch.
 
 `python -m trainer.transfer configs/transfer/rhythm.yaml encoder=DIR|random data=DIR output=DIR [fraction=0.1]
-[mode=probe|finetune|scratch] [seed=0] [like=DIR]`
+[mode=probe|finetune|scratch] [seed=0] [like=DIR]`; `python -m trainer.transfer compare RESULT.json ...` tabulates.
 
 Trained on a fraction of the train split, settings chosen on `val`, tested once on `test`; result.json and
 predictions.parquet land in `output`.
@@ -122,6 +122,9 @@ class Task:
 
 
 def main(argv: list[str]) -> None:
+    if argv and argv[0] == "compare":
+        print(comparison(argv[1:]))
+        return
     path = argv[0] if argv and "=" not in argv[0] else None
     config = load(TransferConfig, path, argv[1:] if path else argv)
     _check(config)
@@ -512,6 +515,18 @@ def table(result: dict[str, Any]) -> str:
         counts = [result["counts"][split].get(name, 0) for split in SPLITS]
         lines.append(_line(name, counts, result["per_class"].get(name)))
     lines.append(_line("macro", [sum(result["counts"][s].values()) for s in SPLITS], result))
+    return "\n".join(lines)
+
+
+def comparison(paths: Sequence[str]) -> str:
+    """One line for each result.json: task, encoder, fraction, macro AUROC with its interval."""
+    lines = [f"{'task':<12}{'labels':>8}  {'macro AUROC (95 % by patients)':<32}encoder"]
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"{path} does not exist: give result.json files that `python -m trainer.transfer` wrote")
+        r = json.loads(Path(path).read_text())
+        score = f"{r['auroc']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {score:<32}{r['encoder']}")
     return "\n".join(lines)
 
 

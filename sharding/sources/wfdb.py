@@ -153,7 +153,7 @@ def _millivolt(values: NDArray[np.integer], lines: list[SignalLine]) -> NDArray[
     scale = np.array([[f / line.gain] for f, line in zip(factors, lines)], np.float64)  # type: ignore[operator]
     baseline = np.array([[line.baseline] for line in lines], np.float64)
     if not baseline.any() and values.dtype.itemsize <= 2:
-        return values * scale.astype(np.float32)
+        return np.multiply(values, scale, dtype=np.float32)
     return ((values - baseline) * scale).astype(np.float32)
 
 
@@ -198,6 +198,8 @@ def _read_file(root: Path, record: str, lines: list[SignalLine], length: int) ->
         with open(path, "rb") as file:
             file.seek(lines[0].offset)
             data = file.read(size)
+    except FileNotFoundError as error:
+        raise Rejected("missing_file", "signal file") from error
     except PermissionError as error:
         raise Rejected("unreadable", "signal file") from error
     if len(data) < size:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from tests.slurm.cluster import Cluster, why_not
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN, SHARD = ROOT / "slurm" / "pretrain.sbatch", ROOT / "slurm" / "shard.sbatch"
 SMALL = (
-    "batch.global=8 encoder.args.width=16 projector.hidden=16 projector.out=8 masker.width=4 masker.depth=1 "
+    "batch.global=8 encoder.args.width=16 projector.hidden=16 projector.out=8 masker.width=8 masker.depth=1 "
     "log.every=1 log.figure_every=0 checkpoint.every=0"
 )
 STUB = """\
@@ -39,7 +39,7 @@ sys.exit(int(words.get("code", 0)))
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.full,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 
@@ -93,15 +93,22 @@ def log_of(cwd: Path, job: str) -> str:
     return "\n".join(path.read_text() for path in sorted(cwd.glob(f"umbra-*-{job}*.log")))
 
 
-def wait_for(path: Path, seconds: float) -> None:
+def wait_until(ready: Callable[[], bool], seconds: float, cwd: Path, job: str) -> None:
     limit = time.monotonic() + seconds
-    while not (path.is_file() and path.read_text()):
-        assert time.monotonic() < limit, f"{path} has not come after {seconds} s"
+    while not ready():
+        assert time.monotonic() < limit, f"waited {seconds} s in vain:\n{log_of(cwd, job)}"
         time.sleep(0.1)
 
 
 def steps_of(run: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """The steps in the whole lines of `metrics.jsonl`."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
+def committed(run: Path) -> list[int]:
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*/COMMITTED"))
 
 
 def pretrain_words(shards: Path, run: Path, steps: int) -> list[str]:
@@ -122,25 +129,31 @@ def test_pretraining_on_two_nodes(slurm: Cluster, shards: Path, tmp_path: Path) 
 
 
 def test_a_warned_run_saves_and_queues_itself_again(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
-    run, steps = tmp_path / "run", 120
-    job = submit(slurm, tmp_path, "--nodes=2", str(PRETRAIN), *pretrain_words(shards, run, steps))
-    wait_for(run / "metrics.jsonl", 120)
+    """Two lives: the first is queued again and gone on with, the second is told to save and end."""
+    run = tmp_path / "run"
+    job = submit(slurm, tmp_path, "--nodes=2", str(PRETRAIN), *pretrain_words(shards, run, 100_000))
+    wait_until(lambda: steps_of(run) != [], 180, tmp_path, job)
     slurm.run("scancel", "--signal=USR1", job)
-    (row,) = slurm.wait(job, 240)
+    wait_until(lambda: slurm.fields(job)[0]["Restarts"] == "1", 60, tmp_path, job)
+    (saved,) = committed(run)
+    assert steps_of(run) == list(range(1, saved + 1))
+    wait_until(lambda: len(steps_of(run)) > saved, 180, tmp_path, job)
+    slurm.run("scontrol", "update", f"JobId={job}", "Requeue=0")
+    slurm.run("scancel", "--signal=USR1", job)
+    (row,) = slurm.wait(job, 90)
     log = log_of(tmp_path, job)
-    assert row["JobState"] == "COMPLETED", log
-    assert row["Restarts"] == "1", log
-    assert "life 1" in log
-    assert "life 2" in log
-    assert "run interrupted" in log
-    assert json.loads((run / "run.json").read_text())["status"] == "finished"
-    assert steps_of(run) == list(range(1, steps + 1))
+    assert (row["JobState"], row["Restarts"]) == ("COMPLETED", "1"), log
+    assert log.index("life 1") < log.index(f"newest checkpoint: {saved}\n") < log.index("life 2"), log
+    assert f"step {saved} to 100000" in log
+    assert committed(run) == [saved, len(steps_of(run))]
+    assert steps_of(run) == list(range(1, len(steps_of(run)) + 1))
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_a_process_for_each_gpu(slurm: Cluster, stubbed: Path) -> None:
     gpus = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=1"]
     job = submit(slurm, stubbed, *gpus, str(PRETRAIN), "run=run", "status=finished", home=stubbed)
-    (row,) = slurm.wait(job, 60)
+    (row,) = slurm.wait(job, 90)
     assert row["JobState"] == "COMPLETED", log_of(stubbed, job)
     ranks = [json.loads((stubbed / f"run/rank-{rank}.json").read_text()) for rank in range(4)]
     assert [(r["node"], r["LOCAL_RANK"]) for r in ranks] == [("n0", "0"), ("n0", "1"), ("n1", "0"), ("n1", "1")]
@@ -162,7 +175,7 @@ def test_what_is_not_queued_again(
     slurm: Cluster, stubbed: Path, words: list[str], variables: dict[str, str], state: str, code: str, said: str
 ) -> None:
     job = submit(slurm, stubbed, str(PRETRAIN), "run=run", *words, home=stubbed, **variables)
-    (row,) = slurm.wait(job, 60)
+    (row,) = slurm.wait(job, 90)
     assert (row["JobState"], row["ExitCode"], row["Restarts"]) == (state, code, "0"), log_of(stubbed, job)
     assert said in log_of(stubbed, job)
 
@@ -177,9 +190,9 @@ def test_requeues_end_when_the_run_gets_no_further(slurm: Cluster, stubbed: Path
 
 def test_a_cancelled_job_stays_cancelled(slurm: Cluster, stubbed: Path) -> None:
     job = submit(slurm, stubbed, str(PRETRAIN), "run=run", "status=interrupted", "save=4", "sleep=60", home=stubbed)
-    wait_for(stubbed / "run" / "rank-0.json", 60)
+    wait_until((stubbed / "run" / "checkpoints" / "step-4" / "COMMITTED").exists, 60, stubbed, job)
     slurm.run("scancel", job)
-    (row,) = slurm.wait(job, 60)
+    (row,) = slurm.wait(job, 90)
     time.sleep(2)
     (row,) = slurm.fields(job)
     assert (row["JobState"], row["Restarts"]) == ("CANCELLED", "0")
@@ -187,7 +200,7 @@ def test_a_cancelled_job_stays_cancelled(slurm: Cluster, stubbed: Path) -> None:
 
 def test_the_run_directory_must_be_named(slurm: Cluster, stubbed: Path) -> None:
     job = submit(slurm, stubbed, str(PRETRAIN), "status=finished", home=stubbed)
-    (row,) = slurm.wait(job, 60)
+    (row,) = slurm.wait(job, 90)
     assert (row["JobState"], row["ExitCode"]) == ("FAILED", "2:0")
     assert log_of(stubbed, job).startswith("error: name the run directory, run=DIR")
 
@@ -213,6 +226,6 @@ def test_an_array_that_would_leave_out_shards_is_refused(slurm: Cluster, recordi
     output = tmp_path / "shards"
     options = ["--array=1-2", "--cpus-per-task=1"]
     job = submit(slurm, tmp_path, *options, str(SHARD), *build_words(recordings, output))
-    assert {row["ExitCode"] for row in slurm.wait(job, 60)} == {"2:0"}
+    assert {row["ExitCode"] for row in slurm.wait(job, 90)} == {"2:0"}
     assert "error: the array must be 0 to n-1" in log_of(tmp_path, job)
     assert not os.path.exists(output)

@@ -18,7 +18,7 @@ from sharding.writer import ShardWriter, metadata_bytes
 from trainer.models import build_encoder
 
 RATE, SAMPLES = 100.0, 256
-ARGS = {"width": 8, "embedding": 64}
+ARGS = {"width": 16, "groups": 4, "embedding": 64}
 ENCODER = {"name": "resnet18", "leads": list(CANONICAL), "samples": SAMPLES, "rate": RATE, "args": ARGS}
 SCALING = {"mode": "fixed", "mean_mv": [0.0] * 12, "std_mv": [0.5] * 12}
 CODES = {"SR": ["426783006"], "AFIB": ["164889003", "SR"], "STACH": ["STACH"]}
@@ -26,9 +26,9 @@ CODES = {"SR": ["426783006"], "AFIB": ["164889003", "SR"], "STACH": ["STACH"]}
 
 def ecg(kind: str, rng: np.random.Generator) -> np.ndarray:
     """Not an ECG, but its class can be told from it: int16 `[12, SAMPLES]` in microvolt."""
-    hertz = {"SR": 2.0, "AFIB": 11.0, "STACH": 5.0}[kind]
+    hertz, height = {"SR": (2.0, 300), "AFIB": (11.0, 600), "STACH": (5.0, 1200)}[kind]
     wave = np.sin(2 * np.pi * hertz * np.arange(SAMPLES) / RATE + rng.uniform(0, 6))
-    return (600 * wave + rng.normal(0, 150, (12, SAMPLES))).astype("<i2")
+    return (height * wave + rng.normal(0, 150, (12, SAMPLES))).astype("<i2")
 
 
 def make_shards(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sharding.config import UserError
-from tests.unit.handmade import SAMPLES, SCALING, backbone, make_run
+from tests.unit.handmade import ENCODER, SAMPLES, SCALING, backbone, make_run
 from trainer.export import export, main
 from trainer.hub import load_encoder
 
@@ -53,10 +53,7 @@ def test_writes_what_the_directory_must_hold_and_replaces_an_older_one(tmp_path)
     ("changes", "said"),
     [
         ({"steps": []}, "no committed checkpoint"),
-        (
-            {"encoder": {"name": "resnet18", "leads": ["I"], "samples": 256, "rate": 100.0, "args": {"width": 8}}},
-            "shape",
-        ),
+        ({"encoder": ENCODER | {"leads": ["I"]}}, "shape"),
     ],
 )
 def test_a_run_that_cannot_be_exported_is_one_clear_line(tmp_path, changes, said):

@@ -141,7 +141,7 @@ def test_test_labels_do_not_change_what_is_chosen(data, encoder, tmp_path, monke
 @pytest.mark.parametrize("mode", ["finetune", "scratch"])
 def test_finetune_and_scratch_train_the_encoder(data, encoder, tmp_path, mode):
     words = [f"encoder={encoder}", f"data={data}", f"output={tmp_path}", f"mode={mode}", "bootstrap=0"]
-    transfer.main([RHYTHM, *words, "finetune.lr=[3e-3]", "finetune.epochs=6", "finetune.batch=16"])
+    transfer.main([RHYTHM, *words, "finetune.lr=[3e-3]", "finetune.epochs=10", "finetune.batch=16"])
     found = result(tmp_path)
     assert found["auroc"] > 0.9
     assert set(found["chosen"]) == {"lr", "epoch"}

@@ -63,6 +63,13 @@ def test_time_mask_is_a_stretch_on_a_ring_that_hides_every_sample_equally_often(
     assert (rate - 0.5).abs().max() < 5 * 0.5 / (2000 * 12) ** 0.5
 
 
+def test_time_masks_of_two_leads_lie_at_any_distance():
+    m = mask("time_mask", batch=4000, samples=20)[:, :2]
+    starts = (m & ~m.roll(1, dims=-1)).int().argmax(-1)
+    counts = torch.bincount((starts[:, 1] - starts[:, 0]) % 20, minlength=20)
+    assert (counts - 200).abs().max() < 5 * (4000 * 0.05 * 0.95) ** 0.5
+
+
 @pytest.mark.parametrize("name", ["block_mask", "time_mask"])
 def test_several_blocks_are_several_stretches(name):
     m = mask({"name": name, "blocks": 4, "coverage": 0.3})

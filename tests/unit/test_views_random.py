@@ -135,6 +135,11 @@ def test_no_two_samples_share_a_stream():
     assert len(pairs.unique()) == len(pairs)
 
 
+def test_an_empty_batch_is_an_empty_tensor():
+    assert bits(key([]), "op", (3, 2)).shape == (0, 3, 2)
+    assert normal(key([]), "op").shape == (0,)
+
+
 def test_with_view_changes_the_view_alone():
     one = key([1, 2], seed=5, epoch=6, view=0)
     two = one.with_view(9)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from trainer.views.base import View
@@ -14,7 +13,7 @@ from trainer.views.random import Key, normal
 
 @dataclass(kw_only=True)
 class Gaussian(View):
-    """White normal noise of standard deviation `sd_mv` (mV), independent in every lead and sample."""
+    """White normal noise of standard deviation `sd_mv` (mV), independent in every lead and sample, added in float32."""
 
     stage: ClassVar[str] = "signal"
     sd_mv: float = 0.05
@@ -25,4 +24,4 @@ class Gaussian(View):
 
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
         noise = normal(key, self.op, tuple(x.shape[1:])).mul_(self.sd_mv)
-        return noise.add_(x.to(torch.float32)).to(x.dtype)
+        return noise.add_(x).to(x.dtype)

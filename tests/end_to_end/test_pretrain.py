@@ -1,0 +1,204 @@
+"""The real launcher on small shards: train, stop, go on, export, load, probe; and what a user gets wrong."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from handmade import make_shards
+from safetensors.torch import load_file
+
+from tests.launch import finish, launch, start
+from trainer.metrics import read_metrics
+
+SMALL = [
+    "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16", "projector.hidden=16", "projector.out=8",
+    "masker.width=8", "log.every=1", "log.figure_every=0", "log.heldout_every=4", "wandb.mode=disabled", "steps=12",
+]  # fmt: skip
+KINDS = ["SR", "AFIB", "STACH"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shards"
+    return make_shards(root, {"train": KINDS * 16, "val": KINDS * 6, "test": KINDS * 6})
+
+
+def pretrain(shards, run, *more, method="adversarial"):
+    return [
+        "trainer/pretrain.py",
+        f"configs/pretrain/{method}.yaml",
+        f"data.path={shards}",
+        f"run={run}",
+        *SMALL,
+        *more,
+    ]
+
+
+def losses(run) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """An undisturbed run on two processes, with W&B offline and figures."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    words = pretrain(shards, run, "wandb.mode=offline", "log.figure_every=12", "checkpoint.every=5")
+    code, output = launch(words, 2)
+    assert code == 0, output[-4000:]
+    return run, output
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    run, output = whole
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [r["step"] for r in rows] == list(range(1, 13))
+    for name in ("loss", "coverage", "lr/encoder", "lr/masker", "grad_norm/encoder", "grad_norm/masker", "accuracy"):
+        assert np.isfinite([r[name] for r in rows]).all(), name
+    assert all(r["grad_norm/masker"] > 0 for r in rows)
+    assert any("heldout/loss" in r for r in rows)
+    assert any("data_wait" in r and "samples_per_s" in r for r in rows)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-10", "step-12"]
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert list((run / "figures").glob("*.png"))
+    assert list((run / "wandb").glob("**/*.wandb"))
+    assert f"python -m trainer.export run={run}" in output
+
+
+def test_a_second_call_does_nothing_and_says_so(whole, shards):
+    run, _ = whole
+    code, output = launch(pretrain(shards, run), 2)
+    assert code == 0, output[-3000:]
+    assert "has its 12 steps already" in output
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(whole, shards, tmp_path):
+    run = tmp_path / "run"
+    process = start(pretrain(shards, run, "checkpoint.every=5", "steps=12"), 2)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (run / "checkpoints" / "step-5" / "COMMITTED").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    code, output = launch(pretrain(shards, run, "checkpoint.every=5"), 2)
+    assert code == 0, output[-3000:]
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl")] == list(range(1, 13))
+    assert losses(run) == losses(whole[0])
+    ours, theirs = (load_file(r / "checkpoints" / "step-12" / "weights.safetensors") for r in (run, whole[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_one_process_plays_the_same_game_as_two(whole, shards, tmp_path):
+    code, output = launch(pretrain(shards, tmp_path / "run"), 1)
+    assert code == 0, output[-3000:]
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole[0]), rel=1e-3)
+
+
+def test_export_and_probe(whole, shards, tmp_path):
+    run, _ = whole
+    assert launch(["-m", "trainer.export", f"run={run}"])[0] == 0
+    assert "12" in (run / "encoder" / "README.md").read_text()
+    code = (
+        "import sys, umbra, torch; e = umbra.load_encoder(sys.argv[1]);"
+        "print(tuple(e(torch.zeros(2, 12, 256)).shape), sorted({'deepspeed','wandb','webdataset'} & set(sys.modules)))"
+    )
+    assert "(2, 16) []" in launch(["-c", code, str(run / "encoder")])[1]
+    words = ["-m", "trainer.transfer", "configs/transfer/rhythm.yaml", f"encoder={run / 'encoder'}", f"data={shards}"]
+    status, output = launch([*words, f"output={tmp_path / 'out'}", "bootstrap=50"])
+    assert status == 0, output
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["auroc"] > 0.5
+    assert pq.read_table(tmp_path / "out" / "predictions.parquet").num_rows == 18
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["block_mask", "3kg", "gaussian", "none"])
+def test_the_rivals_run(method, shards, tmp_path):
+    code, output = launch(pretrain(shards, tmp_path / "run", "steps=4", method=method), 2)
+    assert code == 0, output[-3000:]
+    assert len(losses(tmp_path / "run")) == 4
+    assert not (tmp_path / "run" / "checkpoints" / "step-4" / "masker").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_zero_stages_resume_bit_equal_and_refuse_another_world(zero, shards, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert launch(pretrain(shards, whole, f"zero={zero}", "batch.contrast=8"), 2)[0] == 0
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints")
+    words = pretrain(shards, cut, f"zero={zero}", "batch.contrast=8", "checkpoint.every=6", "max_minutes=1e-9")
+    assert launch(words, 2)[0] == 0
+    assert json.loads((cut / "run.json").read_text())["status"] == "interrupted"
+    code, output = launch(pretrain(shards, cut, f"zero={zero}", "batch.contrast=8"), 1)
+    assert code == 2, output[-3000:]
+    assert "belong to a world size" in output
+    assert launch(pretrain(shards, cut, f"zero={zero}", "batch.contrast=8"), 2)[0] == 0
+    assert losses(cut) == losses(whole)
+
+
+@pytest.mark.full
+def test_another_world_size_goes_on_without_zero(whole, shards, tmp_path):
+    run = tmp_path / "run"
+    assert launch(pretrain(shards, run, "max_minutes=1e-9"), 2)[0] == 0
+    assert launch(pretrain(shards, run), 4)[0] == 0
+    assert losses(run) == pytest.approx(losses(whole[0]), rel=1e-3)
+
+
+@pytest.mark.full
+def test_killed_at_any_moment_it_ends_the_same(whole, shards, tmp_path):
+    run, rng = tmp_path / "run", np.random.default_rng(0)
+    for _ in range(4):
+        process = start(pretrain(shards, run, "checkpoint.every=1"), 2)
+        time.sleep(float(rng.uniform(6, 20)))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    assert launch(pretrain(shards, run, "checkpoint.every=1"), 2)[0] == 0
+    assert losses(run) == losses(whole[0])
+
+
+def test_dry_run_tells_and_leaves_nothing(shards, tmp_path):
+    code, output = launch(pretrain(shards, tmp_path / "run", "--dry-run"))
+    assert code == 0, output
+    assert "3 steps an epoch, 12 steps of 16" in output
+    assert re.search(r"encoder with projector [\d,]+, masker [\d,]+", output)
+    assert not (tmp_path / "run").exists()
+
+
+MISTAKES = [
+    (["data.path=/no/such/folder"], "not a finished data set"),
+    (["batch.globl=3"], "did you mean 'batch.global'?"),
+    (["batch.global=1000"], "larger than the 48 training samples"),
+    (["data.lanes=5"], "data.lanes=5 does not divide the contrast batch 16; nearest: 4"),
+    (["batch.contrast=5"], "batch.contrast=5 does not divide batch.global=16"),
+    (["encoder.name=resnet19"], "did you mean resnet18?"),
+    (["encoder.args.widht=3"], "did you mean width?"),
+    (["views.second=[blok_mask]"], "did you mean 'block_mask'?"),
+    (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
+    (["zero=7"], "zero=7"),
+    (["wandb.mode=ofline"], "wandb.mode=ofline"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: v[0] if isinstance(v, list) else "")
+def test_a_mistake_ends_in_one_line(words, said, shards, tmp_path, capsys, monkeypatch):
+    from sharding.config import UserError
+    from trainer import pretrain as entry
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UserError) as error:
+        entry.main([*pretrain(shards, tmp_path / "run")[1:], *words, "--dry-run"])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_under_the_launcher_has_exit_code_2(shards, tmp_path):
+    code, output = launch(pretrain(shards, tmp_path / "run"), 3)
+    assert code == 2, output[-3000:]
+    assert output.count("error: 3 processes cannot share data.lanes=16; use 2 processes") == 1
+    assert "Traceback" not in output

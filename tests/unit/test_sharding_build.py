@@ -1,0 +1,444 @@
+"""Whole builds of small folders, against arrays that the test wrote itself."""
+
+import json
+import os
+import random
+import signal as signals
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from recordings import LEADS, beats, write_folder, write_record
+
+from sharding import build as building
+from sharding import plan
+from sharding.config import UserError, load
+from sharding.schema import read_manifest
+from sharding.verify import verify
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "shard"
+
+
+def build(source: Path, output: Path, *words: str, config: str = "wfdb") -> building.Outcome:
+    fixed = [f"input={source}", f"output={output}", "source.public=true"]
+    return building.build(load(plan.BuildConfig, CONFIGS / f"{config}.yaml", [*fixed, *words]))
+
+
+def public_bytes(output: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in output.iterdir() if p.is_file()}
+
+
+def rejected(output: Path) -> dict[str, str]:
+    table = pq.read_table(output / "private" / "records.parquet").to_pylist()
+    return {row["record"]: row["reason"] for row in table if row["status"] == "rejected"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("input")
+    return root, write_folder(root, 30, 2)
+
+
+@pytest.fixture(scope="module")
+def output(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("output") / "shards"
+    build(folder[0], path, "samples_per_shard=12", "seed=3")
+    return path
+
+
+def test_samples_are_the_records(folder, output):
+    manifest = read_manifest(output)
+    samples = pq.read_table(output / "samples.parquet").to_pylist()
+    records = pq.read_table(output / "private" / "records.parquet").to_pylist()
+    name_of = {row["key"]: row["record"] for row in records}
+    assert len(samples) == len(records) == 60
+    assert [row["shard"] for row in samples] == sorted(row["shard"] for row in samples)
+    geometry = manifest.geometry
+    for row in samples:
+        data = (output / manifest.shards[row["shard"]].name).read_bytes()
+        start = geometry.first + row["index"] * geometry.stride
+        found = np.frombuffer(data, "<i2", geometry.array_bytes // 2, start).reshape(12, 1000)
+        name = name_of[row["key"]]
+        assert (found == folder[1][name].T).all()
+        patient = int(name[1:5])
+        assert row["age"] == 20 + patient % 60
+        assert row["sex"] == ("female", "male")[patient % 2]
+        assert row["codes"] == [("426783006", "164889003")[patient % 2]]
+        assert row["source"] == "wfdb"
+
+
+def test_manifest(folder, output):
+    manifest = read_manifest(output)
+    assert [s.split for s in manifest.shards] == sorted(
+        (s.split for s in manifest.shards), key=("train", "val", "test").index
+    )
+    assert all(s.samples <= 12 for s in manifest.shards)
+    assert (manifest.patient_ids, manifest.key_id, manifest.leads) == (True, "public", list(LEADS))
+    assert manifest.counts["sex"] == {
+        "female": {"samples": 30, "patients": 15},
+        "male": {"samples": 30, "patients": 15},
+    }
+    rows = pq.read_table(output / "private" / "records.parquet").to_pylist()
+    train = np.stack([folder[1][r["record"]] for r in rows if r["split"] == "train"]).astype(float)
+    np.testing.assert_allclose(manifest.lead_mean_mv, train.mean(axis=(0, 1)) / 1000, atol=1e-12)
+    np.testing.assert_allclose(manifest.lead_std_mv, train.std(axis=(0, 1)) / 1000, rtol=1e-9)
+    assert manifest.first_row("val") == len(train)
+    splits = {}
+    for row in rows:
+        assert splits.setdefault(row["record"][:5], (row["split"], row["shard"])) == (row["split"], row["shard"])
+
+
+def test_webdataset_opens_the_shards(output):
+    wds = pytest.importorskip("webdataset")
+    manifest = read_manifest(output)
+    urls = [str(output / shard.name) for shard in manifest.shards]
+    seen = list(wds.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
+    samples = pq.read_table(output / "samples.parquet").to_pylist()
+    assert [s["__key__"] for s in seen] == [row["key"] for row in samples]
+    for sample, row in zip(seen, samples):
+        assert sample["ecg.npy"].shape == (12, 1000)
+        assert sample["meta.json"]["patient"] == row["patient"]
+        assert sample["meta.json"]["codes"] == row["codes"]
+        assert sample["meta.json"]["rate"] == 100.0
+
+
+def test_verify_finds_one_wrong_byte(folder, tmp_path):
+    build(folder[0], tmp_path / "out")
+    assert verify(tmp_path / "out").shards
+    shard = tmp_path / "out" / "val-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"val-000000.tar has sha256"):
+        verify(tmp_path / "out")
+
+
+def test_same_bytes_with_any_number_of_workers_and_tasks(folder, output, tmp_path):
+    words = ("samples_per_shard=12", "seed=3")
+    build(folder[0], tmp_path / "two", *words, "workers=2")
+    assert public_bytes(tmp_path / "two") == public_bytes(output)
+    for task in (2, 0, 1):
+        outcome = build(folder[0], tmp_path / "tasks", *words, "tasks=3", f"task={task}")
+        assert outcome.state == ("built" if task == 1 else "waiting")
+    assert public_bytes(tmp_path / "tasks") == public_bytes(output)
+
+
+def test_second_build_does_nothing(folder, output):
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("*")}
+    assert build(folder[0], output, "samples_per_shard=12", "seed=3", "workers=2").state == "already built"
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.name != "plan.lock"} == {
+        p: t for p, t in before.items() if p.name != "plan.lock"
+    }
+
+
+def test_changed_config_or_input_is_refused(tmp_path, monkeypatch):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 4)
+    build(root, output)
+    with pytest.raises(UserError, match=r"planned with seed=0, now seed=1"):
+        build(root, output, "seed=1")
+    monkeypatch.setenv("UMBRA_KEY", "x" * 20)
+    with pytest.raises(UserError, match=r"key_id=public"):
+        build(root, output)
+    monkeypatch.delenv("UMBRA_KEY")
+    write_record(root, "new", beats(9))
+    with pytest.raises(UserError, match=r"new.hea is new"):
+        build(root, output)
+    (root / "new.hea").unlink()
+    assert build(root, output).state == "already built"
+    os.utime(root / "r0002_0.dat", ns=(1, 1))
+    with pytest.raises(UserError, match=r"r0002_0.dat has changed"):
+        build(root, output)
+    (root / "r0002_0.dat").unlink()
+    with pytest.raises(UserError, match=r"r0002_0.dat is gone"):
+        build(root, output)
+
+
+def test_foreign_folders_are_left_alone(folder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match="holds other files"):
+        build(folder[0], tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        build(folder[0], tmp_path / "thesis.txt")
+
+
+def test_output_inside_input(tmp_path):
+    write_folder(tmp_path, 3)
+    build(tmp_path, tmp_path / "shards")
+    write_record(tmp_path / "shards" / "private", "inside", beats(1))
+    assert build(tmp_path, tmp_path / "shards").state == "already built"
+
+
+def test_bad_records_are_counted_and_the_rest_is_built(tmp_path):
+    root = tmp_path / "in"
+    write_folder(root, 3)
+    write_record(root, "short", beats(1)[:999])
+    write_record(root, "truncated", beats(2))
+    (root / "truncated.dat").write_bytes(b"123")
+    write_record(root, "lost", beats(3))
+    (root / "lost.dat").unlink()
+    (root / "noise.hea").write_bytes(bytes(range(256)) * 3)
+    write_record(root, "two", beats(4, leads=2), leads=("I", "II"))
+    flat, high, gap, limit, micro = (beats(k) for k in range(5, 10))
+    flat[:, 4] = 7
+    high[500, 1] = 25000
+    gap[3, 3] = -32768
+    limit[3, 3] = 32767
+    for name, x in (("flat", flat), ("high", high), ("gap", gap), ("limit", limit)):
+        write_record(root, name, x)
+    write_record(root, "micro", micro, gain="1(0)/mV")
+    write_record(root, "mmhg", beats(11), gain="1000(0)/mmHg")
+    outcome = build(root, tmp_path / "out")
+    expected = {
+        "short": "short",
+        "truncated": "truncated",
+        "lost": "missing_file",
+        "noise": "header",
+        "two": "missing_lead",
+        "flat": "flat_lead",
+        "high": "amplitude",
+        "gap": "nan",
+        "limit": "saturated",
+        "micro": "units",
+        "mmhg": "units",
+    }
+    assert rejected(tmp_path / "out") == expected
+    assert outcome.kept == 3
+    assert outcome.rejected["units"] == 2
+    assert sum(outcome.rejected.values()) == 11
+
+
+def test_values_that_do_not_fit_are_refused_not_clipped(tmp_path):
+    root = tmp_path / "in"
+    write_folder(root, 3)
+    x = beats(5)
+    x[10, 0] = 9000
+    write_record(root, "big", x)
+    build(root, tmp_path / "out", "resolution_uv=0.25")
+    assert rejected(tmp_path / "out") == {"big": "clipped"}
+
+
+def test_limb_leads_are_derived_and_order_goes_by_name(tmp_path):
+    x = beats(1, leads=8)
+    names = ("V6", "II", "I", "V1", "V2", "V3", "V4", "V5")
+    for n in range(3):
+        write_record(tmp_path / "in", f"r{n}", x, leads=names)
+    build(tmp_path / "in", tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    data = (tmp_path / "out" / "train-000000.tar").read_bytes()
+    found = np.frombuffer(data, "<i2", 12000, manifest.geometry.first).reshape(12, 1000)
+    one, two = x[:, 2].astype(float), x[:, 1].astype(float)
+    for lead, expected in enumerate((one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2)):
+        assert np.abs(found[lead] - expected).max() <= 0.5 + 1e-3
+    assert (found[11] == x[:, 0]).all()
+    assert not manifest.patient_ids
+
+
+def test_long_records_give_several_windows_in_one_split(tmp_path):
+    root = tmp_path / "in"
+    for n in range(6):
+        write_record(root, f"r{n}", np.vstack([beats(10 * n + k) for k in range(3)])[:2999])
+    outcome = build(root, tmp_path / "out")
+    assert (outcome.kept, outcome.patients) == (12, 6)
+    rows = pq.read_table(tmp_path / "out" / "private" / "records.parquet").to_pylist()
+    assert sorted((r["record"], r["window"]) for r in rows) == [(f"r{n}", w) for n in range(6) for w in range(2)]
+    assert all(len({r["split"] for r in rows if r["record"] == f"r{n}"}) == 1 for n in range(6))
+    bad = np.vstack([beats(1), beats(2)])
+    bad[1500, 0] = 32767
+    write_record(tmp_path / "in2", "r", bad)
+    outcome = build(tmp_path / "in2", tmp_path / "out2")
+    assert (outcome.kept, dict(outcome.rejected)) == (1, {"saturated": 1})
+
+
+def test_resampling_keeps_the_time_axis(tmp_path):
+    time_axis = np.arange(5000) / 500
+    x = np.rint(1000 * np.sin(2 * np.pi * 1.5 * time_axis[:, None] + np.arange(12))).astype("<i2")
+    write_record(tmp_path / "in", "r", x, rate=500)
+    build(tmp_path / "in", tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    data = (tmp_path / "out" / "train-000000.tar").read_bytes()
+    found = np.frombuffer(data, "<i2", 12000, manifest.geometry.first).reshape(12, 1000)
+    assert np.abs(found[:, 20:-20] - x[::5].T[:, 20:-20]).max() <= 3
+
+
+def ptbxl_folder(root: Path, table: str, separator: str) -> None:
+    lines = [
+        "ecg_id,patient_id,age,sex,strat_fold,scp_codes,report,filename_lr,filename_hr"
+        if separator == "{"
+        else "ecg_id,age,sex,strat_fold,scp_codes,patient_id,record"
+    ]
+    for n in range(20):
+        low = f"records100/00000/{n:05d}_lr"
+        write_record(root / "records100" / "00000", f"{n:05d}_lr", beats(n))
+        age, sex, fold = (300 if n == 0 else 40 + n), n % 2, n % 10 + 1
+        if separator == "{":
+            high = f"records500/00000/{n:05d}_hr"
+            write_record(root / "records500" / "00000", f"{n:05d}_hr", beats(n, 5000, 500), rate=500)
+            codes = "\"{'NORM': 100.0, 'SR': 0.0}\""
+            lines.append(f"{n},{1000 + n}.0,{age}.0,{sex},{fold},{codes},kein befund,{low},{high}")
+        else:
+            lines.append(f"{n},{age}.0,{sex},{fold},NORM;SR,{1000 + n}.0,{low}")
+    (root / table).write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(("table", "separator"), [("ptbxl_database.csv", "{"), ("labels.csv", ";")])
+def test_both_tables_of_ptbxl(tmp_path, table, separator):
+    ptbxl_folder(tmp_path / "in", table, separator)
+    folds = ["split.column=strat_fold", "split.train=[1,2,3,4,5,6,7]", "split.val=[9]", "split.test=[10]"]
+    outcome = build(tmp_path / "in", tmp_path / "out", *folds, config="ptbxl")
+    assert (outcome.kept, dict(outcome.rejected)) == (18, {"no_split": 2})
+    samples = pq.read_table(tmp_path / "out" / "samples.parquet")
+    assert samples.schema.field("strat_fold").type == "int64"
+    manifest = read_manifest(tmp_path / "out")
+    for row in samples.to_pylist():
+        assert row["codes"] == ["NORM", "SR"]
+        split = manifest.shards[row["shard"]].split
+        assert row["strat_fold"] in {"train": range(1, 8), "val": [9], "test": [10]}[split]
+    ages = {r["age"] for r in samples.to_pylist()}
+    assert max(ages) == 90
+    if separator == "{":
+        build(tmp_path / "in", tmp_path / "high", "rate=250", config="ptbxl")
+        names = pq.read_table(tmp_path / "high" / "private" / "records.parquet").column("record").to_pylist()
+        assert all(name.startswith("records500") for name in names)
+
+
+def test_wrong_labels(tmp_path):
+    ptbxl_folder(tmp_path / "in", "labels.csv", ";")
+    for words, message in (
+        ("labels=[strat_fol]", "no column 'strat_fol'; did you mean 'strat_fold'"),
+        ("labels=[patient_id]", "stays in private"),
+        ("split.column=fold", "no column 'fold'"),
+        ("split.column=strat_fold", "needs split.train"),
+        ("split.train=[1]", "must be fractions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(tmp_path / "in", tmp_path / "out", words, config="ptbxl")
+    with pytest.raises(UserError, match="need a table"):
+        build(tmp_path / "in", tmp_path / "out", "labels=[strat_fold]")
+    with pytest.raises(UserError, match=r"holds none of ptbxl_database.csv"):
+        build(tmp_path / "in" / "records100", tmp_path / "out", config="ptbxl")
+
+
+PLANTED = ("Schmidt", "19510203", "1951-02-03", "5551234567", "geheim", "pat4711")
+
+
+def test_nothing_planted_leaves_private(tmp_path):
+    root = tmp_path / "in" / "Schmidt-19510203"
+    for n in range(12):
+        x = beats(n)
+        comments = (
+            "Age: 63",
+            "Sex: Schmidt",
+            "Dx: 426783006,Schmidt,5551234567,1951-02-03",
+            "Patient ID: pat4711" if n else "Patient ID: Schmidt",
+            "Name: Schmidt",
+            "Rx: geheim",
+        )
+        line = f"Schmidt{n}_19510203 12 100 1000 03-Feb-1951 12:00:00"
+        write_record(root, f"Schmidt{n}_19510203", x, comments=comments, record_line=line)
+    outcome = build(tmp_path / "in", tmp_path / "out")
+    assert outcome.codes_left_out == 36
+    private = b"".join(p.read_bytes() for p in (tmp_path / "out" / "private").rglob("*") if p.is_file())
+    assert b"pat4711" not in private
+    seen = b"".join(p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file())
+    rows = json.dumps(pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()).encode()
+    for word in (*PLANTED, str(tmp_path)):
+        assert word.encode() not in seen + rows
+    assert b"426783006" in rows
+
+
+def test_vanished_input_stops_the_shard_and_the_same_command_goes_on(tmp_path):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 20)
+    config = load(plan.BuildConfig, None, [f"input={root}", f"output={output}", "samples_per_shard=4"])
+    config.source.public = True
+    validated = plan.validated(config)
+    key = building.deidentify.load_key("", True, root)
+    building._ensure_plan(output, validated, key, None)
+    moved = root / "r0005_0.dat"
+    data, times = moved.read_bytes(), moved.stat().st_mtime_ns
+    moved.unlink()
+    found = plan.read_plan(output)
+    with pytest.raises(UserError, match=r"1 shard failed: .*r0005_0 has vanished"):
+        building._build_shards(validated, found, found.shards, None)
+    moved.write_bytes(data)
+    os.utime(moved, ns=(times, times))
+    assert build(root, output, "samples_per_shard=4").kept == 20
+    build(root, tmp_path / "fresh", "samples_per_shard=4")
+    assert public_bytes(output) == public_bytes(tmp_path / "fresh")
+
+
+def _command(root: Path, output: Path) -> list[str]:
+    words = [f"input={root}", f"output={output}", "source.public=true", "samples_per_shard=8", "workers=2"]
+    return [sys.executable, "-m", "sharding", "build", str(CONFIGS / "wfdb.yaml"), *words]
+
+
+def _kill_and_go_on(tmp_path: Path, kills: int) -> None:
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 400)
+    build(root, tmp_path / "fresh", "samples_per_shard=8")
+    dice = random.Random(1)
+    for _ in range(kills):
+        with subprocess.Popen(_command(root, output), stderr=subprocess.DEVNULL, start_new_session=True) as process:
+            time.sleep(dice.uniform(1.0, 3.0))
+            os.killpg(process.pid, signals.SIGKILL)
+    subprocess.run(_command(root, output), check=True, timeout=120, stderr=subprocess.DEVNULL)
+    assert public_bytes(output) == public_bytes(tmp_path / "fresh")
+
+
+def test_killed_builds_go_on(tmp_path):
+    _kill_and_go_on(tmp_path, 2)
+
+
+@pytest.mark.full
+def test_killed_builds_go_on_many_times(tmp_path):
+    _kill_and_go_on(tmp_path, 20)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", "wfdb.yaml", "input=nope", "output=out"], "input folder nope does not exist"),
+        (["build", "wfdb.yaml", "input=empty", "output=out"], "is empty"),
+        (["build", "wfdb.yaml", "input=other", "output=out", "source.public=true"], "holds no .hea file"),
+        (["build", "wfdb.yaml", "input=other", "output=out"], "no pseudonym key"),
+        (["build", "wfdb.yaml", "inputs=x"], "did you mean 'input'"),
+        (["build", "wfdb.yaml", "input=x", "extra"], "one config file"),
+        (["build", "nope.yaml"], "does not exist"),
+        (["bild"], "unknown command 'bild'"),
+        (["status", "empty"], "holds no plan"),
+        (["verify", "empty"], "manifest.json does not exist"),
+    ],
+)
+def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, words, message):
+    from sharding.__main__ import main
+    from sharding.config import command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UMBRA_KEY", raising=False)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("")
+    words = [str(CONFIGS / w) if w == "wfdb.yaml" else w for w in words]
+    monkeypatch.setattr(sys, "argv", ["sharding", *words])
+    with pytest.raises(SystemExit) as stop:
+        command(main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_status_and_dry_run(folder, output, tmp_path, capsys):
+    from sharding.__main__ import main
+
+    main(["status", str(output)])
+    assert "complete" in capsys.readouterr().out
+    words = [f"input={folder[0]}", f"output={tmp_path / 'dry'}", "source.public=true", "--dry-run"]
+    main(["build", str(CONFIGS / "wfdb.yaml"), *words])
+    assert "would write 3 shards, 60 windows of 12 x 1000" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from scipy.signal import resample_poly
+
+from sharding import signal
+
+
+@pytest.mark.parametrize(
+    ("units", "factor"), [("mV", 1), ("mv", 1), ("", 1), ("uV", 1e-3), ("µV", 1e-3), ("V", 1e3), ("mmHg", None)]
+)
+def test_units(units, factor):
+    assert signal.to_millivolt(units) == factor
+
+
+@pytest.mark.parametrize(("source", "target"), [(500, 100), (500, 250), (400, 100), (257, 100), (360, 500), (128, 100)])
+def test_resampling_is_scipys_for_signals_that_start_and_end_at_zero(source, target):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 10 * source)) * np.hanning(10 * source)
+    up, down = signal.ratio(source, target)
+    expected = resample_poly(x, up, down, axis=-1)
+    found = signal.resample(x.astype(np.float32), source, target)
+    assert found.dtype == np.float32
+    assert found.shape[1] == signal.resampled_length(10 * source, source, target) == 10 * target
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_resampling_keeps_a_sine_and_an_offset():
+    time = np.arange(5000) / 500
+    x = (5.0 + np.sin(2 * np.pi * 3 * time))[None].astype(np.float32)
+    expected = 5.0 + np.sin(2 * np.pi * 3 * np.arange(1000) / 100)
+    assert np.abs(signal.resample(x, 500, 100)[0] - expected).max() < 0.02
+    assert signal.resample(x, 500.0, 500.0) is x
+
+
+def test_windows_span_their_source_samples():
+    assert signal.span(0, 1000, 500, 100) == (0, 5000)
+    assert signal.span(2, 1000, 500, 100) == (10000, 15000)
+    assert signal.span(1, 1000, 257, 100) == (2570, 5140)
+
+
+def ecg(scale=1.0):
+    x = np.random.default_rng(1).normal(0, 0.2, (12, 1000)).astype(np.float32)
+    return x * np.float32(scale)
+
+
+def changed(lead, place, value):
+    x = ecg()
+    x[lead, place] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        (ecg(), ""),
+        (changed(3, 10, np.nan), "nan"),
+        (changed(3, 10, np.inf), "nan"),
+        (changed(7, slice(None), 0.25), "flat_lead"),
+        (ecg(1000.0), "units"),
+        (ecg(1e-3), "units"),
+        (changed(0, 5, 20.5), "amplitude"),
+        (changed(0, 5, -19.5), ""),
+    ],
+)
+def test_check(x, reason):
+    assert signal.check(x)[0] == reason
+
+
+def test_units_check_names_the_unit():
+    assert "microvolt" in signal.check(ecg(1000.0))[1]
+    assert "volt" in signal.check(ecg(1e-3))[1]
+
+
+def test_quantise_rounds_and_refuses_what_does_not_fit():
+    x = np.array([[0.0014, -0.0016, 32.766]], np.float32)
+    assert signal.quantise(x, 1.0).tolist() == [[1, -2, 32766]]
+    assert signal.quantise(x, 2.0).tolist() == [[1, -1, 16383]]
+    assert signal.quantise(x, 0.5) is None
+    every = np.arange(-32767, 32768, dtype=np.int16)
+    assert (signal.quantise((every * np.float32(1e-3))[None], 1.0)[0] == every).all()
