@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?=
 OUT ?= demo
 SEED ?= 0
-PATIENTS ?= 800
+PATIENTS ?= 1000
 EPOCHS ?= 40
 
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.torch_extensions

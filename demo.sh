@@ -3,12 +3,13 @@
 # Called by `make demo`, which sets PATH; DATA= (a PTB-XL folder, empty: synthetic), OUT=, SEED=, PATIENTS=, EPOCHS=.
 set -euo pipefail
 cd "$(dirname "$0")"
-DATA=${DATA:-} OUT=${OUT:-demo} SEED=${SEED:-0} PATIENTS=${PATIENTS:-800} EPOCHS=${EPOCHS:-40}
+DATA=${DATA:-} OUT=${OUT:-demo} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-40}
 say() { printf '\n== %s\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
 
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 processes=$((gpus > 0 ? gpus : 2))
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 mkdir -p "$OUT"
 if [ -n "$DATA" ]; then
   config=configs/shard/ptbxl.yaml input=$DATA
@@ -18,9 +19,10 @@ else
   [ -f "$OUT/recordings/.done" ] || { rm -rf "$OUT/recordings"; run python -m sharding synth output="$OUT/recordings" patients="$PATIENTS" seed="$SEED"; touch "$OUT/recordings/.done"; }
 fi
 say "2/5 shards"
-run python -m sharding build "$config" input="$input" output="$OUT/shards" rate=100 seconds=10 workers=2
+run python -m sharding build "$config" input="$input" output="$OUT/shards" rate=100 seconds=10 workers=2 \
+  split.train=0.6 split.val=0.15 split.test=0.25
 say "3/5 pre-training on $processes processes"
-run deepspeed --num_gpus "$processes" trainer/pretrain.py configs/pretrain/adversarial.yaml data.path="$OUT/shards" run="$OUT/run" \
+run deepspeed --num_gpus "$processes" --master_port "$port" trainer/pretrain.py configs/pretrain/adversarial.yaml data.path="$OUT/shards" run="$OUT/run" \
   seed="$SEED" epochs="$EPOCHS" batch.global=128 encoder.args.width=16 encoder.args.embedding=128 projector.hidden=256 projector.out=64 log.every=20
 say "4/5 encoder"
 run python -m trainer.export run="$OUT/run"

@@ -93,9 +93,7 @@ def count_flops(game: Game, pair: Pair) -> int:
 
 
 def print_table(cfg: StepConfig, device: torch.device, seconds: dict[str, float], flops: dict[str, int]) -> None:
-    print(
-        f"{cfg.encoder} {cfg.args or ''} batch {cfg.batch} x 12 x {cfg.samples}, {device.type}, torch {torch.__version__}"
-    )
+    print(f"{cfg.encoder} {cfg.args or ''} batch {cfg.batch} x 12 x {cfg.samples}, {device.type}")
     print(f"{'step':<14}{'ms':>10}{'GFLOP':>10}{'ECG/s':>10}")
     for name, s in seconds.items():
         print(f"{name:<14}{s * 1e3:>10.1f}{flops[name] / 1e9:>10.2f}{cfg.batch / s:>10.1f}")

@@ -72,7 +72,10 @@ def build(config: BuildConfig) -> Outcome:
         _build_shards(config, plan, todo, pool)
         if len(progress.finished(output, plan)) < len(plan.shards):
             return Outcome("waiting", seconds=time.monotonic() - started)
-        outcome = finish(output, config, plan)
+        with _lock(output / PRIVATE / "plan.lock"):
+            if (output / MANIFEST).is_file():
+                return Outcome("already built")
+            outcome = finish(output, config, plan)
     outcome.seconds = time.monotonic() - started
     return outcome
 
@@ -209,7 +212,8 @@ def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], po
                     ) from error
     if failures:
         raise UserError(
-            f"{len(failures)} shard{'s' * (len(failures) > 1)} failed: {failures[0]}; mend that and run the same command again"
+            f"{len(failures)} shard{'s' * (len(failures) > 1)} failed: {failures[0]}; "
+            "mend that and run the same command again"
         )
 
 
@@ -295,7 +299,7 @@ def _write_shard(
 
 
 def _read(source: ModuleType, config: BuildConfig, record: str) -> sources.Recording:
-    """A record's signals. A file that was there at planning and is not now is a `UserError`, no reason to leave it out."""
+    """A record's signals. Raises `UserError` for a file that was there at planning and cannot be read now."""
     try:
         return source.read(Path(config.input), record, config.leads)
     except sources.Rejected as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import keyword
 import sys
 import typing
@@ -52,11 +53,15 @@ def dump(config: Any) -> str:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as nested dicts of plain values, under the names that its YAML uses."""
-    if dataclasses.is_dataclass(config):
-        return {f.name.rstrip("_"): as_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, dict):
-        return {k: as_dict(v) for k, v in config.items()}
-    return [as_dict(v) for v in config] if isinstance(config, list) else config
+    return {f.name.rstrip("_"): _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return as_dict(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
 def _layers(path: str | Path | None, overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
@@ -121,6 +126,7 @@ def _is_free(schema: Any, key: str) -> bool:
     return not dataclasses.is_dataclass(kind)
 
 
+@functools.cache
 def _field_types(schema: Any) -> list[tuple[str, Any]]:
     hints = typing.get_type_hints(schema)
     return [(f.name.rstrip("_"), hints[f.name]) for f in dataclasses.fields(schema)]
@@ -139,7 +145,7 @@ def _as_fields(layer: DictConfig) -> DictConfig:
 
 def _keys_of(layer: DictConfig, prefix: str = "") -> Iterator[str]:
     for name in layer:
-        key = f"{prefix}{name}"
+        key = prefix + str(name)
         yield key
         value = layer._get_node(name)
         if isinstance(value, DictConfig) and not value._is_none():
@@ -147,7 +153,7 @@ def _keys_of(layer: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def command(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command-line entry point: a `UserError` becomes one line on stderr and exit code 2, the rest is left be."""
+    """Runs a command-line entry point: a `UserError` becomes one line on stderr and exit code 2."""
     try:
         sys.exit(main(sys.argv[1:]) or 0)
     except UserError as error:

@@ -394,13 +394,14 @@ def _wanted_split(config: BuildConfig, table: Table | None) -> list[int] | None:
         raise UserError(
             "split.column needs a table (source.table.file); without one, splits are fractions of the patients"
         )
+    column = table.column(options.column, "split.column")
     lists = {s: getattr(options, s) if isinstance(getattr(options, s), list) else [] for s in SPLITS}
     if not lists["train"]:
         raise UserError(f"split.column={options.column} needs split.train=[...], the column's values that train")
     where = {deidentify.identity(str(v)): SPLITS.index(s) for s in SPLITS for v in lists[s]}
     if sum(map(len, lists.values())) > len(where):
         raise UserError(f"split.column={options.column}: a value stands in two splits")
-    return [where.get(deidentify.identity(v), -1) for v in table.column(options.column, "split.column")]
+    return [where.get(deidentify.identity(v), -1) for v in column]
 
 
 def _fractions(options: SplitConfig) -> list[float]:

@@ -1,4 +1,4 @@
-"""The on-disk contract of a sharded data set: `manifest.json`, the geometry of a shard, the columns of `samples.parquet`.
+"""The on-disk contract of a data set: `manifest.json`, the geometry of a shard, the columns of `samples.parquet`.
 
 A shard is a standard tar of pairs `KEY.ecg.npy` + `KEY.meta.json`. All members have the same size, so that the int16
 array of sample *i* starts at byte `first + i * stride`: a shard is also a memory-mapped array `[n, leads, samples]`.
@@ -137,7 +137,9 @@ def read_manifest(root: str | Path) -> Manifest:
         content = json.loads(path.read_text())
         version = content["schema"]
         if version != SCHEMA_VERSION:
-            raise UserError(f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: build the data set anew")
+            raise UserError(
+                f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: build the data set anew"
+            )
         content["shards"] = [Shard(**shard) for shard in content["shards"]]
         return Manifest(**content)
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -14,7 +14,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]
     """NT-Xent (Chen et al. 2020, equation 1) of this rank's rows against the embeddings of all ranks.
 
     `z1`, `z2`: [B, D] embeddings of two views, any float type; computed in fp32 or wider. Each of the 2 B W embeddings
-    is an anchor, its other view the positive, all others negatives. Returns the mean loss of this rank's 2 B anchors and
+    is an anchor, its other view the positive, all others negatives. Returns the mean loss of this rank's 2 B anchors
+    and
     the share of them whose positive is the nearest. The mean of the ranks' losses is the global loss, and its
     gradient, averaged over the ranks, is the true one: the gather sends gradients back.
     """

@@ -1,9 +1,9 @@
 """Synthetic patients: 12-lead ECGs of five rhythms as WFDB records, for demonstrations and tests without real data.
 
-One moving dipole (the heart vector) is a sum of Gaussian kernels around each beat (McSharry et al. 2003, doi
-10.1109/TBME.2003.808805, in three dimensions after Sameni et al. 2007, doi 10.1155/2007/43407), and the eight independent
-leads are its projections (Dower et al. 1980, doi 10.1002/clc.4960030202). The other limb leads follow from I and II, so
-Einthoven's and Goldberger's laws hold exactly. Axes: x to the left, y to the feet, z to the back; seconds, millivolt.
+One moving dipole (the heart vector) is a sum of Gaussian kernels around each beat (McSharry et al. 2003, IEEE Trans
+Biomed Eng 50:289; in three dimensions after Sameni et al. 2007, EURASIP J Adv Signal Process 2007:43407), and the eight
+independent leads are its projections (Dower et al. 1980, Clin Cardiol 3:87). The other limb leads follow from I and II,
+so Einthoven's and Goldberger's laws hold exactly. Axes: x to the left, y to the feet, z to the back; s and mV.
 
 Everything about a record is drawn from a generator of its own, seeded by (seed, patient, record): it depends neither on
 the number of patients nor on what is simulated beside it.
@@ -70,8 +70,8 @@ KERNELS = (
     ("R lateral", 0.012, 0.0100, (0.520, 0.220, 0.680)),
     ("S basal", 0.028, 0.0095, (-0.220, -0.200, 0.330)),
     ("ST", 0.100, 0.0400, (0.015, 0.012, -0.030)),
-    ("T upstroke", -0.038, 0.0420, (0.150, 0.095, -0.120)),
-    ("T peak", 0.000, 0.0270, (0.210, 0.130, -0.160)),
+    ("T upstroke", -0.045, 0.0480, (0.150, 0.095, -0.120)),
+    ("T peak", 0.000, 0.0330, (0.210, 0.130, -0.160)),
     ("U", 0.130, 0.0280, (0.012, 0.010, -0.014)),
 )
 OFFSETS = np.array([kernel[1] for kernel in KERNELS])
@@ -100,7 +100,11 @@ class SynthConfig:
 
 @dataclass(frozen=True)
 class Patient:
-    """What a patient's recordings share: `vectors` [kernels, 3], `widths` [kernels], `field` [8, 3] (heart to leads)."""
+    """What a patient's recordings share.
+
+    `vectors` [kernels, 3] in mV and `widths` [kernels] in s of the beat, `field` [8, 3] from the heart to the leads,
+    `qtc` (after Fridericia) and `pr` in s, `mains` in Hz.
+    """
 
     number: int
     age: int
@@ -201,8 +205,9 @@ def draw(seed: int, patient: int, record: int, seconds: float = 10.0, rate: floa
 def draw_patient(seed: int, number: int) -> Patient:
     """Draws what stays the same in all recordings of a patient.
 
-    Women's QTc is longer by about 18 ms (Rautaharju et al. 1992; Vicente et al. 2014, doi 10.1007/s00246-014-0890-7) and their QRS and T are
-    smaller (Macfarlane et al. 1994; Bidoggia et al. 2000), with wide overlap; the axis turns left with age.
+    Women's QTc is longer by about 18 ms (Rautaharju et al. 1992, Can J Cardiol 8:690), their QRS is smaller (Macfarlane
+    et al. 1994, J Electrocardiol 27 Suppl:14), their ST and T are lower (Bidoggia et al. 2000, Am Heart J 140:430), all
+    with wide overlap. The axis turns left with age.
     """
     rng = np.random.default_rng([seed, number, 0])
     female = bool(rng.random() < 0.5)
@@ -362,9 +367,7 @@ def _make_ventricular(
     centres[which, 6:] += 0.03
 
 
-def _rotation(
-    rng: Generator, spread: tuple[float, float, float], mean: tuple[float, float, float] = (0, 0, 0)
-) -> Array:
+def _rotation(rng: Generator, spread: Sequence[float], mean: Sequence[float] = (0, 0, 0)) -> Array:
     """A random rotation about x, y and z; `spread` (standard deviations) and `mean` in degrees."""
     x, y, z = np.deg2rad(np.asarray(mean) - np.asarray(spread) * rng.standard_normal(3))
     about_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
@@ -374,7 +377,7 @@ def _rotation(
 
 
 def _fibrillation(rng: Generator, samples: int, rate: float) -> Array:
-    """f-waves `[3, samples]`: a sawtooth of wandering frequency and size (Stridh and Sornmo 2001, doi 10.1109/10.930908)."""
+    """f-waves `[3, samples]`: a sawtooth of wandering frequency and size, after Stridh and Sörnmo (2001)."""
     time = np.arange(samples) / rate
     frequency = rng.uniform(4.5, 8.0) + 0.4 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4) * time + rng.uniform(0, 6.28))
     phase = 2 * np.pi * np.cumsum(frequency) / rate + rng.uniform(0, 6.28)

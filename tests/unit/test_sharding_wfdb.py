@@ -244,7 +244,7 @@ def test_mutated_headers_never_crash(tmp_path):
                 mutant = mutant[: place + 1]
         (tmp_path / "m.hea").write_bytes(bytes(mutant))
         reasons[reason_of(tmp_path, "m", LEADS)] += 1
-    assert 1 < len(reasons)
+    assert len(reasons) > 1
     assert "" in reasons
     assert set(reasons) <= {"", *REASONS}
 

@@ -2,8 +2,8 @@
 
 Each epoch permutes the shards, takes them in blocks, permutes the samples within each block and lays the blocks end to
 end: the *line*. The line is cut into `lanes` equal stretches; the global batch of a step takes the next samples of
-every lane. So no sample comes twice in an epoch, every epoch has floor(N / G) steps, the global batches are the same at any
-world size, and the whole state of the loader is the step.
+every lane. So no sample comes twice in an epoch, every epoch has floor(N / G) steps, the global batches are the same at
+any world size, and the whole state of the loader is the step.
 """
 
 from __future__ import annotations

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from sharding.config import UserError
+from trainer.models import ENCODERS, build_encoder
+from trainer.models.encoder import Encoder, Scaling
+from trainer.models.masker import UNet
+from trainer.models.projector import Projector
+
+
+def test_resnet18_has_the_papers_size():
+    assert sum(p.numel() for p in build_encoder("resnet18", 12, 1000).parameters()) == 4_111_488
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_encoders_map_ecgs_to_features(name, norm):
+    encoder = build_encoder(name, 12, 250, {"width": 8, "embedding": 24, "norm": norm})
+    assert encoder(torch.randn(3, 12, 250)).shape == (3, encoder.dim) == (3, 24)
+
+
+@pytest.mark.parametrize("make", [lambda: build_encoder("resnet18", 12, 250, {"width": 8}), lambda: UNet(12, 2, 4)])
+def test_every_parameter_is_initialised(make, monkeypatch):
+    torch.manual_seed(0)
+    module = make()
+    for p in module.parameters():
+        assert p.isfinite().all()
+        assert p.ndim == 1 or p.std() > 0
+
+
+@pytest.mark.parametrize(("stride", "length"), [(1, 100), (4, 100), (7, 101), (40, 1000)])
+def test_mask_logits_are_constant_over_a_cell(stride, length):
+    torch.manual_seed(0)
+    logits = UNet(12, 2, stride, width=8)(torch.randn(2, 12, length))
+    assert logits.shape == (2, 2, length)
+    cells = logits[..., : length // stride * stride].unflatten(-1, (-1, stride))
+    assert torch.equal(cells, cells[..., :1].expand_as(cells))
+    assert logits[0, 0].unique().numel() > 1
+
+
+def test_a_mask_cell_looks_at_its_own_place():
+    torch.manual_seed(0)
+    masker, x = UNet(1, 1, 10, width=8), torch.randn(1, 1, 400, requires_grad=True)
+    masker(x)[0, 0, 205].backward()
+    looked = x.grad.abs()[0, 0].view(40, 10).sum(1)
+    assert 19 <= int(looked.argmax()) <= 21
+
+
+def test_scaling():
+    x = torch.randn(4, 2, 50) * 3 + 1
+    fixed = Scaling([1.0, 2.0], [0.5, 4.0])(x)
+    assert torch.allclose(fixed[:, 1], (x[:, 1] - 2) / 4)
+    record = Scaling([0, 0], [1, 1], "record")(x)
+    assert torch.allclose(record.mean(-1), torch.zeros(4, 2), atol=1e-5)
+    assert torch.allclose(record.std(-1, correction=0), torch.ones(4, 2), atol=1e-5)
+    with pytest.raises(UserError, match="scaling=other"):
+        Scaling([0], [1], "other")
+
+
+def test_the_scaling_is_part_of_the_encoder():
+    backbone = build_encoder("resnet18", 2, 100, {"width": 8})
+    x = torch.randn(2, 2, 100)
+    assert torch.allclose(Encoder(backbone, [1, 1], [2, 2], "fixed")(x), backbone((x - 1) / 2), atol=1e-5)
+
+
+def test_projector_is_two_layers():
+    assert [type(m) for m in Projector(8, 16, 4).net] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(UserError, match="did you mean resnet18"):
+        build_encoder("resnet19", 12, 1000)
+    with pytest.raises(UserError, match="width=12 is not a multiple"):
+        build_encoder("resnet18", 12, 1000, {"width": 12})
