@@ -34,7 +34,7 @@ WIDTH, HEIGHT, ROW, LEFT = 270, 92, 21, 13  # mm
 DPI = 100
 
 
-def main(first: int = 0) -> None:
+def main(first: int = 60) -> None:
     chosen = one_of_each_rhythm(first)
     signals = synthetic.render(chosen)
     figure = plt.figure(figsize=(WIDTH / 25.4, HEIGHT * len(chosen) / 25.4), dpi=DPI)

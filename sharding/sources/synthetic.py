@@ -66,8 +66,8 @@ KERNELS = (
     ("P right", -0.014, 0.017, (0.045, 0.085, -0.050)),
     ("P left", 0.016, 0.019, (0.075, 0.055, 0.035)),
     ("Q septal", -0.024, 0.0070, (-0.140, -0.060, -0.230)),
-    ("R apical", 0.000, 0.0095, (0.950, 0.520, 0.100)),
-    ("R lateral", 0.012, 0.0100, (0.520, 0.220, 0.680)),
+    ("R apical", 0.000, 0.0095, (0.950, 0.440, 0.100)),
+    ("R lateral", 0.012, 0.0100, (0.520, 0.180, 0.720)),
     ("S basal", 0.028, 0.0095, (-0.220, -0.200, 0.330)),
     ("ST", 0.100, 0.0400, (0.015, 0.012, -0.030)),
     ("T upstroke", -0.045, 0.0480, (0.150, 0.095, -0.120)),
@@ -216,10 +216,10 @@ def draw_patient(seed: int, number: int) -> Patient:
     vectors = VECTORS * np.exp(0.25 * rng.standard_normal((len(KERNELS), 1)))
     vectors += 0.22 * np.linalg.norm(vectors, axis=1, keepdims=True) * rng.standard_normal(VECTORS.shape)
     vectors[P] *= np.exp(0.45 * rng.standard_normal())
-    vectors[QRS] *= (0.90 if female else 1.12) * np.exp(0.36 * rng.standard_normal()) * (1 - 0.003 * (age - 58))
-    vectors[T] *= (0.76 if female else 1.12) * np.exp(0.50 * rng.standard_normal())
-    vectors[ST] *= (0.6 if female else 1.4) * np.exp(0.45 * rng.standard_normal())
-    vectors[QRS] @= _rotation(rng, (10, 16, 26), (0, 0, 0.35 * (age - 58))).T
+    vectors[QRS] *= (0.88 if female else 1.14) * np.exp(0.36 * rng.standard_normal()) * (1 - 0.003 * (age - 58))
+    vectors[T] *= (0.72 if female else 1.08) * np.exp(0.42 * rng.standard_normal())
+    vectors[ST] *= (0.5 if female else 1.5) * np.exp(0.45 * rng.standard_normal())
+    vectors[QRS] @= _rotation(rng, (10, 16, 23), (0, 0, 0.35 * (age - 58))).T
     vectors[P] @= _rotation(rng, (8, 8, 12)).T
     vectors[6:] @= _rotation(rng, (14, 18, 20)).T
     widths[QRS] *= (0.98 if female else 1.02) * np.exp(0.24 * rng.standard_normal())
@@ -292,7 +292,7 @@ def _rhythm(
     mean = 60 / rng.uniform(low, high)
     count = int(seconds / mean) + 12
     if rhythm == FIBRILLATION:
-        rr = np.maximum(mean * np.exp(rng.uniform(0.10, 0.26) * rng.standard_normal(count)), 0.32)
+        rr = np.maximum(mean * np.exp(rng.uniform(0.16, 0.30) * rng.standard_normal(count)), 0.32)
     else:
         depth = np.exp(rng.uniform(np.log(0.004), np.log(0.07))) * np.clip(1.6 - who.age / 80, 0.4, 1.3)
         rr = 1 + depth * np.sin(2 * np.pi * breath[0] * mean * np.arange(count) + breath[1])
@@ -308,9 +308,9 @@ def _rhythm(
 
 
 def _add_premature(rng: Generator, who: Patient, beats: Array, ventricular: NDArray[np.bool_], seconds: float) -> None:
-    """Makes single beats premature, one to three in ten seconds; the next comes when it would have (full pause)."""
+    """Makes single beats premature, two to five in ten seconds; the next comes when it would have (full pause)."""
     free = [k for k in range(2, len(beats) - 1) if 0.4 < beats[k] < seconds - 0.4]
-    wanted = max(1, round(int(rng.integers(1, 4)) * seconds / 10))
+    wanted = max(1, round(int(rng.integers(2, 6)) * seconds / 10))
     coupling = rng.uniform(0.58, 0.80)
     while free and wanted:
         k = int(rng.choice(free))
@@ -353,8 +353,8 @@ def _make_ventricular(
     """Turns beats into ventricular ones from one focus: no P, a wide QRS of another axis, ST and T against it."""
     axis = rng.standard_normal(3) * (1.0, 0.8, 0.8)
     axis /= np.linalg.norm(axis)
-    size = np.linalg.norm(who.vectors[QRS].sum(axis=0)) * rng.uniform(0.45, 1.15)
-    wide = rng.uniform(1.6, 2.4)
+    size = np.linalg.norm(who.vectors[QRS].sum(axis=0)) * rng.uniform(0.6, 1.4)
+    wide = rng.uniform(1.8, 2.6)
     loop = axis + 0.35 * rng.standard_normal((4, 3))
     vectors[which, P] = 0
     vectors[which, QRS] = size * np.array([0.25, 0.55, 0.45, 0.15])[:, None] * loop
@@ -381,7 +381,7 @@ def _fibrillation(rng: Generator, samples: int, rate: float) -> Array:
     time = np.arange(samples) / rate
     frequency = rng.uniform(4.5, 8.0) + 0.4 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4) * time + rng.uniform(0, 6.28))
     phase = 2 * np.pi * np.cumsum(frequency) / rate + rng.uniform(0, 6.28)
-    size = np.exp(rng.uniform(np.log(0.012), np.log(0.08)))
+    size = np.exp(rng.uniform(np.log(0.025), np.log(0.10)))
     size = size * (1 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.1, 0.7) * time + rng.uniform(0, 6.28)))
     saw = sum(np.sin(i * phase) / i for i in (1, 2, 3))
     turn = rng.uniform(0.2, 0.6)
@@ -392,7 +392,7 @@ def _fibrillation(rng: Generator, samples: int, rate: float) -> Array:
 def _noise(rng: Generator, samples: int, rate: float, mains: float, breath: tuple[float, float]) -> Array:
     """Noise of the nine electrodes `[9, samples]`: baseline wander, muscle, mains, amplifier; levels vary widely."""
     time = np.arange(samples) / rate
-    muscle = _log_uniform(rng, 0.003, 0.075) * np.exp(0.4 * rng.standard_normal((9, 1)))
+    muscle = _log_uniform(rng, 0.003, 0.060) * np.exp(0.4 * rng.standard_normal((9, 1)))
     wander = _log_uniform(rng, 0.01, 0.20) * np.exp(0.3 * rng.standard_normal((9, 1)))
     hum = _log_uniform(rng, 0.0005, 0.015) * np.exp(0.5 * rng.standard_normal((9, 1)))
     f = np.fft.rfftfreq(samples, 1 / rate)[1:]
@@ -418,7 +418,7 @@ def _noise(rng: Generator, samples: int, rate: float, mains: float, breath: tupl
 def _motion(rng: Generator, time: Array) -> Array:
     """Artefacts of moving electrodes `[9, samples]`: none to many short deflections, each at one electrode."""
     noise = np.zeros((9, len(time)))
-    for _ in range(int(rng.poisson(_log_uniform(rng, 0.1, 1.2) * time[-1]))):
+    for _ in range(int(rng.poisson(_log_uniform(rng, 0.3, 3.0) * time[-1]))):
         since = (time - rng.uniform(0, time[-1])) / _log_uniform(rng, 0.008, 0.08)
         shape = np.exp(-0.5 * since**2) * np.cos(rng.uniform(0, 2.5) * since + rng.uniform(0, 2 * np.pi))
         noise[rng.integers(9)] += _log_uniform(rng, 0.08, 0.8) * shape
@@ -430,7 +430,7 @@ def _bursts(rng: Generator, time: Array) -> Array:
     envelope = np.ones_like(time)
     for _ in range(int(rng.integers(0, 4))):
         centre, width = rng.uniform(0, time[-1]), rng.uniform(0.2, 1.2)
-        envelope += rng.uniform(0.3, 2.0) * np.exp(-0.5 * ((time - centre) / width) ** 2)
+        envelope += rng.uniform(0.3, 1.4) * np.exp(-0.5 * ((time - centre) / width) ** 2)
     return envelope
 
 
