@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 C = TypeVar("C")
 
@@ -41,7 +41,10 @@ def load(schema: type[C], path: str | Path | None = None, overrides: Sequence[st
         except OmegaConfBaseException as error:
             key = (getattr(error, "full_key", "") or "").replace("_.", ".").rstrip("_")
             raise UserError(f"{origin}: key '{key}': {str(error).splitlines()[0]}") from error
-    result = OmegaConf.to_object(config)
+    try:
+        result = OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{getattr(error, 'full_key', None) or 'a key'} is not set: give it as key=value") from error
     assert isinstance(result, schema)
     return result
 

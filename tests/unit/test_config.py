@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+from omegaconf import MISSING
 
 from sharding.config import UserError, dump, load
 
@@ -57,6 +58,16 @@ def test_a_wrong_file_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"wrong\.yaml"):
         load(Outer, path)
+
+
+@dataclass
+class Must:
+    output: str = MISSING
+
+
+def test_a_key_that_must_be_given_is_named():
+    with pytest.raises(UserError, match="output is not set"):
+        load(Must, None, [])
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
