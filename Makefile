@@ -6,7 +6,7 @@ DATA ?=
 OUT ?= demo
 SEED ?= 0
 PATIENTS ?= 1000
-EPOCHS ?= 40
+EPOCHS ?= 80
 
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.torch_extensions
 ifneq ($(wildcard ../shared/data),)

@@ -3,7 +3,7 @@
 # Called by `make demo`, which sets PATH; DATA= (a PTB-XL folder, empty: synthetic), OUT=, SEED=, PATIENTS=, EPOCHS=.
 set -euo pipefail
 cd "$(dirname "$0")"
-DATA=${DATA:-} OUT=${OUT:-demo} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-40}
+DATA=${DATA:-} OUT=${OUT:-demo} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-80}
 say() { printf '\n== %s\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
 
@@ -23,7 +23,7 @@ run python -m sharding build "$config" input="$input" output="$OUT/shards" rate=
   split.train=0.6 split.val=0.15 split.test=0.25
 say "3/5 pre-training on $processes processes"
 run deepspeed --num_gpus "$processes" --master_port "$port" trainer/pretrain.py configs/pretrain/adversarial.yaml data.path="$OUT/shards" run="$OUT/run" \
-  seed="$SEED" epochs="$EPOCHS" batch.global=128 encoder.args.width=16 encoder.args.embedding=128 projector.hidden=256 projector.out=64 log.every=20
+  seed="$SEED" epochs="$EPOCHS" batch.global=64 encoder.args.width=16 encoder.args.embedding=128 projector.hidden=256 projector.out=64 log.every=40
 say "4/5 encoder"
 run python -m trainer.export run="$OUT/run"
 say "5/5 linear probe, pre-trained against random"
