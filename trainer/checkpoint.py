@@ -52,9 +52,9 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
     dist.barrier()
     if main:
         save_file(weights, path / "weights.safetensors")
-        _write(path / "state.json", json.dumps({"step": step, **state}, indent=1))
+        write_text(path / "state.json", json.dumps({"step": step, **state}, indent=1))
         _flush_tree(path)
-        _write(path / MARKER, "")
+        write_text(path / MARKER, "")
         _remove_old(run, keep)
     dist.barrier()
     return path
@@ -100,7 +100,8 @@ def _remove_old(run: Path, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
         file.write(text)

@@ -34,7 +34,8 @@ from trainer.views import Views, build
 def main(argv: list[str]) -> int:
     words = [w for w in argv if not w.startswith("--local_rank")]
     cfg = read_config([w for w in words if w != "--dry-run"])
-    train, heldout = Shards(cfg.data.path, "train"), _heldout(cfg.data.path)
+    train = Shards(cfg.data.path, "train")
+    heldout = Shards(cfg.data.path, "val") if train.manifest.of_split("val") else None
     order = make_order(cfg, train)
     order.ranks(int(os.environ.get("WORLD_SIZE", "1")))
     encoder, masker = make_players(cfg, train)
@@ -142,13 +143,6 @@ def _run(
     return 0
 
 
-def _heldout(path: str) -> Shards | None:
-    try:
-        return Shards(path, "val")
-    except UserError:
-        return None
-
-
 def _state(
     cfg: PretrainConfig, world: dist.World, order: Order, train: Shards, engines: dict[str, Any]
 ) -> dict[str, Any]:
@@ -208,9 +202,7 @@ def _write_run(folder: Path, cfg: PretrainConfig, info: dict[str, Any], status: 
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"config.yaml": dump(cfg), "run.json": json.dumps({**info, "status": status}, indent=1) + "\n"}
     for name, text in texts.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text)
-        temporary.replace(folder / name)
+        checkpoint.write_text(folder / name, text)
 
 
 if __name__ == "__main__":
