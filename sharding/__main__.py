@@ -38,7 +38,7 @@ def synth(words: list[str]) -> None:
 
 def build(words: list[str]) -> None:
     from sharding import build as building
-    from sharding.plan import BuildConfig
+    from sharding.options import BuildConfig
     from sharding.progress import reasons_table
 
     dry = "--dry-run" in words

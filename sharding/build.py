@@ -15,7 +15,7 @@ import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -31,10 +31,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sharding import deidentify, leads, progress, signal, sources
+from sharding import deidentify, headers, leads, progress, signal, sources, watchdog
 from sharding import plan as planning
 from sharding.config import UserError
-from sharding.plan import BuildConfig, Plan, ShardPlan
+from sharding.options import REASONS, BuildConfig, validated
+from sharding.plan import Plan, ShardPlan
 from sharding.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, fingerprint
 from sharding.writer import ShardWriter, atomic, metadata_bytes, remove_partial, write_text
 
@@ -56,18 +57,30 @@ class Outcome:
     seconds: float = 0.0
 
 
-def build(config: BuildConfig) -> Outcome:
-    """Builds the data set at `config.output`, or what is left of it. Raises `UserError` for what the user can mend."""
+def build(config: BuildConfig, pool: Executor | None = None) -> Outcome:
+    """Builds the data set at `config.output`, or what is left of it. Raises `UserError` for what the user can mend.
+
+    `pool`: workers that are there already; by default it starts `config.workers` of its own.
+    """
+    config = validated(config)
+    if pool is None:
+        with worker_pool(config.workers) as own:
+            return _build(config, own)
+    return _build(config, pool)
+
+
+def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
     started = time.monotonic()
-    config = planning.validated(config)
     output = Path(config.output)
     _refuse_foreign(output)
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
-    with _out_of_space(output), _pool(config.workers) as pool:
+    with _out_of_space(output):
         plan = _ensure_plan(output, config, key, pool)
-        if (output / MANIFEST).is_file():
-            return Outcome("already built")
         done = progress.finished(output, plan)
+        if (output / MANIFEST).is_file():
+            if len(done) == len(plan.shards) and (output / SAMPLES).is_file():
+                return Outcome("already built")
+            (output / MANIFEST).unlink()  # something was lost since: it is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         _build_shards(config, plan, todo, pool)
         if len(progress.finished(output, plan)) < len(plan.shards):
@@ -82,14 +95,14 @@ def build(config: BuildConfig) -> Outcome:
 
 def dry_run(config: BuildConfig) -> str:
     """What `build` would do, from the headers, without writing anything."""
-    config = planning.validated(config)
+    config = validated(config)
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
-    known = planning.survey(config)
-    with _pool(config.workers) as pool, progress.bar(len(known.named), "record", "headers") as bar:
-        plan, rows, _ = planning.draw_up(config, key, known, pool, bar.update)
+    known = headers.survey(config, planning.wanted_split)
+    with worker_pool(config.workers) as pool, progress.bar(len(known.records), "record", "headers") as bar:
+        plan, rows = planning.draw_up(config, key, known, pool, bar.update)
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
     size = sum(geometry.shard_bytes(s.windows) for s in plan.shards)
-    rejected = Counter(r for r in rows.column("reason").to_pylist() if r)
+    rejected = _reasons(rows)
     return (
         f"would write {len(plan.shards)} shards, {plan.windows:,} windows of {geometry.leads} x {geometry.samples}, "
         f"{size / 1e6:,.1f} MB at most\n" + progress.reasons_table(plan.windows, rejected, {})
@@ -110,7 +123,14 @@ def _out_of_space(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.ENOTDIR,
+            errno.ENAMETOOLONG,
+        ):
             raise
         raise UserError(
             f"cannot write to {output}: {error.strerror}; mend that and run the same command again"
@@ -121,7 +141,7 @@ def _out_of_space(output: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> Iterator[Executor | None]:
+def worker_pool(workers: int) -> Iterator[Executor | None]:
     if workers == 1:
         yield None
         return
@@ -151,16 +171,23 @@ def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey
     with _lock(output / PRIVATE / "plan.lock"):
         if (output / PRIVATE / planning.PLAN_JSON).is_file():
             plan = planning.read_plan(output)
-            planning.refuse_change(output, plan, config, key.key_id)
+            planning.refuse_other_config(output, plan, config, key.key_id)
+            if config.tasks == 1:  # one task of many sees to the records of its own shards, as it reads them
+                known = headers.survey(config, planning.wanted_split)
+                with progress.bar(plan.records, "record", "compare") as bar:
+                    planning.refuse_other_input(output, plan, config, known, pool, bar.update)
             return plan
-        known = planning.survey(config)
-        with progress.bar(len(known.named), "record", "headers") as bar:
-            plan, rows, inputs = planning.draw_up(config, key, known, pool, bar.update)
+        known = headers.survey(config, planning.wanted_split)
+        with progress.bar(len(known.records), "record", "headers") as bar:
+            plan, rows = planning.draw_up(config, key, known, pool, bar.update)
         if not plan.shards:
-            reasons = Counter(r for r in rows.column("reason").to_pylist() if r)
-            raise UserError(f"none of {plan.records} records in {config.input} can be used: {_named(reasons)}")
-        planning.write_plan(output, plan, rows, inputs)
+            raise UserError(f"none of {plan.records} records in {config.input} can be used: {_named(_reasons(rows))}")
+        planning.write_plan(output, plan, rows)
         return plan
+
+
+def _reasons(rows: Iterable[pa.Table]) -> Counter[str]:
+    return sum((Counter(r for r in part.column("reason").to_pylist() if r) for part in rows), Counter[str]())
 
 
 @contextlib.contextmanager
@@ -183,12 +210,14 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _named(reasons: Counter[str]) -> str:
-    return ", ".join(f"{n} {reason} ({planning.REASONS.get(reason, '')})" for reason, n in reasons.most_common())
+    return ", ".join(f"{n} {reason} ({REASONS.get(reason, '')})" for reason, n in reasons.most_common())
 
 
 def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], pool: Executor | None) -> None:
     job = partial(build_shard, config, plan.meta_bytes)
     failures = []
+    for shard in todo:
+        progress.failure_path(Path(config.output), shard.name).unlink(missing_ok=True)
     total = sum(s.records for s in plan.shards)
     with progress.bar(total, "record", "records") as bar:
         bar.update(total - sum(s.records for s in todo))
@@ -207,14 +236,18 @@ def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], po
                 except UserError as error:
                     failures.append(str(error))
                 except BrokenProcessPool as error:
-                    raise UserError(
-                        "a worker was killed (out of memory?): run the same command again, with fewer workers"
-                    ) from error
+                    raise UserError(_why_broken(Path(config.output), todo)) from error
     if failures:
         raise UserError(
             f"{len(failures)} shard{'s' * (len(failures) > 1)} failed: {failures[0]}; "
             "mend that and run the same command again"
         )
+
+
+def _why_broken(output: Path, todo: Sequence[ShardPlan]) -> str:
+    noted = [p.read_text().strip() for s in todo if (p := progress.failure_path(output, s.name)).is_file()]
+    why = noted[0] if noted else "a worker was killed (out of memory?): fewer workers need less"
+    return f"{why}; then run the same command again"
 
 
 # ---- one shard ----
@@ -226,14 +259,17 @@ class _Tally:
 
     sums: NDArray[np.int64]
     squares: NDArray[np.int64]
+    counts: NDArray[np.int64]
     rows: list[tuple[int, int | None, str, str, str | None]] = field(default_factory=list)
     flags: Counter[str] = field(default_factory=Counter)
 
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
         self.rows.append((row, window, reason, detail, None))
 
-    def keep(self, row: int, window: int, key: str, units: NDArray[np.int16]) -> None:
+    def keep(self, row: int, window: int, key: str, units: NDArray[np.int16], present: NDArray[np.bool_]) -> None:
+        """`present` [leads]: those that the record has (the others are zeros)."""
         self.rows.append((row, window, "", "", key))
+        self.counts += present
         self.sums += units.sum(axis=1, dtype=np.int64)
         self.squares += np.square(units, dtype=np.int32).sum(axis=1, dtype=np.int64)
 
@@ -263,6 +299,7 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
         "sha256": shard_hash,
         "sums": tally.sums.tolist(),
         "squares": tally.squares.tolist(),
+        "counts": tally.counts.tolist(),
         "rejected": dict(sorted(Counter(row[2] for row in tally.rows if row[2]).items())),
         "flags": dict(sorted(tally.flags.items())),
         "started": started,
@@ -278,14 +315,15 @@ def _write_shard(
     output = Path(config.output)
     source = sources.module(config.source.format)
     geometry = Geometry(len(config.leads), config.samples, meta_bytes)
-    tally = _Tally(np.zeros(geometry.leads, np.int64), np.zeros(geometry.leads, np.int64))
+    tally = _Tally(*(np.zeros(geometry.leads, np.int64) for _ in range(3)))
     rows = planning.rows_of_shard(output, shard.ordinal).to_pylist()
     with atomic(output / shard.name) as path:
         with open(path, "wb", buffering=1 << 20) as file:
             writer = ShardWriter(file, geometry, shard.ordinal)
             for number, row in enumerate(rows):
                 try:
-                    recording = _read(source, config, row["record"])
+                    with watchdog.limit(config.timeout, partial(_hangs, config, shard, row["record"])):
+                        recording = _read(source, config, row)
                 except sources.Rejected as error:
                     tally.reject(number, None, error.reason, error.detail)
                 else:
@@ -298,10 +336,22 @@ def _write_shard(
     return tally, shard_hash, writer.count, geometry
 
 
-def _read(source: ModuleType, config: BuildConfig, record: str) -> sources.Recording:
-    """A record's signals. Raises `UserError` for a file that was there at planning and cannot be read now."""
+def _hangs(config: BuildConfig, shard: ShardPlan, record: str) -> str:
+    """Notes that a record cannot be read in time; returns the line that says so."""
+    line = f"{record} could not be read within timeout={config.timeout:g} s: does its file system hang?"
+    write_text(progress.failure_path(Path(config.output), shard.name), f"{line}\n")
+    return line
+
+
+def _read(source: ModuleType, config: BuildConfig, row: dict[str, Any]) -> sources.Recording:
+    """A record's signals. Raises `UserError` for an input that is not as it was at planning."""
+    root, record = Path(config.input), row["record"]
+    before = (row["bytes"], row["stamp"])
+    if (now := headers.stamp(root, record, row["files"])) != before:
+        what = "has vanished from the input" if now[0] < 0 <= before[0] else "has changed"
+        raise UserError(f"{record} {what} since the plan was made")
     try:
-        return source.read(Path(config.input), record, config.leads)
+        return source.read(root, record, row["leads"].split(), config.source)
     except sources.Rejected as error:
         if error.reason != "missing_file":
             raise
@@ -319,15 +369,22 @@ def _add_record(
     recording: sources.Recording,
 ) -> None:
     """Cuts one recording into its planned windows, writes the good ones and notes the reason of the others."""
-    x = signal.resample(recording.mv, recording.rate, config.rate)
-    x = leads.arrange(x, recording.leads, config.leads)
+    x, present = _prepared(config, row, recording)
+    flags = recording.flags
+    if 0 < x.shape[1] < config.samples and 0 < config.min_seconds <= x.shape[1] / config.rate:
+        x = np.pad(x, ((0, 0), (0, config.samples - x.shape[1])))
+        flags = (*flags, "padded")
+    meta = metadata_bytes(_metadata(config, row, recording.rate, flags), writer.geometry.meta_bytes)
     for window in range(row["windows"]):
         part = x[:, window * config.samples : (window + 1) * config.samples]
         reason, detail = _raw_reason(config, recording, window)
+        if part.shape[1] < config.samples:
+            reason, detail = "short", f"{x.shape[1] / config.rate:.4g} s"
         if not reason:
-            reason, detail = signal.check(part)
+            reason, detail = signal.check(part[present])
         units = None if reason else signal.quantise(part, config.resolution_uv)
-        meta = metadata_bytes(_metadata(config, row, recording), writer._geometry.meta_bytes)
+        if units is not None and (flat := int((units[present].min(axis=1) == units[present].max(axis=1)).sum())):
+            reason, detail = "flat_lead", f"{flat} leads never change by {config.resolution_uv:g} microvolt"
         if not reason and units is None:
             reason, detail = "clipped", f"{float(np.abs(part).max()):.3g} mV at {config.resolution_uv:g} microvolt"
         elif not reason and meta is None:
@@ -335,32 +392,53 @@ def _add_record(
         if reason:
             tally.reject(number, window, reason, detail)
         else:
-            tally.keep(number, window, writer.add(units, meta), units)  # type: ignore[arg-type]
-            tally.flags.update(recording.flags)
+            tally.keep(number, window, writer.add(units, meta), units, present)  # type: ignore[arg-type]
+            tally.flags.update(flags)
+
+
+def _prepared(
+    config: BuildConfig, row: dict[str, Any], recording: sources.Recording
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(signals `[leads, samples]` in mV at the target rate, which leads are there; the others are zeros)."""
+    x = recording.mv
+    if recording.missing is not None:
+        x = signal.bridged(x, recording.missing)
+    if config.high_pass:
+        x = signal.high_pass(x, recording.rate, config.high_pass)
+    x = signal.resample(x, recording.rate, config.rate)
+    there = row["leads"].split()
+    x = leads.arrange(x, recording.leads, there)
+    present = np.array([lead in there for lead in config.leads])
+    if present.all():
+        return x, present
+    out = np.zeros((len(config.leads), x.shape[1]), np.float32)
+    out[present] = x
+    return out, present
 
 
 def _raw_reason(config: BuildConfig, recording: sources.Recording, window: int) -> tuple[str, str]:
-    if recording.missing is None or recording.saturated is None:
+    if recording.missing is None and recording.saturated is None:
         return "", ""
     first, last = signal.span(window, config.samples, recording.rate, config.rate)
-    if gaps := int(recording.missing[first:last].sum()):
+    if recording.missing is not None and (gaps := int(recording.missing[first:last].sum())):
         return "nan", f"{gaps} samples missing"
-    if limits := int(recording.saturated[first:last].sum()):
+    if recording.saturated is not None and (limits := int(recording.saturated[first:last].sum())):
         return "saturated", f"{limits} samples at the converter's limits"
     return "", ""
 
 
-def _metadata(config: BuildConfig, row: dict[str, Any], recording: sources.Recording) -> dict[str, Any]:
-    age = row["age"]
-    return {
+def _metadata(config: BuildConfig, row: dict[str, Any], rate: float, flags: Sequence[str]) -> dict[str, Any]:
+    age, there = row["age"], row["leads"].split()
+    meta = {
         "source": config.source.name,
         "patient": row["patient"],
         "age": None if age != age else age,
         "sex": row["sex"],
-        "codes": row["codes"],
-        "rate": recording.rate,
-        "flags": list(recording.flags),
+        "codes": row["codes"].split(";") if row["codes"] else [],
+        "rate": rate,
+        "flags": list(flags),
     }
+    return meta if len(there) == len(config.leads) else {**meta, "leads": there}
 
 
 # ---- finish ----
@@ -421,12 +499,11 @@ def _versions() -> dict[str, str]:
 
 def _moments(stats: list[dict[str, Any]], config: BuildConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each lead in mV, from exact integer sums: the same whatever the order."""
-    count = sum(t["samples"] for t in stats) * config.samples
-    sums = [sum(values) for values in zip(*(t["sums"] for t in stats))]
-    squares = [sum(values) for values in zip(*(t["squares"] for t in stats))]
+    sums, squares, counts = ([sum(v) for v in zip(*(t[k] for t in stats))] for k in ("sums", "squares", "counts"))
+    counts = [max(n, 1) * config.samples for n in counts]
     unit = config.resolution_uv / 1000.0
-    variances = [(q * count - s * s) / (count * count) for s, q in zip(sums, squares)]
-    return [s / count * unit for s in sums], [v**0.5 * unit for v in variances]
+    variances = [(q * n - s * s) / (n * n) for s, q, n in zip(sums, squares, counts)]
+    return [s / n * unit for s, n in zip(sums, counts)], [v**0.5 * unit for v in variances]
 
 
 Cells = dict[str, list[tuple[str, int]]]
@@ -493,10 +570,17 @@ def _samples_of_shard(rows: pa.Table, windows: pa.Table, config: BuildConfig, nu
             "source": pa.array([config.source.name] * count, pa.string()),
             "age": of_row.column("age"),
             "sex": of_row.column("sex"),
-            "codes": of_row.column("codes"),
-            **{name: of_row.column(name) for name in config.labels},
+            "codes": _lists(of_row.column("codes"), ";"),
+            "leads": _lists(of_row.column("leads"), " "),
+            **{name: of_row.column(planning.LABEL + name) for name in config.labels},
         }
     )
+
+
+def _lists(column: pa.ChunkedArray, separator: str) -> pa.Array:
+    """Words joined in text as lists (none for empty text)."""
+    lists = pc.split_pattern(column.cast(pa.string()), separator).combine_chunks()
+    return pa.array([[w for w in words if w] for words in lists.to_pylist()], pa.list_(pa.string()))
 
 
 def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa.Table:

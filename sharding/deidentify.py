@@ -81,6 +81,7 @@ def identity(value: str) -> str:
     return "" if text.lower() in ("", "nan", "none", "null", "unknown", "na", "n/a", "?") else text
 
 
+@lru_cache(maxsize=4096)
 def age(value: str) -> float:
     """Whole years; over 89 becomes 90 (PTB-XL writes 300 for that); NaN for anything that is no age."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(?:y|yrs?|years?)?\s*", value, re.IGNORECASE)

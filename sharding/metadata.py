@@ -5,28 +5,35 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
 from sharding.config import UserError
 from sharding.deidentify import identity
 
 MAX_WORDS = 50
+TRUE = ("1", "1.0", "true", "yes", "y", "t")
 
 
 @dataclass
 class TableConfig:
-    """Where a data set's table is and what its columns are called: of each list, the first name that exists counts.
+    """Where a data set's table (CSV or xlsx) is and what its columns are called: of each list, the first name that
+    exists counts; of `codes`, all that exist.
 
-    `record_low` is looked at before `record` where the target rate is at most `low_rate` Hz.
+    `record_low` is looked at before `record` where the target rate is at most `low_rate` Hz. `record_pattern` makes the
+    record's name of several columns, as `{trace_file}#{exam_id}`. `sex_values` and `code_values` translate a table's
+    own words; `code_columns` names columns of 0 and 1 and the code that a 1 stands for.
     """
 
     file: list[str] = field(default_factory=list)
     record: list[str] = field(default_factory=lambda: ["record"])
+    record_pattern: str = ""
     record_low: list[str] = field(default_factory=list)
     low_rate: float = 0.0
     patient: list[str] = field(default_factory=lambda: ["patient_id"])
@@ -34,19 +41,21 @@ class TableConfig:
     sex: list[str] = field(default_factory=lambda: ["sex"])
     codes: list[str] = field(default_factory=lambda: ["codes"])
     sex_values: dict[str, str] = field(default_factory=dict)
+    code_values: dict[str, str] = field(default_factory=dict)
+    code_columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Table:
-    """The rows as text: `records` (relative paths without suffix), `words` (kind -> column), `columns` (all)."""
+    """The rows as arrays of text: `records` (relative paths without suffix), `words` (kind -> column), `columns`."""
 
     path: str
-    records: list[str]
-    words: dict[str, list[str]]
-    columns: dict[str, list[str]]
+    records: pa.Array
+    words: dict[str, pa.Array]
+    columns: dict[str, pa.Array]
     identifying: set[str]
 
-    def column(self, name: str, key: str) -> list[str]:
+    def column(self, name: str, key: str) -> pa.Array:
         """A column by name; `key` is the config's key that asks for it. Raises `UserError` naming the nearest one."""
         if name in self.columns:
             return self.columns[name]
@@ -64,58 +73,133 @@ def read_table(root: Path, config: TableConfig, rate: float) -> Table | None:
         raise UserError(
             f"{root} holds none of {', '.join(config.file)} (source.table.file): is it the data set's top folder?"
         )
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no readable CSV table: {' '.join(str(error).split())}") from error
-    columns = {str(name): frame[name].tolist() for name in frame.columns}
+    columns = _columns(path)
     low = config.record_low if rate <= config.low_rate else []
-    chosen = {
-        "record": _first(columns, [*low, *config.record]),
-        "patient": _first(columns, config.patient),
-        "age": _first(columns, config.age),
-        "sex": _first(columns, config.sex),
-        "codes": _first(columns, config.codes),
-    }
-    if chosen["record"] is None:
-        asked = ", ".join([*low, *config.record])
-        raise UserError(f"source.table.record: {path.name} has no column {asked}; it has {', '.join(columns)}")
-    records = [re.sub(r"\.(hea|dat|mat)$", "", name.strip()) for name in columns[chosen["record"]]]
-    words = {kind: columns[name] for kind, name in chosen.items() if name and kind != "record"}
-    names = {name for name in [*low, *config.record, *config.record_low, *config.patient] if name in columns}
+    records, used = _record_names(path, columns, [*low, *config.record], config.record_pattern)
+    chosen = {"patient": config.patient, "age": config.age, "sex": config.sex}
+    words = {kind: columns[name] for kind, names in chosen.items() if (name := _first(columns, names))}
+    if (codes := _codes(path, columns, config)) is not None:
+        words["codes"] = codes
+    names = {name for name in [*used, *low, *config.record, *config.record_low, *config.patient] if name in columns}
     return Table(str(path), records, words, columns, names)
 
 
-def _first(columns: dict[str, list[str]], names: Sequence[str]) -> str | None:
+def _columns(path: Path) -> dict[str, pa.Array]:
+    """All columns of a CSV or xlsx file as text without spaces around it (empty where there is none)."""
+    try:
+        table = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
+    except (pa.ArrowInvalid, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} is no readable table: {' '.join(str(error).split())[:200]}") from error
+    names = [name.strip() for name in table.column_names]
+    if twice := {name for name in names if names.count(name) > 1 and name}:
+        raise UserError(f"{path} has several columns '{min(twice)}': rename all but one")
+    return {n: pc.utf8_trim_whitespace(table.column(i)).combine_chunks() for i, n in enumerate(names)}
+
+
+def _read_csv(path: Path) -> pa.Table:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline()
+    parse = csv.ParseOptions(delimiter=max(",;\t", key=first.count), newlines_in_values=True)
+    with csv.open_csv(path, parse_options=parse) as reader:
+        names = reader.schema.names
+    types = csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
+    return csv.read_csv(path, parse_options=parse, convert_options=types)
+
+
+def _read_xlsx(path: Path) -> pa.Table:
+    """The first sheet; its first row names the columns."""
+    import zipfile
+
+    from openpyxl import load_workbook
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = list(load_workbook(path, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True))
+    except zipfile.BadZipFile as error:
+        raise ValueError("no xlsx file") from error
+    if not rows:
+        raise ValueError("the first sheet is empty")
+    body = [row for row in rows[1:] if any(cell is not None for cell in row)]
+    columns = [["" if row[i] is None else str(row[i]) for row in body] for i in range(len(rows[0]))]
+    return pa.table([pa.array(c, pa.string()) for c in columns], names=[str(cell or "") for cell in rows[0]])
+
+
+def _record_names(
+    path: Path, columns: dict[str, pa.Array], names: Sequence[str], pattern: str
+) -> tuple[pa.Array, list[str]]:
+    """(the records' names, the columns that they are made of)."""
+    if not pattern:
+        name = _first(columns, names)
+        if name is None:
+            raise UserError(
+                f"source.table.record: {path.name} has no column {', '.join(names)}; it has {', '.join(columns)}"
+            )
+        pattern = f"{{{name}}}"
+    words = re.split(r"\{([^{}]*)\}", pattern)
+    if absent := [name for name in words[1::2] if name not in columns]:
+        raise UserError(f"source.table.record_pattern: {path.name} has no column '{absent[0]}'; it has {list(columns)}")
+    if len(words) == 1:
+        raise UserError(f"source.table.record_pattern={pattern} holds no {{column}}")
+    parts = [columns[word] if i % 2 else pa.scalar(word) for i, word in enumerate(words)]
+    joined = pc.binary_join_element_wise(*parts, "") if len(parts) > 1 else parts[0]
+    return pc.replace_substring_regex(joined, r"\.(hea|dat|mat)$", ""), words[1::2]
+
+
+def _codes(path: Path, columns: dict[str, pa.Array], config: TableConfig) -> pa.Array | None:
+    """The words of all code columns, joined by `;`."""
+    parts = [_translated(columns[name], config.code_values) for name in config.codes if name in columns]
+    for name, code in config.code_columns.items():
+        if name not in columns:
+            raise UserError(f"source.table.code_columns: {path.name} has no column '{name}'; it has {list(columns)}")
+        true = pc.is_in(pc.utf8_lower(columns[name]), pa.array(TRUE))
+        parts.append(pc.if_else(true, pa.scalar(str(code)), pa.scalar("")))
+    if not parts:
+        return None
+    return pc.binary_join_element_wise(*parts, ";") if len(parts) > 1 else parts[0]
+
+
+def _translated(column: pa.Array, values: dict[str, str]) -> pa.Array:
+    if not values:
+        return column
+    lower = {key.lower(): str(value) for key, value in values.items()}
+    encoded = column.dictionary_encode()
+    split = (re.split(r"[;,|]", text) for text in encoded.dictionary.to_pylist())
+    texts = [";".join(lower.get(word.strip().lower(), word) for word in words) for words in split]
+    return pa.array(texts, pa.string()).take(encoded.indices)
+
+
+def _first(columns: dict[str, pa.Array], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def label(table: Table, name: str) -> list[Any]:
-    """A label column as whole numbers, numbers (NaN where empty) or words (None where empty).
+def label(table: Table, name: str) -> pa.Array:
+    """A label column as whole numbers, numbers (NaN where empty) or words (null where empty).
 
     Raises `UserError` for a missing column, a column that names records or patients, and one that looks like free
     text or like an identifier: more than 50 different words, dates, or whole numbers that nearly all differ.
     """
-    values = [v.strip() for v in table.column(name, "labels")]
+    encoded = table.column(name, "labels").dictionary_encode()
     if name in table.identifying:
         raise UserError(f"labels: column '{name}' names records or patients and stays in private/: leave it out")
-    distinct = {v for v in values if identity(v)}
+    texts = encoded.dictionary.to_pylist()
+    distinct = {v for v in texts if identity(v)}
     numbers = {v: _number(v) for v in distinct}
     if all(n is not None for n in numbers.values()):
         whole = all(float(n).is_integer() for n in numbers.values())  # type: ignore[arg-type]
-        if whole and len(distinct) > max(MAX_WORDS, len(values) // 2):
+        if whole and len(distinct) > max(MAX_WORDS, len(encoded) // 2):
             raise UserError(
                 f"labels: column '{name}' looks like an identifier ({len(distinct)} different numbers): leave it out"
             )
-        if whole and all(identity(v) for v in values):
-            return [int(float(v)) for v in values]
-        return [numbers.get(v, math.nan) for v in values]
+        if whole and len(distinct) == len(texts):
+            return pa.array([int(float(v)) for v in texts], pa.int64()).take(encoded.indices)
+        return pa.array([numbers.get(v, math.nan) for v in texts], pa.float64()).take(encoded.indices)
     if len(distinct) > MAX_WORDS or any(len(v) > 32 or re.search(r"\d{4}-\d|\d+[/:]\d+", v) for v in distinct):
         raise UserError(
             f"labels: column '{name}' looks like free text, dates or names ({len(distinct)} different values): labels "
             f"are numbers or at most {MAX_WORDS} different words"
         )
-    return [v if v in distinct else None for v in values]
+    return pa.array([v if v in distinct else None for v in texts], pa.string()).take(encoded.indices)
 
 
 def _number(text: str) -> float | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sharding.plan import REASONS, Plan, read_plan
+from sharding.options import REASONS
+from sharding.plan import Plan, read_plan
 from sharding.schema import MANIFEST, PRIVATE
 from sharding.writer import TEMPORARY
 
@@ -70,7 +71,11 @@ def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, in
     rows += [
         (f"rejected: {r}", n, REASONS.get(r, "")) for r, n in sorted(rejected.items(), key=lambda x: (-x[1], x[0]))
     ]
-    remarks = {"checksum": "the header's check sum differs", "derived": "limb leads derived from I and II"}
+    remarks = {
+        "checksum": "the header's check sum differs",
+        "derived": "limb leads derived from I and II",
+        "padded": "zeros at the end of a short record",
+    }
     rows += [(f"  kept, {f}", n, remarks.get(f, "")) for f, n in sorted(flags.items())]
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"  {name:<{width}} {n:>9,} {100 * n / max(total, 1):5.1f} %  {why}" for name, n, why in rows)

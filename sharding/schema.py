@@ -24,6 +24,7 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 PRIVATE = "private"
+SAMPLE_COLUMNS = ("shard", "index", "key", "patient", "source", "age", "sex", "codes", "leads")
 DTYPE = np.dtype("<i2")
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 AMPLITUDE_MV = 20.0
 STD_MV = (0.002, 10.0)
 RATES = (50.0, 20000.0)
+PERIODS = 10
+MOST_IMAGES = 10
 
 _TO_MV = {"mv": 1.0, "": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 
@@ -33,25 +35,90 @@ def resampled_length(samples: int, source_rate: float, target_rate: float) -> in
 
 
 @lru_cache(maxsize=64)
-def _low_pass(up: int, down: int) -> NDArray[np.float32]:
+def _low_pass(up: int, down: int) -> NDArray[np.float64]:
+    """scipy's own for `resample_poly`: Kaiser window, beta 5, 10 periods a side, gain 1."""
     from scipy.signal import firwin
 
     widest = max(up, down)
-    return firwin(20 * widest + 1, 1.0 / widest, window=("kaiser", 5.0)).astype(np.float32)
+    return firwin(2 * PERIODS * widest + 1, 1.0 / widest, window=("kaiser", 5.0))
 
 
 def resample(x: NDArray[np.float32], source_rate: float, target_rate: float) -> NDArray[np.float32]:
-    """Polyphase resampling along the last axis, zero phase -> `[..., resampled_length]`.
+    """Polyphase resampling along the last axis of `[leads, samples]`, zero phase -> `[leads, resampled_length]`.
 
-    The low-pass is scipy's own for `resample_poly` (Kaiser, beta 5, 10 periods a side); beyond its ends a signal goes
-    on along the line through its first and last sample, so that an offset makes no step there.
+    The line through the first and the last sample passes unfiltered, and the rest goes to zero beyond its ends, so that
+    an offset makes no step there. The low-pass is scipy's own for `resample_poly`. Whole ratios go through the
+    spectrum: the same filter, the same result to rounding, in a fraction of the time.
     """
     up, down = ratio(source_rate, target_rate)
     if up == down:
         return x
-    from scipy.signal import resample_poly
+    first, step = x[:, :1], (x[:, -1:] - x[:, :1]) / np.float32(max(x.shape[1] - 1, 1))
+    length = resampled_length(x.shape[1], source_rate, target_rate)
+    level = x - (first + step * _ramp(x.shape[1], 1.0))
+    if up == 1 and down <= MOST_IMAGES:
+        level = _decimated(level, down)[:, :length]
+    else:
+        from scipy.signal import resample_poly
 
-    return resample_poly(x, up, down, axis=-1, window=_low_pass(up, down), padtype="line")
+        level = resample_poly(level, up, down, axis=-1, window=_low_pass(up, down).astype(np.float32))
+    return level + (first + step * _ramp(length, down / up))
+
+
+@lru_cache(maxsize=64)
+def _ramp(length: int, step: float) -> NDArray[np.float32]:
+    return (np.arange(length) * step).astype(np.float32)
+
+
+def _decimated(x: NDArray[np.float32], down: int) -> NDArray[np.float32]:
+    """Every `down`-th value of the low-passed `x` with zeros around it: the sum of the `down` parts of its spectrum."""
+    from scipy.fft import irfft, rfft
+
+    m, gain = _transfer(x.shape[1], down)
+    n, half = m * down, m // 2 + 1
+    spectrum = rfft(x, n, axis=-1, overwrite_x=True)
+    spectrum *= gain
+    total = spectrum[:, :half].copy()
+    for start in range(m, n, m):
+        if start + half - 1 <= n // 2:
+            total += spectrum[:, start : start + half]
+        else:  # frequencies beyond the half are those before it, conjugated and backwards
+            total += spectrum[:, n - start - half + 1 : n - start + 1][:, ::-1].conj()
+    return irfft(total, m, axis=-1)
+
+
+@lru_cache(maxsize=64)
+def _transfer(samples: int, down: int) -> tuple[int, NDArray[np.float32]]:
+    """(output length with room for the signal and the filter's reach, the low-pass at each frequency of the input)."""
+    from scipy.fft import next_fast_len, rfft
+
+    taps = _low_pass(1, down)
+    reach = len(taps) // 2
+    m = next_fast_len(-(-(samples + reach) // down), real=True)
+    circular = np.zeros(m * down)
+    circular[: reach + 1] = taps[reach:]
+    circular[-reach:] += taps[:reach]
+    return m, (rfft(circular).real / down).astype(np.float32)
+
+
+def high_pass(x: NDArray[np.float32], rate: float, cutoff: float) -> NDArray[np.float32]:
+    """`x` [leads, samples] without what is slower than `cutoff` Hz: Butterworth of order 2, forwards and backwards."""
+    from scipy.signal import butter, sosfiltfilt
+
+    padding = min(x.shape[-1] - 1, round(3 * rate / cutoff))
+    sections = butter(2, cutoff, "highpass", fs=rate, output="sos")
+    return sosfiltfilt(sections, x, axis=-1, padlen=max(padding, 0)).astype(np.float32)
+
+
+def bridged(x: NDArray[np.float32], missing: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """`x` [leads, samples] with straight lines across the missing samples, so that filters do not ring beside them."""
+    there, gaps = np.flatnonzero(~missing), np.flatnonzero(missing)
+    if not len(there) or not len(gaps):
+        return x
+    out = x.copy()
+    for lead in out:
+        lead[gaps] = np.interp(gaps, there, lead[there])
+    return out
 
 
 def span(window: int, length: int, source_rate: float, target_rate: float) -> tuple[int, int]:

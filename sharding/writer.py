@@ -72,7 +72,7 @@ class ShardWriter:
     """Appends samples of one geometry to a tar and keeps its sha256. `close` ends the archive."""
 
     def __init__(self, file: BinaryIO, geometry: Geometry, ordinal: int):
-        self._file, self._geometry, self._ordinal = file, geometry, ordinal
+        self._file, self.geometry, self._ordinal = file, geometry, ordinal
         self._npy = npy_header(geometry.leads, geometry.samples)
         self._npy_padding = _padding(geometry.npy_bytes)
         self._heads = {s: _tar_header(key(ordinal, 0) + s, n) for s, n in self._members().items()}
@@ -80,14 +80,14 @@ class ShardWriter:
         self.count = 0
 
     def _members(self) -> dict[str, int]:
-        return {".ecg.npy": self._geometry.npy_bytes, ".meta.json": self._geometry.meta_bytes}
+        return {".ecg.npy": self.geometry.npy_bytes, ".meta.json": self.geometry.meta_bytes}
 
     def add(self, array: NDArray[np.int16], meta: bytes) -> str:
         """Writes one sample, int16 `[leads, samples]` and its padded metadata; returns its key."""
-        if array.shape != (self._geometry.leads, self._geometry.samples) or array.dtype != DTYPE:
-            raise AssertionError(f"array {array.dtype} {array.shape} does not fit {self._geometry}")
-        if len(meta) != self._geometry.meta_bytes:
-            raise AssertionError(f"metadata of {len(meta)} bytes does not fit {self._geometry}")
+        if array.shape != (self.geometry.leads, self.geometry.samples) or array.dtype != DTYPE:
+            raise AssertionError(f"array {array.dtype} {array.shape} does not fit {self.geometry}")
+        if len(meta) != self.geometry.meta_bytes:
+            raise AssertionError(f"metadata of {len(meta)} bytes does not fit {self.geometry}")
         name = key(self._ordinal, self.count)
         self._write(
             self._head(name, ".ecg.npy"),

@@ -1,10 +1,13 @@
 """The formats that can be read, one file each. A source module has three functions:
 
-`find(root, without) -> list[str]`    names of all records under the folder, sorted; `without` is a subfolder left out
-`head(root, record) -> Head`          what the header says, without reading signals
-`read(root, record, wanted) -> Recording`   the leads needed for `wanted`, in millivolt
+`find(root, without, options) -> list[str]`   names of all records under the folder, sorted; `without`: a subfolder left
+                                              out
+`head(root, record, options) -> Head`         what the header says, without reading signals
+`read(root, record, wanted, options) -> Recording`   the leads needed for `wanted`, in millivolt
 
-They raise `Rejected` for a record that cannot be used and `OSError` for a file that cannot be read, nothing else.
+`options` is the config's `source`. A record in a file of many is named `FILE#ID`. The functions raise `Rejected` for a
+record that cannot be used, `OSError` for a file that cannot be read, `UserError` (from `find` alone) for options that
+cannot work, nothing else.
 """
 
 from __future__ import annotations
@@ -19,14 +22,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.config import UserError
+from sharding.metadata import TableConfig
 
-FORMATS = {"wfdb": "sharding.sources.wfdb"}
+FILES = {  # the endings of the files that a format's module reads
+    "wfdb": ".hea",
+    "hdf5": ".h5 or .hdf5",
+    "table": ".npy, .npz, .csv or .txt",
+    "tars": ".tar",
+    "clinical": ".xml, .dcm, .scp or .edf",
+}
+
+
+@dataclass
+class ArrayConfig:
+    """What a bare array (HDF5, NumPy, CSV, tar member) leaves unsaid.
+
+    `rate` in Hz; `leads`: its leads in order (a CSV may name them itself); `units`: mV, uV, nV, V or, as a number,
+    millivolts per unit; `leads_last`: `[samples, leads]` instead of `[leads, samples]`; `trim`: zeros in all leads at
+    both ends are padding and cut off. `signals`: the HDF5 data set, npz key or file ending in a tar that holds the
+    array; `ids`: the HDF5 data set of the records' ids (none: their row numbers); `meta`: the ending of a tar's JSON
+    member.
+    """
+
+    rate: float = 0.0
+    leads: list[str] = field(default_factory=list)
+    units: str = "mV"
+    leads_last: bool = False
+    trim: bool = False
+    signals: str = ""
+    ids: str = ""
+    meta: str = ""
+
+
+@dataclass
+class SourceConfig:
+    """A data set's `name` (part of every pseudonym), `format`, table, arrays, and whether it is `public`.
+
+    `vocabulary` allows codes beside SNOMED CT concepts and PTB-XL's SCP statements.
+    """
+
+    name: str = "wfdb"
+    format: str = "wfdb"
+    public: bool = False
+    vocabulary: list[str] = field(default_factory=list)
+    table: TableConfig = field(default_factory=TableConfig)
+    array: ArrayConfig = field(default_factory=ArrayConfig)
 
 
 class Rejected(Exception):
     """A record that cannot be used: `reason` is one word of a closed list, `detail` says more and stays private.
 
-    `files` are the record's, as far as its header can be read.
+    `files` are the record's, as far as its header can be read (none: the file that its name names).
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -65,9 +111,28 @@ class Recording:
 
 def module(name: str) -> ModuleType:
     """The source module of a format. Raises `UserError` naming the known ones."""
-    if name not in FORMATS:
-        raise UserError(f"source.format={name} is not known; known: {', '.join(sorted(FORMATS))}")
-    return importlib.import_module(FORMATS[name])
+    if name not in FILES:
+        raise UserError(f"source.format={name} is not known; known: {', '.join(sorted(FILES))}")
+    return importlib.import_module(f"sharding.sources.{name}")
+
+
+def files_below(root: Path, without: str, endings: tuple[str, ...]) -> list[str]:
+    """Names (relative paths) of all files under `root` with one of the endings (lower case), in any case, sorted.
+
+    Links to folders are followed, each folder once; the subfolder `without` (relative) is left out.
+    """
+    found, seen = [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        prefix = os.path.relpath(folder, root)
+        prefix = "" if prefix == "." else prefix + "/"
+        folders[:] = sorted(name for name in folders if not without or prefix + name != without)
+        found += [prefix + name for name in files if name.lower().endswith(endings)]
+    return sorted(found)
 
 
 def contained(root: Path, record: str) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sharding import leads as lead_names
 from sharding import signal
-from sharding.sources import Head, Recording, Rejected, contained
+from sharding.sources import Head, Recording, Rejected, SourceConfig, contained, files_below
 
 DEFAULT_GAIN = 200.0
 DEFAULT_RATE = 250.0
@@ -79,27 +79,19 @@ class Header:
     comments: list[str]
 
 
-def find(root: Path, without: str = "") -> list[str]:
-    """Names (relative paths without `.hea`) of all headers under `root`, sorted.
-
-    Links to folders are not followed, and the folder `without` (relative) is left out.
-    """
-    found = []
-    for folder, folders, files in os.walk(root):
-        prefix = os.path.relpath(folder, root)
-        prefix = "" if prefix == "." else prefix + "/"
-        folders[:] = [name for name in folders if not without or prefix + name != without]
-        found += [prefix + name[:-4] for name in files if name.endswith(".hea")]
-    return sorted(found)
+def find(root: Path, without: str = "", options: SourceConfig | None = None) -> list[str]:
+    """Names (relative paths without `.hea`) of all headers under `root`, sorted. See `files_below`."""
+    return sorted(name[:-4] for name in files_below(root, without, (".hea",)) if name.endswith(".hea"))
 
 
-def head(root: Path, record: str) -> Head:
+def head(root: Path, record: str, options: SourceConfig | None = None) -> Head:
     """What the header says; the length is the signal file's where the header gives none. See `Head`."""
-    header = _read_header(root, record)
-    folder = record.rpartition("/")[0]
-    names = list(dict.fromkeys(s.file for s in header.signals))
-    files = [f"{record}.hea", *(f"{folder}/{n}" if folder else n for n in names)]
+    files = [f"{record}.hea"]
     try:
+        header = _read_header(root, record)
+        folder = record.rpartition("/")[0]
+        names = list(dict.fromkeys(s.file for s in header.signals))
+        files += [f"{folder}/{n}" if folder else n for n in names]
         samples = _length(root, record, header)
     except Rejected as error:
         error.files = files
@@ -107,7 +99,7 @@ def head(root: Path, record: str) -> Head:
     return Head(header.rate, samples, [s.name for s in header.signals], files, _words(header.comments))
 
 
-def read(root: Path, record: str, wanted: Sequence[str]) -> Recording:
+def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig | None = None) -> Recording:
     """The leads that `wanted` needs, in millivolt. See `Recording`."""
     header = _read_header(root, record)
     try:

@@ -17,6 +17,7 @@ from recordings import LEADS, beats, write_folder, write_record
 from sharding import build as building
 from sharding import plan
 from sharding.config import UserError, load
+from sharding.options import BuildConfig, validated
 from sharding.schema import read_manifest
 from sharding.verify import verify
 
@@ -25,7 +26,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "shard"
 
 def build(source: Path, output: Path, *words: str, config: str = "wfdb") -> building.Outcome:
     fixed = [f"input={source}", f"output={output}", "source.public=true"]
-    return building.build(load(plan.BuildConfig, CONFIGS / f"{config}.yaml", [*fixed, *words]))
+    return building.build(load(BuildConfig, CONFIGS / f"{config}.yaml", [*fixed, *words]))
 
 
 def public_bytes(output: Path) -> dict[str, bytes]:
@@ -146,15 +147,15 @@ def test_changed_config_or_input_is_refused(tmp_path, monkeypatch):
         build(root, output)
     monkeypatch.delenv("UMBRA_KEY")
     write_record(root, "new", beats(9))
-    with pytest.raises(UserError, match=r"new.hea is new"):
+    with pytest.raises(UserError, match=r"record new is new"):
         build(root, output)
     (root / "new.hea").unlink()
     assert build(root, output).state == "already built"
     os.utime(root / "r0002_0.dat", ns=(1, 1))
-    with pytest.raises(UserError, match=r"r0002_0.dat has changed"):
+    with pytest.raises(UserError, match=r"record r0002_0 has changed"):
         build(root, output)
     (root / "r0002_0.dat").unlink()
-    with pytest.raises(UserError, match=r"r0002_0.dat is gone"):
+    with pytest.raises(UserError, match=r"record r0002_0 is gone"):
         build(root, output)
 
 
@@ -354,17 +355,17 @@ def test_nothing_planted_leaves_private(tmp_path):
 def test_vanished_input_stops_the_shard_and_the_same_command_goes_on(tmp_path):
     root, output = tmp_path / "in", tmp_path / "out"
     write_folder(root, 20)
-    config = load(plan.BuildConfig, None, [f"input={root}", f"output={output}", "samples_per_shard=4"])
+    config = load(BuildConfig, None, [f"input={root}", f"output={output}", "samples_per_shard=4"])
     config.source.public = True
-    validated = plan.validated(config)
+    config = validated(config)
     key = building.deidentify.load_key("", True, root)
-    building._ensure_plan(output, validated, key, None)
+    building._ensure_plan(output, config, key, None)
     moved = root / "r0005_0.dat"
     data, times = moved.read_bytes(), moved.stat().st_mtime_ns
     moved.unlink()
     found = plan.read_plan(output)
     with pytest.raises(UserError, match=r"1 shard failed: .*r0005_0 has vanished"):
-        building._build_shards(validated, found, found.shards, None)
+        building._build_shards(config, found, found.shards, None)
     moved.write_bytes(data)
     os.utime(moved, ns=(times, times))
     assert build(root, output, "samples_per_shard=4").kept == 20

@@ -1,22 +1,34 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding import deidentify, plan
 from sharding.config import UserError
-from sharding.plan import BuildConfig, Row, SplitConfig, Survey
+from sharding.headers import COLUMNS, Survey, name_hash
+from sharding.metadata import Table
+from sharding.options import BuildConfig, SplitConfig, validated
 
 KEY = deidentify.PseudonymKey(b"k" * 16, "test")
 
 
 def row(record, patient="", windows=1, reason=""):
-    return Row(record, reason, "", patient, 50.0, "male", ("SR",), 0, 100.0, windows, [(f"{record}.hea", 1, 1)])
+    """One row of `headers.COLUMNS`."""
+    whom = ("patient", patient) if patient else ("record", record)
+    code = deidentify.pseudonym(KEY, "wfdb", *whom)
+    return (record, name_hash(record), reason, "", code, not patient, 50.0, "male", "SR", 0, "I II", windows, "*", 1, 1)
 
 
-def planned(rows, splits=None, **options):
+def planned(rows, splits=None, table=None, **options):
+    """(plan, its rows in order)."""
     config = BuildConfig(input="in", output="out", **options)
-    return plan.make_plan(config, KEY, rows, Survey(None, [], splits, {}))
+    table = table or Table("in/table.csv", None, {}, {}, set())
+    columns = [pa.array(c, kind) for c, kind in zip(zip(*rows), COLUMNS.values())]
+    frame = pa.table(columns, names=list(COLUMNS))
+    splits = None if splits is None else pa.array(splits, pa.int8())
+    found, order, decided = plan.make_plan(config, "test", frame, Survey(table, None, splits, {}))
+    return found, pa.concat_tables(plan.ordered(found, order, frame, decided, most=3)).unify_dictionaries()
 
 
 @settings(max_examples=60, deadline=None)
@@ -27,10 +39,10 @@ def planned(rows, splits=None, **options):
 )
 def test_every_window_once_and_patients_together(patients, most, seed):
     rows = [row(f"p{p}r{r}", str(p), n) for p, records in enumerate(patients) for r, n in enumerate(records)]
-    found, frame, _ = planned(rows, samples_per_shard=most, seed=seed)
+    found, frame = planned(rows, samples_per_shard=most, seed=seed)
     records = frame.column("record").to_pylist()
-    assert sorted(records) == sorted(r.record for r in rows)
-    wanted = {r.record: r.windows for r in rows}
+    assert sorted(records) == sorted(r[0] for r in rows)
+    wanted = {r[0]: r[11] for r in rows}
     windows = dict(zip(records, frame.column("windows").to_pylist()))
     over = dict(zip(records, frame.column("over").to_pylist()))
     reasons = dict(zip(records, frame.column("reason").to_pylist()))
@@ -53,7 +65,7 @@ def test_every_window_once_and_patients_together(patients, most, seed):
 
 def test_fractions_are_of_patients_and_seeded():
     rows = [row(f"r{i}", str(i // 2)) for i in range(400)]
-    first, frame, _ = planned(rows)
+    first, frame = planned(rows)
     by_split = {s: sum(x.records for x in first.shards if x.split == s) for s in ("train", "val", "test")}
     assert by_split == {"train": 320, "val": 40, "test": 40}
     assert planned(rows)[1].equals(frame)
@@ -77,7 +89,7 @@ def test_an_added_patient_moves_no_other_in_the_order():
 
 def test_split_column_goes_by_patient():
     rows = [row("a", "1"), row("b", "1"), row("c", "2"), row("d", "3")]
-    found, frame, _ = planned(rows, splits=[0, 0, 2, -1])
+    found, frame = planned(rows, splits=[0, 0, 2, -1])
     assert [(s.split, s.records) for s in found.shards] == [("train", 2), ("test", 1)]
     assert frame.column("reason").to_pylist() == ["", "", "", "no_split"]
     with pytest.raises(UserError, match="1 patients into different splits"):
@@ -85,14 +97,14 @@ def test_split_column_goes_by_patient():
 
 
 def test_records_without_patient_are_their_own():
-    found, frame, _ = planned([row("a"), row("b"), row("c", "1")])
+    found, frame = planned([row("a"), row("b"), row("c", "1")])
     assert not found.patient_ids
     assert len(set(frame.column("patient").to_pylist())) == 3
     assert planned([row("a", "1")])[0].patient_ids
 
 
 def test_rejected_and_double_records_come_last():
-    found, frame, _ = planned([row("a", reason="short", windows=0), row("b"), row("b")])
+    found, frame = planned([row("a", reason="short", windows=0), row("b"), row("b")])
     assert found.windows == 1
     assert frame.column("record").to_pylist() == ["b", "a", "b"]
     assert frame.column("reason").to_pylist() == ["", "short", "duplicate_record"]
@@ -123,10 +135,10 @@ def test_mixed_is_splitmix64():
 def test_impossible_values(tmp_path, options, message):
     (tmp_path / "x").touch()
     with pytest.raises(UserError, match=message):
-        plan.validated(BuildConfig(**{"input": str(tmp_path), "output": "out", **options}))
+        validated(BuildConfig(**{"input": str(tmp_path), "output": "out", **options}))
 
 
 def test_leads_in_any_case(tmp_path):
     (tmp_path / "x").touch()
     config = BuildConfig(input=str(tmp_path), output="out", leads=["ii", "AVR"])
-    assert plan.validated(config).leads == ["II", "aVR"]
+    assert validated(config).leads == ["II", "aVR"]

@@ -24,6 +24,18 @@ def test_resampling_is_scipys_for_signals_that_start_and_end_at_zero(source, tar
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("source", "target"), [(500, 250), (500, 100), (1000, 100), (100, 250), (400, 250), (257, 100)])
+@pytest.mark.parametrize("samples", [1, 2, 5, 37, 1234, 4999, 5000])
+def test_resampling_is_the_same_filter_as_scipys_beside_the_line_through_both_ends(source, target, samples):
+    x = np.random.default_rng(samples).normal(size=(2, samples)).cumsum(1) + 3
+    up, down = signal.ratio(source, target)
+    line = x[:, :1] + (x[:, -1:] - x[:, :1]) / max(samples - 1, 1) * np.arange(samples * up + down) / up
+    level = resample_poly(x - line[:, ::up][:, :samples], up, down, axis=-1)
+    expected = level + line[:, ::down][:, : level.shape[1]]
+    found = signal.resample(x.astype(np.float32), source, target)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max(), rtol=0)
+
+
 def test_resampling_keeps_a_sine_and_an_offset():
     time = np.arange(5000) / 500
     x = (5.0 + np.sin(2 * np.pi * 3 * time))[None].astype(np.float32)

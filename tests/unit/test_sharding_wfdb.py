@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from recordings import LEADS, beats, write_record
 
-from sharding.plan import REASONS
+from sharding.options import REASONS
 from sharding.sources import Rejected, wfdb
 
 reference = pytest.importorskip("wfdb")

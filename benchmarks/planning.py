@@ -1,0 +1,99 @@
+"""How planning grows: `python -m benchmarks.planning [sizes=[100000,1000000,10000000]]`.
+
+Each size is planned in a process of its own from that many made-up headers (patients of one to four records, twelve
+leads, age, sex and codes): everything that a build does before it reads signals, but for the reading of header files,
+which the last row shows by itself, on real WFDB headers written here. The plan is written to disk as in a build.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sharding import deidentify, headers, plan, sources
+from sharding.config import command, load
+from sharding.leads import CANONICAL
+from sharding.options import BuildConfig, validated
+from sharding.sources import Head
+from sharding.sources.synthetic import SynthConfig, write
+
+KEY = deidentify.PseudonymKey(b"k" * 32, "benchmark")
+CODES = ("426783006", "164889003", "426177001,39732003", "427084000")
+
+
+@dataclass
+class PlanningConfig:
+    """`sizes`: numbers of header entries; `files`: number of header files that are read."""
+
+    sizes: list[int] = field(default_factory=lambda: [100_000, 1_000_000, 10_000_000])
+    files: int = 4000
+
+
+def entries(count: int) -> types.ModuleType:
+    """A source of `count` records that are not there."""
+    module = types.ModuleType("sharding.sources.entries")
+
+    def find(root: Path, without: str, options: sources.SourceConfig) -> list[str]:
+        return [f"part{i // 1000:05d}/record{i:08d}" for i in range(count)]
+
+    def head(root: Path, record: str, options: sources.SourceConfig) -> Head:
+        number = int(record[-8:])
+        words = {"age": str(number % 100), "sex": "FM"[number % 2], "codes": CODES[number % 4]}
+        return Head(500.0, 5000, list(CANONICAL), [], words | {"patient": f"p{number * 2 // 5}"})
+
+    module.find, module.head = find, head  # type: ignore[attr-defined]
+    return module
+
+
+def plan_entries(count: int) -> tuple[float, float, int]:
+    """(seconds, peak memory in GiB, shards) of one whole planning in this process."""
+    sources.FILES["entries"] = "made-up"
+    sys.modules["sharding.sources.entries"] = entries(count)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "in").mkdir()
+        (Path(folder) / "in" / "x").touch()
+        words = [f"input={folder}/in", f"output={folder}/out", "source.format=entries", "samples_per_shard=1000"]
+        config = validated(load(BuildConfig, None, words))
+        started = time.perf_counter()
+        known = headers.survey(config, plan.wanted_split)
+        found, rows = plan.draw_up(config, KEY, known, None, lambda n: None)
+        plan.write_plan(Path(config.output), found, rows)
+        seconds = time.perf_counter() - started
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, len(found.shards)
+
+
+def read_headers(files: int) -> float:
+    """Header files per second, warm, described in full."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(SynthConfig(output=f"{folder}/in", patients=files // 2))
+        config = load(BuildConfig, None, [f"input={folder}/in", f"output={folder}/out"])
+        known = headers.survey(config, plan.wanted_split)
+        headers.describe_all(config, KEY, known, None, lambda n: None)
+        started = time.perf_counter()
+        headers.describe_all(config, KEY, known, None, lambda n: None)
+        return len(known.records) / (time.perf_counter() - started)
+
+
+def main(words: list[str]) -> None:
+    config = load(PlanningConfig, None, words)
+    figures: dict[str, dict[str, float]] = {}
+    print(f"{'entries':>12} {'seconds':>9} {'µs each':>9} {'peak GiB':>9} {'shards':>8}")
+    for size in config.sizes:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, gib, shards = pool.apply(plan_entries, (size,))
+        print(f"{size:>12,} {seconds:>9.1f} {seconds / size * 1e6:>9.1f} {gib:>9.2f} {shards:>8,}", flush=True)
+        figures[str(size)] = {"seconds": round(seconds, 2), "peak_gib": round(gib, 3)}
+    rate = read_headers(config.files)
+    print(f"WFDB headers read and described: {rate:,.0f} files/s on one core")
+    print(json.dumps({"planning": figures, "header_files_per_second": round(rate)}))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,252 @@
+"""From headers and table to one row a record, as columns: what the plan is made of. No signal is read.
+
+Rows are described in chunks, by any number of workers, and leave them as arrow tables: tens of millions of records fit
+into memory. Raw patient ids and names of records become pseudonyms here; `record` itself stays in `private/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sharding import deidentify, leads, signal, sources
+from sharding.config import UserError
+from sharding.metadata import Table, label, read_table
+from sharding.options import BuildConfig
+from sharding.schema import SAMPLE_COLUMNS, SAMPLES
+
+CHUNK = 1024
+_WORD = pa.dictionary(pa.int32(), pa.string())
+COLUMNS = {
+    "record": pa.large_string(),
+    "name": pa.int64(),  # hash of `record`
+    "reason": _WORD,
+    "detail": pa.large_string(),
+    "patient": pa.int64(),
+    "own": pa.bool_(),  # no patient id: the record is its own patient
+    "age": pa.float32(),
+    "sex": _WORD,
+    "codes": _WORD,  # joined by ;
+    "left_out": pa.int32(),  # words in code fields that are no known codes
+    "leads": _WORD,  # of the wanted ones, those present or derivable, joined by spaces
+    "windows": pa.int32(),
+    "files": _WORD,  # joined by line ends; * stands for the record's name
+    "bytes": pa.int64(),  # of all its files; -1: one is not there
+    "stamp": pa.int64(),  # hash of their sizes and times
+}
+
+
+@dataclass
+class Survey:
+    """What is known before a header is read: all records, their words from the table, splits and labels (or None)."""
+
+    table: Table | None
+    records: pa.Array
+    splits: pa.Array | None
+    labels: dict[str, pa.Array]
+
+    def chunks(self) -> Iterator[tuple[list[str], dict[str, list[str]]]]:
+        """(records, words by kind), `CHUNK` records at a time."""
+        words = self.table.words if self.table else {}
+        for start in range(0, len(self.records), CHUNK):
+            part = {kind: values.slice(start, CHUNK).to_pylist() for kind, values in words.items()}
+            yield self.records.slice(start, CHUNK).to_pylist(), part
+
+
+def all_records(config: BuildConfig, table: Table | None) -> pa.Array:
+    """The names of all records of the input. Raises `UserError` if there is none."""
+    if table is not None:
+        if not len(table.records):
+            raise UserError(f"{table.path} has no rows")
+        return table.records
+    root = Path(config.input)
+    found = sources.module(config.source.format).find(root, inside(root, Path(config.output)), config.source)
+    if not found:
+        raise UserError(f"input folder {root} holds no {sources.FILES[config.source.format]} file")
+    return pa.array([_encodable(name) for name in found], pa.large_string())
+
+
+def _encodable(name: str) -> str:
+    """A file name that is no UTF-8 with escapes in its place: it cannot be read under that, but is accounted for."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+
+
+def inside(root: Path, output: Path) -> str:
+    """Where `output` lies in `root`, relative; empty if it does not."""
+    relative = os.path.relpath(os.path.realpath(output), os.path.realpath(root))
+    return "" if relative == "." or relative.startswith("..") else relative
+
+
+def describe_all(
+    config: BuildConfig,
+    key: deidentify.PseudonymKey,
+    known: Survey,
+    pool: Executor | None,
+    tick: Callable[[int], object],
+) -> pa.Table:
+    """One row a record, in the order of `known.records`, each column one contiguous array."""
+    job = partial(describe, config, key)
+    parts = []
+    for part in in_order(job, known.chunks(), pool):
+        parts.append(part)
+        tick(len(part))
+    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+
+
+def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | None, ahead: int = 64) -> Iterator[Any]:
+    """`map(job, items)` over the pool, in order, with at most `ahead` items on their way."""
+    if pool is None:
+        yield from map(job, items)
+        return
+    waiting = deque(pool.submit(job, item) for item in islice(items, ahead))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(job, item) for item in islice(items, 1))
+
+
+def describe(
+    config: BuildConfig, key: deidentify.PseudonymKey, chunk: tuple[list[str], dict[str, list[str]]]
+) -> pa.Table:
+    """The rows of some records; words from the table go before those of the header."""
+    records, words = chunk
+    source, root = sources.module(config.source.format), Path(config.input)
+    kinds = list(words)
+    per_record = zip(*words.values()) if kinds else (() for _ in records)
+    vocabulary = frozenset(config.source.vocabulary)
+    rows = [
+        _describe(source, root, config, key, vocabulary, record, dict(zip(kinds, values)))
+        for record, values in zip(records, per_record)
+    ]
+    columns = zip(*rows)
+    return pa.table([pa.array(c, kind) for c, kind in zip(columns, COLUMNS.values())], names=list(COLUMNS))
+
+
+def _describe(
+    source: Any,
+    root: Path,
+    config: BuildConfig,
+    key: deidentify.PseudonymKey,
+    vocabulary: frozenset[str],
+    record: str,
+    words: dict[str, str],
+) -> tuple[Any, ...]:
+    """The values of `COLUMNS` of one record."""
+    present, windows = "", 0
+    try:
+        head = source.head(root, record, config.source)
+        files = head.files
+        words = {**head.words, **{k: v for k, v in words.items() if deidentify.identity(v)}}
+        reason, detail, present = _leads(tuple(head.leads), tuple(config.leads), config.missing_leads)
+        if not reason:
+            windows = planned_windows(head.samples, head.rate, config.rate, config.samples, config.min_seconds)
+            if not windows:
+                reason, detail = "short", f"{head.samples / head.rate:.4g} s"
+    except sources.Rejected as error:
+        reason, detail, files = error.reason, error.detail, error.files
+    except OSError as error:
+        reason, detail, files = "unreadable", error.strerror or "", []
+    codes, left_out = deidentify.codes(words.get("codes", ""), vocabulary)
+    patient = deidentify.identity(words.get("patient", ""))
+    whom = ("patient", patient) if patient else ("record", record)
+    pattern = file_pattern(record, files or [record.partition("#")[0]])
+    return (
+        record,
+        name_hash(record),
+        reason,
+        detail,
+        deidentify.pseudonym(key, config.source.name, *whom),
+        not patient,
+        deidentify.age(words.get("age", "")),
+        deidentify.sex(words.get("sex", ""), config.source.table.sex_values),
+        ";".join(codes),
+        left_out,
+        present,
+        windows,
+        pattern,
+        *stamp(root, record, pattern),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _leads(names: tuple[str, ...], wanted: tuple[str, ...], policy: str) -> tuple[str, str, str]:
+    """(reason, detail, wanted leads that are there or can be derived) for a header's signal names."""
+    try:
+        rows = leads.index(names)
+    except ValueError as error:
+        return "duplicate_lead", str(error), ""
+    absent = leads.missing(rows, wanted)
+    present = [lead for lead in wanted if lead not in absent]
+    if absent and (policy == "refuse" or not present):
+        return "missing_lead", " ".join(absent), ""
+    return "", "", " ".join(present)
+
+
+@lru_cache(maxsize=4096)
+def planned_windows(samples: int, rate: float, target_rate: float, window: int, min_seconds: float) -> int:
+    """How many windows of `window` samples a record gives: whole ones, or one padded one if it is short."""
+    length = signal.resampled_length(samples, rate, target_rate)
+    if length < window:
+        return int(0 < min_seconds <= samples / rate)
+    return length // window
+
+
+def name_hash(record: str) -> int:
+    return int.from_bytes(hashlib.blake2b(record.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
+
+
+# ---- has an input changed? ----
+
+
+def file_pattern(record: str, files: Sequence[str]) -> str:
+    """The files of a record in few words, the same for all records of a kind: `*.hea/*.dat`."""
+    folder, slash, name = record.partition("#")[0].rpartition("/")
+    return "\n".join(f.removeprefix(folder + slash).replace(name, "*", 1) for f in files)
+
+
+def stamp(root: Path, record: str, pattern: str) -> tuple[int, int]:
+    """(bytes of all files, hash of their sizes and times); (-1, ...) if one is not there."""
+    folder, slash, name = record.partition("#")[0].rpartition("/")
+    total, parts = 0, ""
+    for file in pattern.split("\n"):
+        try:
+            status = os.stat(sources.contained(root, folder + slash + file.replace("*", name, 1)))
+            total += status.st_size
+            parts += f"{status.st_size} {status.st_mtime_ns} "
+        except (OSError, ValueError, sources.Rejected):
+            return -1, 0
+    return total, name_hash(parts)
+
+
+def changed(root: Path, rows: pa.Table) -> str:
+    """What has changed of these rows' files, in words; empty if nothing has."""
+    columns = (rows.column(c).to_pylist() for c in ("record", "files", "bytes", "stamp"))
+    for record, pattern, size, before in zip(*columns):
+        now = stamp(root, record, pattern)
+        if now != (size, before):
+            return f"record {record} {'is gone' if now[0] < 0 <= size else 'is new' if size < 0 else 'has changed'}"
+    return ""
+
+
+# ---- before the headers ----
+
+
+def survey(config: BuildConfig, wanted_split: Callable[[BuildConfig, Table | None], pa.Array | None]) -> Survey:
+    """Lists the records and checks what the config asks of the table, before the long part. Raises `UserError`."""
+    table = read_table(Path(config.input), config.source.table, config.rate)
+    if config.labels and table is None:
+        raise UserError(f"labels={config.labels} need a table (source.table.file)")
+    if taken := [name for name in config.labels if name in SAMPLE_COLUMNS]:
+        raise UserError(f"labels: {SAMPLES} has a column '{taken[0]}' of its own: leave it out, or rename the table's")
+    splits = wanted_split(config, table)
+    labels = {name: label(table, name) for name in config.labels} if table else {}
+    return Survey(table, all_records(config, table), splits, labels)

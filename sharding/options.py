@@ -1,0 +1,144 @@
+"""The config of a build, what makes it valid, and the closed list of reasons why a record or window is rejected."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sharding import leads, signal, sources
+from sharding.config import UserError
+from sharding.sources import SourceConfig
+
+NOT_CONTENT = ("input", "output", "workers", "task", "tasks", "key_file", "timeout")
+MISSING_LEADS = ("refuse", "zero")
+
+REASONS = {
+    "missing_file": "the header or a signal file is not there",
+    "unreadable": "a file cannot be opened, or is no regular file",
+    "path": "a file name that is absolute or leaves the input folder",
+    "header": "the header has no certain meaning",
+    "multi_segment": "a record of several segments",
+    "format": "a signal format that is not supported",
+    "shape": "an array whose shape does not fit its leads",
+    "frames": "several samples a frame",
+    "skew": "signals with skew",
+    "truncated": "the signal file is shorter than the header says",
+    "empty": "no samples",
+    "too_large": "more samples than one record may have",
+    "rate": "a sampling rate out of bounds",
+    "gain": "a gain that cannot be",
+    "duplicate_lead": "a lead comes twice",
+    "missing_lead": "a lead is missing and cannot be derived",
+    "short": "shorter than one window",
+    "duplicate_record": "the table lists the record more than once",
+    "no_split": "the config puts it into no split",
+    "patient_overflow": "a patient has more windows than fit into one shard",
+    "nan": "missing samples",
+    "saturated": "samples at the converter's limits",
+    "flat_lead": "a lead that never changes",
+    "units": "units that are no voltage, or amplitudes of another unit",
+    "amplitude": "a value beyond 20 mV",
+    "clipped": "a value that does not fit int16 at this resolution",
+    "metadata": "metadata larger than its place in the shard",
+}
+
+
+@dataclass
+class SplitConfig:
+    """Fractions of the patients; or, with `column`, the values of that table column in each split."""
+
+    column: str = ""
+    train: Any = 0.8
+    val: Any = 0.1
+    test: Any = 0.1
+
+
+@dataclass
+class BuildConfig:
+    """Everything that a build needs: `rate` in Hz, `seconds` per window, `resolution_uv` microvolt per int16 unit.
+
+    Records shorter than a window are refused, or, from `min_seconds` on, padded with zeros at their end (0: none are).
+    `missing_leads`: `refuse` a record without a lead of `leads`, or fill that lead with `zero` (`samples.parquet` lists
+    the leads that are there). `high_pass`: cut-off in Hz of a zero-phase filter against baseline wander (0: none).
+    `task` of `tasks` builds every `tasks`-th shard, for machines that share only the file system. A record that cannot
+    be read within `timeout` seconds stops its shard.
+    """
+
+    input: str = ""
+    output: str = ""
+    rate: float = 100.0
+    seconds: float = 10.0
+    min_seconds: float = 0.0
+    leads: list[str] = field(default_factory=lambda: list(leads.CANONICAL))
+    missing_leads: str = "refuse"
+    high_pass: float = 0.0
+    workers: int = 1
+    samples_per_shard: int = 1000
+    split: SplitConfig = field(default_factory=SplitConfig)
+    labels: list[str] = field(default_factory=list)
+    seed: int = 0
+    resolution_uv: float = 1.0
+    source: SourceConfig = field(default_factory=SourceConfig)
+    key_file: str = ""
+    task: int = 0
+    tasks: int = 1
+    timeout: float = 300.0
+
+    @property
+    def samples(self) -> int:
+        return round(self.rate * self.seconds)
+
+
+def validated(config: BuildConfig) -> BuildConfig:
+    """The config with canonical lead names. Raises `UserError` for values that cannot work."""
+    _check_input(config)
+    low, high = signal.RATES
+    if not low <= config.rate <= high:
+        raise UserError(f"rate={config.rate:g} must lie between {low:g} and {high:g} Hz")
+    if (
+        not 0 < config.seconds < 1e6
+        or abs(config.rate * config.seconds - config.samples) > 1e-6
+        or config.samples > 1 << 24
+    ):
+        raise UserError(f"seconds={config.seconds:g} times rate={config.rate:g} must be a whole number of samples")
+    for key, lowest, highest in (
+        ("workers", 1, 1024),
+        ("samples_per_shard", 1, 999_999),
+        ("tasks", 1, 100_000),
+        ("resolution_uv", 1e-3, 1e3),
+        ("min_seconds", 0, config.seconds),
+        ("high_pass", 0, config.rate / 4),
+        ("timeout", 1, 86400),
+    ):
+        if not lowest <= getattr(config, key) <= highest:
+            raise UserError(f"{key}={getattr(config, key):g} must lie between {lowest:g} and {highest:g}")
+    if not 0 <= config.task < config.tasks:
+        raise UserError(f"task={config.task} must lie between 0 and tasks-1={config.tasks - 1}")
+    if config.missing_leads not in MISSING_LEADS:
+        raise UserError(f"missing_leads={config.missing_leads} must be one of {', '.join(MISSING_LEADS)}")
+    names = [name for lead in config.leads if (name := leads.canonical(lead))]
+    if not names or len(names) < len(config.leads) or len(set(names)) < len(names):
+        raise UserError(f"leads={config.leads} must be different ones of {', '.join(leads.CANONICAL)}")
+    sources.module(config.source.format)
+    return dataclasses.replace(config, leads=names)
+
+
+def _check_input(config: BuildConfig) -> None:
+    if not config.input or not config.output:
+        raise UserError("input=FOLDER and output=FOLDER are needed")
+    if not Path(config.input).exists():
+        raise UserError(f"input folder {config.input} does not exist")
+    if not Path(config.input).is_dir():
+        raise UserError(f"input={config.input} is no folder")
+    if not any(os.scandir(config.input)):
+        raise UserError(f"input folder {config.input} is empty")
+
+
+def content(config: BuildConfig, key_id: str) -> dict[str, Any]:
+    """The part of a config that decides which bytes come out."""
+    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_CONTENT}
+    return {**json.loads(json.dumps(values)), "key_id": key_id}

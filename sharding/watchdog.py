@@ -1,0 +1,39 @@
+"""A limit on the time that one record may take: a read that hangs in the file system can be ended in no other way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+_PERIOD = 0.5
+_current: tuple[float, Callable[[], str]] | None = None
+_thread: threading.Thread | None = None
+
+
+@contextlib.contextmanager
+def limit(seconds: float, expired: Callable[[], str]) -> Iterator[None]:
+    """Ends the process with exit code 2 if the block takes longer; `expired()` notes it and gives the line to print."""
+    global _current, _thread
+    if _thread is None or not _thread.is_alive():
+        _thread = threading.Thread(target=_look, daemon=True)
+        _thread.start()
+    _current = (time.monotonic() + seconds, expired)
+    try:
+        yield
+    finally:
+        _current = None
+
+
+def _look() -> None:
+    while True:
+        time.sleep(_PERIOD)
+        now = _current
+        if now is not None and time.monotonic() > now[0]:
+            try:
+                print(f"error: {now[1]()}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(2)

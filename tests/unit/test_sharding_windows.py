@@ -1,0 +1,207 @@
+"""Between a record and its windows: gaps, filters, padding, missing and flat leads, reads that hang."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from recordings import LEADS, beats, write_folder, write_record
+from scipy.signal import butter, filtfilt
+
+from sharding import build as building
+from sharding.config import UserError, load
+from sharding.options import BuildConfig
+from sharding.schema import read_manifest
+from sharding.sources import files_below
+
+GAP = -32768
+
+
+def build(root: Path, output: Path, *words: str) -> building.Outcome:
+    fixed = [f"input={root}", f"output={output}", "source.public=true", "split.train=1", "split.val=0", "split.test=0"]
+    return building.build(load(BuildConfig, None, [*fixed, *words]))
+
+
+def arrays(output: Path) -> np.ndarray:
+    """All windows of a data set in order, int16 `[n, leads, samples]`."""
+    manifest = read_manifest(output)
+    geometry, parts = manifest.geometry, []
+    for shard in manifest.shards:
+        raw = (output / shard.name).read_bytes()
+        starts = [geometry.first + i * geometry.stride for i in range(shard.samples)]
+        parts += [np.frombuffer(raw, "<i2", geometry.leads * geometry.samples, s) for s in starts]
+    return np.stack(parts).reshape(-1, geometry.leads, geometry.samples)
+
+
+def reasons(output: Path) -> list[tuple]:
+    table = pq.read_table(output / "private" / "records.parquet").to_pylist()
+    return [(row["record"], row["window"], row["reason"]) for row in table]
+
+
+def test_a_gap_does_not_ring_into_the_window_before_it(tmp_path):
+    digital = beats(1, 12000, 500.0) + np.int16(3000)
+    whole = tmp_path / "whole"
+    write_record(whole, "a", digital, 500.0)
+    digital[5001:5101, 3] = GAP
+    write_record(tmp_path / "in", "a", digital, 500.0)
+    assert build(tmp_path / "in", tmp_path / "out").kept == 1
+    build(whole, tmp_path / "out_whole")
+    assert reasons(tmp_path / "out") == [("a", 0, None), ("a", 1, "nan")]
+    difference = arrays(tmp_path / "out")[0].astype(int) - arrays(tmp_path / "out_whole")[0]
+    assert np.abs(difference).max() < 30  # 0.03 mV where the beats beside it are 1 mV high
+
+
+def test_a_lead_that_changes_by_less_than_one_unit_is_flat(tmp_path):
+    digital = beats(1, 7710, 257.0)
+    digital[9 * 257 :, 5] = 123
+    write_record(tmp_path / "in", "a", digital, 257.0)
+    build(tmp_path / "in", tmp_path / "out")
+    assert reasons(tmp_path / "out") == [("a", 0, None), ("a", 1, "flat_lead"), ("a", 2, "flat_lead")]
+
+
+def test_short_records_are_refused_or_padded(tmp_path):
+    root = tmp_path / "in"
+    for name, samples in (("long", 2500), ("seven", 700), ("two", 200)):
+        write_record(root, name, beats(len(name), samples))
+    build(root, tmp_path / "refused")
+    assert sorted(reasons(tmp_path / "refused")) == [
+        ("long", 0, None),
+        ("long", 1, None),
+        ("seven", None, "short"),
+        ("two", None, "short"),
+    ]
+    outcome = build(root, tmp_path / "padded", "min_seconds=5")
+    assert outcome.kept == 3
+    assert outcome.flags["padded"] == 1
+    short = [x for x in arrays(tmp_path / "padded") if not x[:, 700:].any()]
+    assert len(short) == 1
+    np.testing.assert_array_equal(short[0][:, :700], beats(5, 700).T)
+
+
+def test_missing_leads_are_refused_or_zero_and_listed(tmp_path):
+    root = tmp_path / "in"
+    for i, chosen in enumerate((LEADS, ("I", "II", "V2"), ("II",), ("V1", "V2", "V3", "V4", "V5", "V6"))):
+        columns = [LEADS.index(lead) for lead in chosen]
+        write_record(root, f"r{i}", beats(i)[:, columns], leads=chosen)
+    assert build(root, tmp_path / "refused").rejected["missing_lead"] == 3
+    assert build(root, tmp_path / "zero", "missing_leads=zero").kept == 4
+    samples = pq.read_table(tmp_path / "zero" / "samples.parquet").to_pylist()
+    keys = {row["key"]: row["record"] for row in pq.read_table(tmp_path / "zero/private/records.parquet").to_pylist()}
+    found = {keys[row["key"]]: row["leads"] for row in samples}
+    assert found == {
+        "r0": list(LEADS),
+        "r1": ["I", "II", "III", "aVR", "aVL", "aVF", "V2"],
+        "r2": ["II"],
+        "r3": ["V1", "V2", "V3", "V4", "V5", "V6"],
+    }
+    for row, x in zip(samples, arrays(tmp_path / "zero")):
+        there = [lead in row["leads"] for lead in LEADS]
+        assert x[there].any(axis=1).all()
+        assert not x[np.invert(there)].any()
+    with tarfile.open(tmp_path / "zero" / "train-000000.tar") as tar:
+        metas = [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]
+    assert [m.get("leads", list(LEADS)) for m in metas] == [row["leads"] for row in samples]
+    # the statistics of a lead are those of the records that have it
+    only = np.concatenate([x[6] for row, x in zip(samples, arrays(tmp_path / "zero")) if "V1" in row["leads"]])
+    assert read_manifest(tmp_path / "zero").lead_std_mv[6] == pytest.approx(only.std() / 1000, rel=1e-6)
+
+
+def test_high_pass_is_scipys_filter_forwards_and_backwards(tmp_path):
+    digital = beats(1, 3000) + np.linspace(0, 4000, 3000).astype(np.int16)[:, None]
+    write_record(tmp_path / "in", "a", digital)
+    build(tmp_path / "in", tmp_path / "out", "high_pass=0.5")
+    b, a = butter(2, 0.5, "highpass", fs=100)
+    wanted = filtfilt(b, a, digital.astype(float), axis=0, padlen=600)
+    np.testing.assert_allclose(np.concatenate(arrays(tmp_path / "out"), axis=1), wanted.T, atol=1.5)
+
+
+def test_what_was_lost_is_built_again(tmp_path):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 12)
+    build(root, output, "samples_per_shard=5")
+    before = {p.name: p.read_bytes() for p in output.glob("*.*")}
+    for name in ("train-000001.tar", "samples.parquet"):
+        (output / name).unlink()
+        assert build(root, output, "samples_per_shard=5").state == "built"
+        assert {p.name: p.read_bytes() for p in output.glob("*.*")} == before
+    assert build(root, output, "samples_per_shard=5").state == "already built"
+
+
+def test_a_key_that_came_later_has_its_default(tmp_path):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 3)
+    build(root, output)
+    path = output / "private" / "plan.json"
+    plan = json.loads(path.read_text())
+    del plan["content"]["high_pass"]
+    path.write_text(json.dumps(plan))
+    assert build(root, output).state == "already built"
+    with pytest.raises(UserError, match=r"planned with high_pass=0.0, now high_pass=0.5"):
+        build(root, output, "high_pass=0.5")
+
+
+def test_a_file_name_that_is_no_utf8_is_one_rejected_record(tmp_path):
+    root = tmp_path / "in"
+    write_folder(root, 3)
+    (root / b"M\xfcller.hea".decode("utf-8", "surrogateescape")).write_text("x 12 100 1000\n")
+    outcome = build(root, tmp_path / "out")
+    assert outcome.kept == 3
+    assert outcome.rejected["missing_file"] == 1
+    assert ("M\\xfcller", None, "missing_file") in [
+        (r.replace("\\udcfc", "\\xfc"), w, reason) for r, w, reason in reasons(tmp_path / "out")
+    ]
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    write_folder(tmp_path / "elsewhere", 2)
+    root = tmp_path / "in"
+    write_record(root / "a", "x", beats(1))
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "circle").symlink_to(root)
+    assert files_below(root, "", (".hea",)) == ["a/x.hea", "linked/r0000_0.hea", "linked/r0001_0.hea"]
+
+
+HANGING = """
+import sys, time
+from sharding import sources
+from sharding.sources import wfdb
+import sharding.build as building
+from sharding.config import command, load
+from sharding.options import BuildConfig
+reading = wfdb.read
+def read(root, record, wanted, options):
+    if record == "r0003_0":
+        time.sleep(60)
+    return reading(root, record, wanted, options)
+wfdb.read = read
+command(lambda words: building.build(load(BuildConfig, None, words)) and 0)
+"""
+
+
+def test_a_record_that_hangs_stops_its_shard_in_time(tmp_path):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 8)
+    words = [f"input={root}", f"output={output}", "source.public=true", "samples_per_shard=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, *words, "timeout=1"], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 2
+    assert "error: r0003_0 could not be read within timeout=1 s" in done.stderr
+    assert "r0003_0" in building.progress.status(output)
+    assert building.build(load(BuildConfig, None, words)).kept == 8
+    assert "r0003_0" not in building.progress.status(output)
+
+
+def test_wrong_values_are_named(tmp_path):
+    write_folder(tmp_path / "in", 1)
+    for word in ("seconds=.nan", "min_seconds=11", "high_pass=40", "timeout=0", "split.train=.nan"):
+        with pytest.raises(UserError, match=word.split("=")[0].split(".")[-1]):
+            build(tmp_path / "in", tmp_path / "out", word)
+    with pytest.raises(UserError, match="missing_leads=none must be one of refuse, zero"):
+        build(tmp_path / "in", tmp_path / "out", "missing_leads=none")
