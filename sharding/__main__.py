@@ -1,4 +1,4 @@
-"""`python -m sharding synth | build | status | verify`: recordings in, a sharded data set out."""
+"""`python -m sharding synth | build | status | verify | report`: recordings in, a sharded data set out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ USAGE = """python -m sharding COMMAND
   build CONFIG.yaml ... --dry-run       print the resolved config and what would be done
   status FOLDER                         how far a build is
   verify FOLDER                         re-read a finished data set and compare it with its manifest
+  report FOLDER [input=FOLDER]          a page of pictures and numbers (with the input: examples of the rejected)
 """
 
 
 def main(words: list[str]) -> int:
-    commands = {"synth": synth, "build": build, "status": status, "verify": verify}
+    commands = {"synth": synth, "build": build, "status": status, "verify": verify, "report": report}
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -77,6 +78,14 @@ def verify(words: list[str]) -> None:
     manifest = check(Path(_folder("verify", words)))
     count = sum(s.samples for s in manifest.shards)
     print(f"{len(manifest.shards)} shards, {count:,} samples, fingerprint {manifest.fingerprint}: as the manifest says")
+
+
+def report(words: list[str]) -> None:
+    from sharding.report import report as write
+
+    given = [w.removeprefix("input=") for w in words if w.startswith("input=")]
+    folder = _folder("report", [w for w in words if not w.startswith("input=")])
+    print(f"report: {write(Path(folder), Path(given[-1]) if given else None)}")
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -165,7 +165,12 @@ def _translated(column: pa.Array, values: dict[str, str]) -> pa.Array:
     lower = {key.lower(): str(value) for key, value in values.items()}
     encoded = column.dictionary_encode()
     split = (re.split(r"[;,|]", text) for text in encoded.dictionary.to_pylist())
-    texts = [";".join(lower.get(word.strip().lower(), word) for word in words) for words in split]
+
+    def translated(word: str) -> str:  # as a whole, else each of its parts
+        whole = lower.get(word.strip().lower())
+        return whole if whole is not None else " ".join(lower.get(part.lower(), part) for part in word.split())
+
+    texts = [";".join(map(translated, words)) for words in split]
     return pa.array(texts, pa.string()).take(encoded.indices)
 
 

@@ -25,7 +25,7 @@ REASONS = {
     "format": "a signal format that is not supported",
     "shape": "an array whose shape does not fit its leads",
     "frames": "several samples a frame",
-    "skew": "signals with skew",
+    "skew": "leads with skew or of different lengths",
     "truncated": "the signal file is shorter than the header says",
     "empty": "no samples",
     "too_large": "more samples than one record may have",
@@ -34,7 +34,7 @@ REASONS = {
     "duplicate_lead": "a lead comes twice",
     "missing_lead": "a lead is missing and cannot be derived",
     "short": "shorter than one window",
-    "duplicate_record": "the table lists the record more than once",
+    "duplicate_record": "the table or the tar lists the record more than once",
     "no_split": "the config puts it into no split",
     "patient_overflow": "a patient has more windows than fit into one shard",
     "nan": "missing samples",
@@ -123,7 +123,7 @@ def validated(config: BuildConfig) -> BuildConfig:
     names = [name for lead in config.leads if (name := leads.canonical(lead))]
     if not names or len(names) < len(config.leads) or len(set(names)) < len(names):
         raise UserError(f"leads={config.leads} must be different ones of {', '.join(leads.CANONICAL)}")
-    sources.module(config.source.format)
+    sources.module(config.source.format).check(config.source)
     return dataclasses.replace(config, leads=names)
 
 

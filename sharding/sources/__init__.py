@@ -1,13 +1,14 @@
-"""The formats that can be read, one file each. A source module has three functions:
+"""The formats that can be read, one file each. A source module has four functions:
 
+`check(options)`                              raises `UserError` for options that cannot work or packages that lack
 `find(root, without, options) -> list[str]`   names of all records under the folder, sorted; `without`: a subfolder left
                                               out
 `head(root, record, options) -> Head`         what the header says, without reading signals
 `read(root, record, wanted, options) -> Recording`   the leads needed for `wanted`, in millivolt
 
 `options` is the config's `source`. A record in a file of many is named `FILE#ID`. The functions raise `Rejected` for a
-record that cannot be used, `OSError` for a file that cannot be read, `UserError` (from `find` alone) for options that
-cannot work, nothing else.
+record that cannot be used, `OSError` for a file that cannot be read, and `find` also `UserError` for options that fit
+no file.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 from sharding import leads as lead_names
 from sharding import signal
 from sharding.config import UserError
-from sharding.sources import ArrayConfig, Recording, Rejected
+from sharding.sources import ArrayConfig, Recording, Rejected, contained
 
 MAX_VALUES = 1 << 26
 
@@ -20,6 +23,9 @@ def check_options(options: ArrayConfig, needed: Sequence[str] = ()) -> None:
     for key in needed:
         if not getattr(options, key):
             raise UserError(f"source.array.{key} is needed: {_MEANING[key]}")
+    low, high = signal.RATES
+    if options.rate and not low <= options.rate <= high:
+        raise UserError(f"source.array.rate={options.rate:g} must lie between {low:g} and {high:g} Hz")
     if millivolts(options.units) is None:
         raise UserError(f"source.array.units={options.units} is neither mV, uV, nV, V nor a positive number")
     if strange := [name for name in options.leads if not lead_names.canonical(name)]:
@@ -89,7 +95,8 @@ def recording(
     if options.trim:
         picked = trimmed(picked)
     factor = millivolts(options.units)
-    mv = np.multiply(picked, factor, dtype=np.float64).astype(np.float32)
+    with np.errstate(over="ignore"):  # what is beyond float32 counts as missing
+        mv = np.multiply(picked, factor, dtype=np.float64).astype(np.float32)
     finite = np.isfinite(mv)
     missing = None
     if not finite.all():
@@ -105,3 +112,26 @@ def trimmed(values: NDArray) -> NDArray:
     if not len(busy):
         raise Rejected("empty", "zeros alone")
     return values[:, busy[0] : busy[-1] + 1]
+
+
+def regular_file(root: Path, path: str) -> str:
+    """`root/path` if it is a regular file in `root`. Raises `Rejected`."""
+    full = contained(root, path)
+    try:
+        mode = os.stat(full).st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Rejected("missing_file", path) from error
+    if not stat.S_ISREG(mode):
+        raise Rejected("unreadable", f"{path} is no regular file")
+    return full
+
+
+def usable(options: ArrayConfig) -> None:
+    """Raises `Rejected` if no array can be read with these options."""
+    try:
+        check_options(options)
+    except UserError as error:
+        raise Rejected("units", str(error)) from error
+    low, high = signal.RATES
+    if not low <= options.rate <= high:
+        raise Rejected("rate", f"source.array.rate={options.rate:g} Hz")

@@ -79,6 +79,10 @@ class Header:
     comments: list[str]
 
 
+def check(options: SourceConfig) -> None:
+    """WFDB headers leave nothing unsaid."""
+
+
 def find(root: Path, without: str = "", options: SourceConfig | None = None) -> list[str]:
     """Names (relative paths without `.hea`) of all headers under `root`, sorted. See `files_below`."""
     return sorted(name[:-4] for name in files_below(root, without, (".hea",)) if name.endswith(".hea"))

@@ -324,34 +324,6 @@ def test_wrong_labels(tmp_path):
         build(tmp_path / "in" / "records100", tmp_path / "out", config="ptbxl")
 
 
-PLANTED = ("Schmidt", "19510203", "1951-02-03", "5551234567", "geheim", "pat4711")
-
-
-def test_nothing_planted_leaves_private(tmp_path):
-    root = tmp_path / "in" / "Schmidt-19510203"
-    for n in range(12):
-        x = beats(n)
-        comments = (
-            "Age: 63",
-            "Sex: Schmidt",
-            "Dx: 426783006,Schmidt,5551234567,1951-02-03",
-            "Patient ID: pat4711" if n else "Patient ID: Schmidt",
-            "Name: Schmidt",
-            "Rx: geheim",
-        )
-        line = f"Schmidt{n}_19510203 12 100 1000 03-Feb-1951 12:00:00"
-        write_record(root, f"Schmidt{n}_19510203", x, comments=comments, record_line=line)
-    outcome = build(tmp_path / "in", tmp_path / "out")
-    assert outcome.codes_left_out == 36
-    private = b"".join(p.read_bytes() for p in (tmp_path / "out" / "private").rglob("*") if p.is_file())
-    assert b"pat4711" not in private
-    seen = b"".join(p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file())
-    rows = json.dumps(pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()).encode()
-    for word in (*PLANTED, str(tmp_path)):
-        assert word.encode() not in seen + rows
-    assert b"426783006" in rows
-
-
 def test_vanished_input_stops_the_shard_and_the_same_command_goes_on(tmp_path):
     root, output = tmp_path / "in", tmp_path / "out"
     write_folder(root, 20)

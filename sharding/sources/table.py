@@ -1,0 +1,294 @@
+"""One's own arrays: a record a `.npy`, `.npz`, `.csv` or `.txt` file, or a row (`FILE#ROW`) of a `.npy` `[N, ., .]`.
+
+In text files the columns are leads and may be named by the first line; without names, rows may be the leads as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import lzma
+import os
+import re
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from sharding import leads as lead_names
+from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, array, contained, files_below
+from sharding.sources.array import regular_file, usable
+
+ENDINGS = (".npy", ".npz", ".csv", ".txt")
+MAX_TEXT = 1 << 29
+MAX_LINE = 1 << 22
+_NO_NUMBER = ("", "na", "n/a", "null", "none")
+_BROKEN = (
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    pa.ArrowException,
+)
+
+
+def check(options: SourceConfig) -> None:
+    """Raises `UserError` for options that cannot work."""
+    array.check_options(options.array, ["rate"])
+
+
+def find(root: Path, without: str, options: SourceConfig) -> list[str]:
+    """Names of all records under `root`, sorted; a `.npy` of three dimensions gives one a row. Tables are left out.
+
+    Raises `UserError` for arrays that need options.
+    """
+    found = []
+    for path in files_below(root, without, ENDINGS):
+        if path in options.table.file:
+            continue
+        if path.lower().endswith((".npy", ".npz")):
+            array.check_options(options.array, ["leads"])
+        found += _rows(root, path)
+    return sorted(found)
+
+
+def head(root: Path, record: str, options: SourceConfig) -> Head:
+    """Rate, length and leads, from an array's header or a text's first line and number of lines. See `Head`.
+
+    Where `trim` cuts zeros off, the length is the one before.
+    """
+    path, row = _located(root, record)
+    shape, config = _shape(regular_file(root, path), row, options.array)
+    return Head(config.rate, array.check_shape(shape, config, config.leads), list(config.leads), [path])
+
+
+def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
+    """The leads that `wanted` needs, in millivolt. See `Recording`."""
+    path, row = _located(root, record)
+    full = regular_file(root, path)
+    shape, config = _shape(full, row, options.array)
+    array.check_shape(shape, config, config.leads)
+    with _as_rejected("format"):
+        values = _values(full, row, options.array)
+    if values.shape != tuple(shape):
+        raise Rejected("format", f"values of shape {values.shape} instead of {tuple(shape)}: blank lines among them?")
+    return array.recording(values, wanted, config)
+
+
+def _rows(root: Path, path: str) -> list[str]:
+    """The names of a file's records; one that cannot be read is listed too, so that its reason is told."""
+    if not path.lower().endswith(".npy"):
+        return [path]
+    try:
+        shape = _memory_map(regular_file(root, path)).shape
+    except (Rejected, OSError):
+        return [path]
+    return [f"{path}#{row}" for row in range(shape[0])] if len(shape) == 3 else [path]
+
+
+def _located(root: Path, record: str) -> tuple[str, int | None]:
+    """(file, row) of a record's name; a table's name may leave the file's ending out."""
+    if record.lower().endswith(ENDINGS):
+        return record, None
+    match = re.fullmatch(r"(.+)#([0-9]{1,18})", record, re.DOTALL)
+    path, row = (match[1], int(match[2])) if match else (record, None)
+    if not path.lower().endswith(ENDINGS):
+        full = contained(root, path)
+        ending = next((ending for ending in ENDINGS if os.path.isfile(full + ending)), None)
+        if ending is None:
+            raise Rejected("missing_file", f"{path} with none of {', '.join(ENDINGS)}")
+        path += ending
+    return path, row
+
+
+def _shape(full: str, row: int | None, options: ArrayConfig) -> tuple[Sequence[int], ArrayConfig]:
+    """(shape of the record's array, the options with this file's own leads and orientation)."""
+    usable(options)
+    ending = full[-4:].lower()
+    if row is not None and ending != ".npy":
+        raise Rejected("shape", f"a row of a {ending} file: only .npy files may hold several records")
+    with _as_rejected("header"):
+        if ending == ".npy":
+            return _record_of(_memory_map(full), row).shape, options
+        if ending == ".npz":
+            with zipfile.ZipFile(full) as archive, archive.open(_member(archive, options.signals)) as file:
+                return _npy_shape(file), options
+        layout = _layout(full, options)
+    samples = layout.lines - layout.skip
+    return (samples, len(layout.columns)), replace(options, leads=layout.leads, leads_last=layout.leads_last)
+
+
+def _values(full: str, row: int | None, options: ArrayConfig) -> NDArray:
+    ending = full[-4:].lower()
+    if ending == ".npy":
+        return _record_of(_memory_map(full), row)
+    if ending == ".npz":
+        with zipfile.ZipFile(full) as archive, archive.open(_member(archive, options.signals)) as file:
+            return npy.read_array(file, allow_pickle=False)
+    return _numbers(full, _layout(full, options))
+
+
+# ---- .npy and .npz ----
+
+
+def _memory_map(full: str) -> np.memmap:
+    """The array of a `.npy` file, not read yet. Raises `Rejected`, also for Python objects, which are never loaded."""
+    try:
+        with _as_rejected("header"), np.errstate(over="ignore"):
+            return npy.open_memmap(full, mode="r")
+    except Rejected as error:
+        reasons = {"objects": "format", "mmap length": "truncated"}
+        error.reason = next((reason for text, reason in reasons.items() if text in error.detail), error.reason)
+        raise
+
+
+def _record_of(values: NDArray, row: int | None) -> NDArray:
+    if row is None:
+        return values
+    if values.ndim != 3:
+        raise Rejected("shape", f"a row of an array of shape {values.shape}, not three-dimensional")
+    if row >= len(values):
+        raise Rejected("missing_file", f"row {row} of {len(values)}")
+    return values[row]
+
+
+def _member(archive: zipfile.ZipFile, key: str) -> str:
+    """The archive's member that holds the array `key`, or its only one."""
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    if not key and len(names) == 1:
+        key = names[0]
+    if key not in names:
+        asked = f"no array '{key}'" if key else "several arrays and no source.array.signals"
+        raise Rejected("format", f"{asked}; the file holds {', '.join(names[:20])}")
+    return archive.namelist()[names.index(key)]
+
+
+def _npy_shape(file: Any) -> tuple[int, ...]:
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise Rejected("format", f"version {version} of the .npy format")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.kind not in "iuf":
+        raise Rejected("format", f"an array of {dtype}, not of real numbers")
+    return shape
+
+
+# ---- .csv and .txt ----
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a text file is to be read: `delimiter` (empty: spaces), `fields` a line, and which `columns` to take."""
+
+    delimiter: str
+    decimal: str
+    skip: int
+    lines: int
+    fields: int
+    columns: list[int]
+    leads: list[str]
+    leads_last: bool = True
+
+
+def _layout(full: str, options: ArrayConfig) -> _Layout:
+    if os.path.getsize(full) > MAX_TEXT:
+        raise Rejected("too_large", f"a text file of more than {MAX_TEXT >> 20} MiB")
+    with open(full, "rb") as file:
+        first, second = (file.readline(MAX_LINE).decode("utf-8-sig", "replace").strip("\r\n") for _ in range(2))
+        file.seek(0)
+        lines = _lines(file)
+    if len(first) >= MAX_LINE - 4:
+        raise Rejected("header", "a line that does not end")
+    delimiter = next((mark for mark in ";\t," if mark in first), "")
+    decimal = "," if delimiter in (";", "\t") and "," in (second or first) else "."
+    words = [word.strip().strip("\"'").strip() for word in (first.split(delimiter) if delimiter else first.split())]
+    skip = int(_is_header(words, decimal))
+    columns = [i for i, word in enumerate(words) if skip and lead_names.canonical(word)]
+    if columns:
+        return _Layout(delimiter, decimal, skip, lines, len(words), columns, [words[i] for i in columns])
+    if not options.leads:
+        raise Rejected("missing_lead", "the first line names no lead, and source.array.leads is not set")
+    columns = list(range(int(bool(skip and not words[0])), len(words)))
+    turned = len(columns) != len(options.leads) == lines - skip
+    return _Layout(delimiter, decimal, skip, lines, len(words), columns, options.leads, not turned)
+
+
+def _is_header(words: list[str], decimal: str) -> bool:
+    """Whether a first line holds names: any word, or the `0,1,2,...` that stands for them."""
+    numbers = words if words[:1] != [""] else words[1:]
+    if len(numbers) > 1 and numbers == [str(i) for i in range(len(numbers))]:
+        return True
+    return not all(_is_number(word.replace(decimal, ".")) for word in words[:64])
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return word.lower() in _NO_NUMBER
+    return True
+
+
+def _lines(file: Any) -> int:
+    """Lines up to the last one that is not blank."""
+    count = pending = started = 0
+    while block := file.read(1 << 20):
+        body = block.rstrip()
+        if body:
+            started = 1
+            count += pending + body.count(b"\n")
+            pending = 0
+        pending += block.count(b"\n", len(body))
+    return count + started
+
+
+def _numbers(full: str, layout: _Layout) -> NDArray[np.float64]:
+    """The columns of a text file as `[lines, columns]`, NaN where there is no number."""
+    if not layout.delimiter:
+        columns = layout.columns
+        return np.loadtxt(full, skiprows=layout.skip, usecols=columns, ndmin=2, encoding="utf-8-sig", comments=None)
+    names = [str(i) for i in range(layout.fields)]
+    chosen = [str(i) for i in layout.columns]
+    table = csv.read_csv(
+        full,
+        read_options=csv.ReadOptions(
+            use_threads=False, block_size=os.path.getsize(full) + 1, skip_rows=layout.skip, column_names=names
+        ),
+        parse_options=csv.ParseOptions(delimiter=layout.delimiter),
+        convert_options=csv.ConvertOptions(
+            column_types={name: pa.float64() for name in chosen},
+            include_columns=chosen,
+            decimal_point=layout.decimal,
+        ),
+    )
+    return np.column_stack([column.to_numpy() for column in table.columns])
+
+
+@contextmanager
+def _as_rejected(reason: str) -> Iterator[None]:
+    """Turns what the parsers raise for damaged files into `Rejected`; failures of the file system stay `OSError`."""
+    try:
+        yield
+    except (*_BROKEN, OSError) as error:
+        # a zip's own wrong offsets end in EINVAL, a damaged bzip2 stream in no number at all
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise Rejected(reason, " ".join(str(error).split())[:200] or type(error).__name__) from error
