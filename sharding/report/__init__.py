@@ -1,0 +1,112 @@
+"""A data set in pictures and numbers: one page, `private/report/index.html`, that shows a unit or lead mistake.
+
+It names records and shows recordings, so it stays in `private/`. Signals are looked at in a seeded sample of at most
+2,000 windows, read through the shards' fixed stride: time and memory do not grow with the data set.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sharding.config import UserError
+from sharding.plan import read_plan
+from sharding.report.examples import examples
+from sharding.report.page import by_size, render
+from sharding.report.pictures import draw_ecg, draw_histograms
+from sharding.report.signals import TYPICAL_BPM, TYPICAL_MV, Measured, findings, measure, numbers, windows
+from sharding.report.tables import Counts, count, rejections, rows_at
+from sharding.schema import PRIVATE, SAMPLES, SPLITS, Manifest, read_manifest
+from sharding.writer import write_text
+
+ECGS = 12
+MAX_SOURCES = 12
+
+
+def summary(output: Path) -> dict[str, Any]:
+    """Everything on the page that is a number: counts, rejected by reason, the numbers of each source, `findings`.
+
+    Raises `UserError` if the data set is not complete.
+    """
+    manifest = read_manifest(output)
+    counts = count(output, manifest)
+    measured = {name: measure(output, manifest, rows) for name, rows in counts.picked.items()}
+    return _summary(output, manifest, counts, measured)
+
+
+def _summary(output: Path, manifest: Manifest, counts: Counts, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    rejected = rejections(output)
+    of_sources = {name: numbers(m, manifest.leads) for name, m in measured.items()}
+    return {
+        "windows": counts.split.total(),
+        "patients": counts.patients.total(),
+        "shards": len(manifest.shards),
+        "rate": manifest.rate,
+        "seconds": manifest.samples / manifest.rate,
+        "leads": manifest.leads,
+        "splits": {
+            s: {"windows": counts.split[s], "patients": counts.patients[s], "shards": counts.shards[s]}
+            for s in SPLITS
+            if counts.shards[s]
+        },
+        "counts": {kind: dict(getattr(counts, kind)) for kind in ("source", "sex", "age", "codes")},
+        "rejected": None if rejected is None else dict(rejected[0]),
+        "sources": of_sources,
+        "findings": findings(of_sources, manifest.samples / manifest.rate),
+    }
+
+
+def report(output: Path, input: Path | None = None) -> Path:
+    """Writes `private/report/index.html` and its PNGs and returns the page's path; equal data give equal bytes.
+
+    With `input`, the folder that the data set was built from, rejected records are read again and drawn. Raises
+    `UserError` if the data set is not complete or `input` is no folder.
+    """
+    if input is not None and not input.is_dir():
+        raise UserError(f"input={input} is no folder: give the one that the data set was built from")
+    manifest = read_manifest(output)
+    counts = count(output, manifest)
+    measured = {name: measure(output, manifest, rows) for name, rows in counts.picked.items()}
+    found = _summary(output, manifest, counts, measured)
+    folder = output / PRIVATE / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    largest = [name for name, _ in by_size(counts.source)[:MAX_SOURCES]]
+    shown = {name: measured[name] for name in largest}
+    sizes = {name: m.peak_to_peak.ravel() for name, m in shown.items()}
+    draw_histograms(
+        folder / "amplitude.png", sizes, np.geomspace(0.03, 30, 91), "peak-to-peak amplitude of a lead, mV", TYPICAL_MV
+    )
+    rates = {name: m.bpm for name, m in shown.items()}
+    draw_histograms(
+        folder / "heart-rate.png", rates, np.arange(20, 241, 4.0), "heart rate, beats per minute", TYPICAL_BPM
+    )
+    ecgs = _sample_ecgs(output, folder, manifest, counts)
+    rejected = rejections(output)
+    drawn = examples(folder, read_plan(output), input, rejected[1]) if input is not None and rejected else None
+    page = folder / "index.html"
+    write_text(page, render(folder, manifest, found, {n: found["sources"][n] for n in largest}, ecgs, drawn))
+    return page
+
+
+def _sample_ecgs(output: Path, folder: Path, manifest: Manifest, counts: Counts) -> list[tuple[str, str]]:
+    """Draws some windows of all sources in turn -> (PNG, caption) of each."""
+    in_turn = itertools.zip_longest(*(counts.picked[name].tolist() for name, _ in by_size(counts.source)))
+    rows = sorted(itertools.islice((row for turn in in_turn for row in turn if row is not None), ECGS))
+    described = rows_at(output / SAMPLES, rows)
+    signals = itertools.chain.from_iterable(windows(output, manifest, np.array(rows)))
+    out = []
+    for number, (row, units) in enumerate(zip(rows, signals), 1):
+        name, words = f"ecg-{number:02d}.png", described[row]
+        mv = units.astype(np.float32) * np.float32(manifest.resolution_uv / 1000.0)
+        draw_ecg(folder / name, mv, manifest.rate, manifest.leads)
+        age = "" if words["age"] is None or np.isnan(words["age"]) else f"{words['age']:.0f} years"
+        place = f"{words['key']}, {manifest.shards[words['shard']].split}"
+        known = [words["source"], words["sex"], age, " ".join(words["codes"] or [])]
+        out.append((name, " · ".join([place, *(str(k) for k in known if k)])))
+    return out
