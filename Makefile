@@ -1,9 +1,12 @@
-# Start with `make demo`. PYTHON=python3.12 chooses the interpreter, VENV=DIR the virtual environment.
-PYTHON ?= python3.11
+# Start with `make demo`. OUT=DIR says where its output goes, DATA=DIR takes a PTB-XL folder, PYTHON=python3.12 chooses the
+# interpreter, VENV=DIR the virtual environment.
+# The first Python 3.11 or 3.12 that can make a virtual environment.
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
-OUT ?= demo
+OUT ?= $(if $(DATA),demo-data,demo)
 SEED ?= 0
 PATIENTS ?= 1000
 EPOCHS ?= 80
@@ -18,7 +21,8 @@ endif
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name a Python 3.11 or 3.12: make PYTHON=python3.12" >&2; exit 2; }
+	@python='$(PYTHON)'; $${python:-false} -c '$(USABLE)' 2>/dev/null || { \
+	  echo "error: $${python:-python3} is no Python 3.11 or 3.12 with venv; install one (Debian: apt install python3-venv), or name it: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[test,lint]'
 	@touch $@
@@ -37,5 +41,5 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:
-	rm -rf $(OUT) .torch_extensions
+clean:  # caches only: what a run or the demo wrote is yours to delete
+	rm -rf .torch_extensions .pytest_cache .ruff_cache .mypy_cache .hypothesis

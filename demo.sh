@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The main job on an embedded default: recordings -> shards -> pre-training -> encoder -> linear probe.
 # Called by `make demo`, which sets PATH; DATA= (a PTB-XL folder, empty: synthetic), OUT=, SEED=, PATIENTS=, EPOCHS=.
+# A second call goes on where the first was cut; a folder made with other settings is refused, never deleted.
 set -euo pipefail
 cd "$(dirname "$0")"
-DATA=${DATA:-} OUT=${OUT:-demo} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-80}
+DATA=${DATA:-} OUT=${OUT:-demo${DATA:+-data}} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-80}
 say() { printf '\n== %s\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
 
@@ -16,7 +17,7 @@ if [ -n "$DATA" ]; then
 else
   config=configs/shard/wfdb.yaml input=$OUT/recordings
   say "1/5 synthetic recordings"
-  [ -f "$OUT/recordings/.done" ] || { rm -rf "$OUT/recordings"; run python -m sharding synth output="$OUT/recordings" patients="$PATIENTS" seed="$SEED"; touch "$OUT/recordings/.done"; }
+  run python -m sharding synth output="$OUT/recordings" patients="$PATIENTS" seed="$SEED"
 fi
 say "2/5 shards"
 run python -m sharding build "$config" input="$input" output="$OUT/shards" rate=100 seconds=10 workers=2 \

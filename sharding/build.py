@@ -34,10 +34,11 @@ from numpy.typing import NDArray
 from sharding import deidentify, headers, leads, progress, signal, sources, watchdog
 from sharding import plan as planning
 from sharding.config import UserError
+from sharding.files import atomic, write_text
 from sharding.options import REASONS, BuildConfig, validated
 from sharding.plan import Plan, ShardPlan
 from sharding.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, fingerprint
-from sharding.writer import ShardWriter, atomic, metadata_bytes, remove_partial, write_text
+from sharding.writer import ShardWriter, metadata_bytes, remove_partial
 
 LOCK_WAIT = 6 * 3600.0
 WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key")

@@ -10,9 +10,12 @@ import dataclasses
 import difflib
 import functools
 import keyword
+import math
+import operator
+import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -30,21 +33,25 @@ class UserError(ValueError):
 def load(schema: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
     """Returns an instance of the dataclass `schema`, filled from the YAML at `path` and from `key=value` overrides.
 
-    Nested keys are written with dots (`optim.encoder.lr=1e-3`). Raises `UserError` for an unknown key, a value of the
-    wrong type, a missing file or a word that is no `key=value`.
+    Nested keys are written with dots (`optim.encoder.lr=1e-3`). A text is taken as it stands: no `${...}` is replaced,
+    and what a word gives to a `str` is not read as YAML (but quotes around all of it are left out). Raises `UserError`
+    for an unknown key, a value of the wrong type, a missing file or a word that is no `key=value`.
     """
     config = OmegaConf.structured(schema)
-    for origin, layer in _layers(path, overrides):
+    for origin, layer in _layers(schema, path, overrides):
         _refuse_unknown(layer, schema, origin)
         try:
-            config = OmegaConf.merge(config, _as_fields(layer))
+            config = OmegaConf.merge(config, OmegaConf.create(_as_fields(layer)))
         except OmegaConfBaseException as error:
             key = (getattr(error, "full_key", "") or "").replace("_.", ".").rstrip("_")
-            raise UserError(f"{origin}: key '{key}': {str(error).splitlines()[0]}") from error
+            where = f"key '{key}': " if key else ""
+            raise UserError(f"{origin}: {where}{str(error).splitlines()[0]}") from error
     try:
         result = OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
         raise UserError(f"{getattr(error, 'full_key', None) or 'a key'} is not set: give it as key=value") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path or 'the command line'}: {str(error).splitlines()[0]}") from error
     assert isinstance(result, schema)
     return result
 
@@ -67,43 +74,81 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
-def _layers(path: str | Path | None, overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+def check_ranges(config: Any, ranges: Mapping[str, str], prefix: str = "") -> None:
+    """Raises `UserError` for a number of `config` that is not finite or leaves its range.
+
+    `ranges`: dotted key -> conditions, `> 0` or `>= 0 and < 1`; of a list each item must meet them. `prefix` stands
+    before the keys in the message.
+    """
+    for key, wanted in ranges.items():
+        value = config
+        for part in key.split("."):
+            value = getattr(value, f"{part}_" if keyword.iskeyword(part) else part)
+        for number in value if isinstance(value, list) else [value]:
+            if not abs(number) < math.inf:
+                raise UserError(f"{prefix}{key}={number} must be a finite number")
+            if not all(_COMPARE[sign](number, float(limit)) for sign, limit in map(str.split, wanted.split(" and "))):
+                raise UserError(f"{prefix}{key}={number} must be {wanted}")
+
+
+_COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
+def _layers(schema: type, path: str | Path | None, overrides: Sequence[str]) -> Iterator[tuple[str, dict[Any, Any]]]:
     if path is not None:
         yield str(path), _read_yaml(Path(path))
     for word in overrides:
-        key, sign, value = word.partition("=")
-        if not sign or not key:
-            raise UserError(f"'{word}' on the command line is not of the form key=value")
-        try:
-            yaml.safe_load(value)
-            yield f"'{word}' on the command line", OmegaConf.from_dotlist([word])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"'{word}' on the command line: the value is not valid YAML") from error
+        yield f"'{word}' on the command line", _read_word(word, schema)
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_word(word: str, schema: type) -> dict[Any, Any]:
+    key, sign, value = word.partition("=")
+    if not sign or not key:
+        raise UserError(f"'{word}' on the command line is not of the form key=value")
+    if dict(_keys(schema)).get(key) is str:
+        quoted = re.fullmatch(r"(['\"])(.*)\1", value, re.DOTALL)
+        nested: Any = quoted[2] if quoted else value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        return nested
+    try:
+        yaml.safe_load(value)
+        return _plain_layer(OmegaConf.from_dotlist([word]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"'{word}' on the command line: the value is not valid YAML") from error
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         near = [str(p) for p in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
         hint = f"; there are {', '.join(near)}" if near else ""
         raise UserError(f"config file {path} does not exist{hint}")
     try:
         layer = OmegaConf.load(path)
+        if isinstance(layer, DictConfig):
+            return _plain_layer(layer)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(layer, DictConfig):
-        raise UserError(f"config file {path} must hold `key: value` lines, not a list or a single value")
-    return layer
+    raise UserError(f"config file {path} must hold `key: value` lines, not a list or a single value")
 
 
-def _refuse_unknown(layer: DictConfig, schema: type, origin: str) -> None:
-    known = set(_keys(schema))
-    free = {key for key in known if _is_free(schema, key)}
-    for key in _keys_of(layer):
-        if key in known or any(key.startswith(f + ".") for f in free):
-            continue
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _same_leaf(key, known)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(_top(known)))}"
-        raise UserError(f"{origin}: unknown key '{key}'{hint}")
+def _plain_layer(layer: DictConfig) -> dict[Any, Any]:
+    plain = OmegaConf.to_container(layer)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _refuse_unknown(layer: dict[Any, Any], schema: type, origin: str) -> None:
+    known = dict(_keys(schema))
+    for key, value in _items(layer):
+        if key in known:
+            if dataclasses.is_dataclass(known[key]) and not isinstance(value, dict):
+                inner = " or ".join(f"{key}.{name}=..." for name, _ in _field_types(known[key]))
+                raise UserError(f"{origin}: '{key}' is a section: give {inner}")
+        elif not any(key.startswith(f"{k}.") for k, kind in known.items() if not dataclasses.is_dataclass(kind)):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or _same_leaf(key, set(known))
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(_top(set(known))))}"
+            raise UserError(f"{origin}: unknown key '{key}'{hint}")
 
 
 def _same_leaf(key: str, known: set[str]) -> list[str]:
@@ -115,18 +160,12 @@ def _top(keys: set[str]) -> set[str]:
     return {k for k in keys if "." not in k}
 
 
-def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
+def _keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a schema with its type."""
     for name, kind in _field_types(schema):
-        yield prefix + name
+        yield prefix + name, kind
         if dataclasses.is_dataclass(kind):
             yield from _keys(kind, prefix + name + ".")
-
-
-def _is_free(schema: Any, key: str) -> bool:
-    kind: Any = schema
-    for part in key.split("."):
-        kind = dict(_field_types(kind))[part]
-    return not dataclasses.is_dataclass(kind)
 
 
 @functools.cache
@@ -135,30 +174,38 @@ def _field_types(schema: Any) -> list[tuple[str, Any]]:
     return [(f.name.rstrip("_"), hints[f.name]) for f in dataclasses.fields(schema)]
 
 
-def _as_fields(layer: DictConfig) -> DictConfig:
-    """Keys that Python keeps for itself (`global`) are fields with an underscore (`global_`)."""
-
-    def rename(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {f"{k}_" if keyword.iskeyword(str(k)) else k: rename(v) for k, v in node.items()}
-        return node
-
-    return OmegaConf.create(rename(OmegaConf.to_container(layer)))
-
-
-def _keys_of(layer: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in layer:
-        key = prefix + str(name)
-        yield key
-        value = layer._get_node(name)
-        if isinstance(value, DictConfig) and not value._is_none():
-            yield from _keys_of(value, key + ".")
+def _as_fields(node: Any) -> Any:
+    """What OmegaConf takes for it: keys that Python keeps for itself (`global`) with an underscore, texts literally."""
+    if isinstance(node, dict):
+        return {
+            f"{k}_" if keyword.iskeyword(str(k)) and str(k).islower() else k: _as_fields(v) for k, v in node.items()
+        }
+    if isinstance(node, list):
+        return [_as_fields(v) for v in node]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
 
 
-def command(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command-line entry point: a `UserError` becomes one line on stderr and exit code 2."""
+def _items(layer: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in layer.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from _items(value, f"{prefix}{name}.")
+
+
+def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoReturn:
+    """Runs a command-line entry point: a `UserError` becomes one line on stderr and exit code 2.
+
+    `-h` or `--help` prints the `USAGE` of the module of `main`, or else its docstring. `quiet` prints neither (of many
+    processes one speaks).
+    """
+    words, module = sys.argv[1:], sys.modules[main.__module__]
+    if "-h" in words or "--help" in words:
+        if not quiet:
+            print((getattr(module, "USAGE", "") or module.__doc__ or "").strip())
+        sys.exit(0)
     try:
-        sys.exit(main(sys.argv[1:]) or 0)
+        sys.exit(main(words) or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not quiet:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from sharding import deidentify, headers
 from sharding.config import UserError
+from sharding.files import atomic, write_text
 from sharding.headers import Survey
 from sharding.metadata import Table
 from sharding.options import BuildConfig, SplitConfig, content
 from sharding.schema import PRIVATE, SPLITS
-from sharding.writer import atomic, write_text
 
 META_BYTES = 512
 PLAN_JSON, PLAN_ROWS = "plan.json", "plan.parquet"

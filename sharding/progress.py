@@ -13,10 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sharding.files import TEMPORARY
 from sharding.options import REASONS
 from sharding.plan import Plan, read_plan
 from sharding.schema import MANIFEST, PRIVATE
-from sharding.writer import TEMPORARY
 
 STATS = "stats"
 

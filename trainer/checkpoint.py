@@ -1,39 +1,40 @@
 """Checkpoints: both engines, the position, the plain weights; committed or not there.
 
-`checkpoints/step-N/` holds DeepSpeed's `encoder/` and `masker/`, `state.json`, `weights.safetensors` (fp32, whole) and,
-written last by rank 0 once every rank is done, the marker `COMMITTED`.
+`checkpoints/step-N/` holds DeepSpeed's `encoder/` and `masker/`, `state.json` (the step, the run's whole config, the
+data's fingerprint), `weights.safetensors` (fp32, whole) and, written last by rank 0 once every rank is done, the marker
+`COMMITTED`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sharding.config import UserError
+from sharding.files import flush_tree, write_text
+from trainer.hub import save_weights
 
 MARKER = "COMMITTED"
-FIXED = ("batch.global", "batch.contrast", "data.lanes", "data.block_shards", "seed", "fingerprint", "zero", "players")
+# What may change from one start of a run to the next. A new number of steps stretches the rest of the schedule.
+FREE = ("run", "resume", "steps", "epochs", "max_minutes", "data.path", "log", "checkpoint", "wandb")
+
+
+def committed(run: str | Path) -> dict[int, Path]:
+    """The committed checkpoints of a run directory: step -> folder, ascending."""
+    names = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(run).glob("checkpoints/step-*"))
+    return dict(sorted((int(name[1]), path) for name, path in names if name and (path / MARKER).is_file()))
 
 
 def newest(run: str | Path) -> Path | None:
     """The newest committed checkpoint of a run directory."""
-    folder = Path(run) / "checkpoints"
-    found = {step: path for path in folder.glob("step-*") if (step := _step_of(path)) is not None}
-    return found[max(found)] if found else None
-
-
-def _step_of(path: Path) -> int | None:
-    match = re.fullmatch(r"step-(\d+)", path.name)
-    return int(match[1]) if match and (path / MARKER).is_file() else None
+    return next(reversed(committed(run).values()), None)
 
 
 def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, Any], keep: int) -> Path:
@@ -51,9 +52,9 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
         weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
     dist.barrier()
     if main:
-        save_file(weights, path / "weights.safetensors")
+        save_weights(path / "weights.safetensors", weights)
         write_text(path / "state.json", json.dumps({"step": step, **state}, indent=1))
-        _flush_tree(path)
+        flush_tree(path)
         write_text(path / MARKER, "")
         _remove_old(run, keep)
     dist.barrier()
@@ -61,17 +62,23 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
 
 
 def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
-    """Restores both engines and returns the step. Raises `UserError`, naming what changed, if the run is another."""
+    """Restores both engines and returns the step. Raises `UserError`, naming what changed, if the run is another.
+
+    `state` holds what `save` was given: `config` (nested), `fingerprint` of the data, `world` (number of processes).
+    """
     saved = json.loads((path / "state.json").read_text())
-    for key in FIXED:
-        if saved[key] != state[key]:
-            raise UserError(
-                f"{path} was made with {key}={saved[key]}, this run has {state[key]}: go on with the old value, "
-                "or start another run directory (run=...)"
-            )
-    if saved["zero"] > 0 and saved["world"] != state["world"]:
+    if "config" not in saved:
+        raise UserError(f"{path} was made by an earlier version, without its config: choose another run directory")
+    changed = changes(saved, state)
+    if changed:
         raise UserError(
-            f"{path} was made by {saved['world']} processes, this run has {state['world']}: with zero={saved['zero']} "
+            f"{path} was made with another {'; '.join(changed)}: go on with the old values, or choose another run "
+            "directory (run=DIR)"
+        )
+    zero = state["config"]["zero"]
+    if zero > 0 and saved["world"] != state["world"]:
+        raise UserError(
+            f"{path} was made by {saved['world']} processes, this run has {state['world']}: with zero={zero} "
             "the optimiser's parts belong to a world size; use the same number of processes (zero=0 can change it)"
         )
     for name, engine in engines.items():
@@ -79,6 +86,24 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
         if loaded is None:
             raise UserError(f"{path / name} is damaged: delete {path} and resume from the checkpoint before it")
     return int(saved["step"])
+
+
+def changes(saved: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """What keeps a run with `state` from going on from a `saved` one: `key: old value, now new value`."""
+    old, new = (dict(_flat({**s["config"], "fingerprint": s["fingerprint"]})) for s in (saved, state))
+    keys = [k for k in old | new if not any(k == free or k.startswith(f"{free}.") for free in FREE)]
+    before, now = ({k: json.dumps(v, sort_keys=True) for k, v in values.items()} for values in (old, new))
+    differ = [k for k in keys if before.get(k) != now.get(k)]
+    return [f"{k}: {before.get(k, 'not set')}, now {now.get(k, 'not set')}" for k in differ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested keys as dotted ones."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def whole_weights(engine: Any) -> dict[str, Tensor]:
@@ -93,32 +118,6 @@ def whole_weights(engine: Any) -> dict[str, Tensor]:
 
 
 def _remove_old(run: Path, keep: int) -> None:
-    steps = sorted(s for p in (run / "checkpoints").glob("step-*") if (s := _step_of(p)) is not None)
-    for step in steps[:-keep]:
-        old = run / "checkpoints" / f"step-{step}"
+    for old in list(committed(run).values())[:-keep]:
         (old / MARKER).unlink()
         shutil.rmtree(old, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _flush(path.parent)
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

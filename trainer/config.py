@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharding.config import UserError
+from sharding.config import UserError, check_ranges
 from trainer.game import GameConfig
 from trainer.metrics import MODES, WandbConfig
 
@@ -92,6 +92,36 @@ class CheckpointConfig:
     keep: int = 2
 
 
+RANGES = {
+    "seed": ">= 0 and < 1e18",
+    "epochs": ">= 0",
+    "steps": ">= 0",
+    "temperature": "> 0",
+    "max_minutes": ">= 0",
+    "data.lanes": ">= 0",
+    "data.block_shards": ">= 1",
+    "batch.global": ">= 2",
+    "batch.contrast": ">= 0",
+    "projector.hidden": ">= 1",
+    "projector.out": ">= 1",
+    "masker.width": ">= 1",
+    "masker.depth": ">= 0 and <= 8",
+    "masker.kernel": ">= 1",
+    "optim.encoder.lr": "> 0",
+    "optim.encoder.weight_decay": ">= 0",
+    "optim.encoder.clip": ">= 0",
+    "optim.masker.lr": ">= 0",
+    "optim.masker.weight_decay": ">= 0",
+    "optim.masker.clip": ">= 0",
+    "optim.warmup": ">= 0 and <= 1",
+    "log.every": ">= 1",
+    "log.heldout_every": ">= 0",
+    "log.figure_every": ">= 0",
+    "checkpoint.every": ">= 0",
+    "checkpoint.keep": ">= 1",
+}  # the dials of the game have their ranges in `trainer/game.py`
+
+
 @dataclass
 class PretrainConfig:
     """`run`: the run directory. `steps`: optimiser steps (0: `epochs`). `scaling`: fixed (the training data's mean and
@@ -136,19 +166,19 @@ class PretrainConfig:
         ):
             if value not in known:
                 raise UserError(f"{key}={value} is unknown; use {', '.join(map(str, known))}")
-        for key, number in (
-            ("batch.global", self.batch.global_),
-            ("temperature", self.temperature),
-            ("log.every", self.log.every),
-            ("checkpoint.keep", self.checkpoint.keep),
-            ("optim.encoder.lr", self.optim.encoder.lr),
-            ("data.block_shards", self.data.block_shards),
-        ):
-            if not number > 0:
-                raise UserError(f"{key}={number} must be more than 0")
-        if self.batch.contrast < 0 or (self.batch.contrast and self.batch.global_ % self.batch.contrast):
+        check_ranges(self, RANGES)
+        if self.batch.global_ % self.contrast:
             raise UserError(f"batch.contrast={self.batch.contrast} does not divide batch.global={self.batch.global_}")
-        if self.steps <= 0 and self.epochs <= 0:
+        if self.contrast < 2:
+            raise UserError("batch.contrast=1 leaves no other ECG to contrast with: use 2 or more")
+        if self.masker.kernel % 2 == 0:
+            raise UserError(f"masker.kernel={self.masker.kernel} must be odd, so that a mask keeps its length")
+        if self.encoder.args.get("norm") == "batch":
+            raise UserError(
+                "encoder.args.norm=batch: pre-training mixes clean and masked ECGs in one batch, so its running "
+                "statistics fit neither; use encoder.args.norm=group"
+            )
+        if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
 
     @property

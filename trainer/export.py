@@ -1,23 +1,28 @@
 """Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [output=DIR] [step=last]`.
 
 The encoder directory holds config.json, model.safetensors and README.md (the model card). It is written under a
-temporary name and renamed, so that it is there whole or not at all.
+temporary name and renamed, so that it is there whole or not at all; an older encoder at that place is replaced, a
+folder that holds anything else is refused.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sharding.config import UserError, command, load
-from trainer.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch
+from sharding.files import claim_folder, flush, write_text
+from trainer.checkpoint import committed
+from trainer.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
 
 CARD = "README.md"
+FILES = {CONFIG, WEIGHTS, CARD}
 
 
 @dataclass
@@ -41,9 +46,12 @@ def main(argv: list[str]) -> None:
 def export(run: Path, output: Path | None = None, step: str = "last") -> Path:
     """Writes the encoder of a committed checkpoint of `run` to `output` (default `run/encoder`); returns the directory.
 
-    Raises `UserError` if the run has no run.json, no committed checkpoint, or none of that step.
+    Raises `UserError` if the run has no run.json, no committed checkpoint, or none of that step, and if `output` holds
+    anything but an older encoder.
     """
+    output = output or run / "encoder"
     record = read_run(run)
+    _claim(output, run)
     number, checkpoint = _choose(run, step)
     config = _config(record, number, is_last=number == max(committed(run)))
     encoder = initialise(config)
@@ -55,15 +63,34 @@ def export(run: Path, output: Path | None = None, step: str = "last") -> Path:
         raise UserError(f"{checkpoint / 'weights.safetensors'} does not fit the encoder that run.json names: {problem}")
     encoder.backbone.load_state_dict(backbone)
 
-    output = output or run / "encoder"
-    temporary = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, temporary / WEIGHTS)
-    (temporary / CARD).write_text(model_card(config))
-    (temporary / CONFIG).write_text(config.to_json())
-    _replace(temporary, output)
+    place = output.resolve()
+    temporary = place.with_name(f".{place.name}.partial-{os.getpid()}")
+    try:
+        save_weights(temporary / WEIGHTS, encoder.state_dict())
+        write_text(temporary / CARD, model_card(config))
+        write_text(temporary / CONFIG, config.to_json())
+        _replace(temporary, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return output
+
+
+def _claim(output: Path, run: Path) -> None:
+    """Raises `UserError` unless `output` is not there, empty, or an encoder directory with no other file in it."""
+    claim_folder(output, "output")
+    where = output.resolve()
+    if where in (run.resolve(), *run.resolve().parents):
+        raise UserError(f"output={output} holds the run itself: choose another folder")
+    if not where.exists():
+        return
+    others = sorted(p.name for p in where.iterdir() if p.name not in FILES or p.is_dir())
+    if others:
+        raise UserError(f"output={output} holds other files ({others[0]}): choose another folder, or empty it yourself")
+    if any(where.iterdir()):
+        try:
+            read_config(where)
+        except UserError as error:
+            raise UserError(f"output={output} holds files of no encoder: choose another folder, or empty it") from error
 
 
 def read_run(run: Path) -> dict[str, Any]:
@@ -79,12 +106,6 @@ def read_run(run: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} lacks '{missing[0]}': was the run stopped before its first step?")
     return record
-
-
-def committed(run: Path) -> dict[int, Path]:
-    """The committed checkpoints of a run: step -> directory, ascending."""
-    found = [p.parent for p in (run / "checkpoints").glob("step-*/COMMITTED")]
-    return dict(sorted((int(p.name.removeprefix("step-")), p) for p in found))
 
 
 def _choose(run: Path, step: str) -> tuple[int, Path]:
@@ -119,11 +140,11 @@ def _config(record: dict[str, Any], step: int, is_last: bool) -> EncoderConfig:
 
 def _replace(temporary: Path, output: Path) -> None:
     """Puts the finished directory in place of an older one; the older one is removed last."""
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = output.with_name(f".{output.name}.old-{os.getpid()}")
     if output.exists():
         output.rename(old)
     temporary.rename(output)
+    flush(output.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sharding.config import UserError
+from sharding.config import UserError, check_ranges
 from trainer.losses import nt_xent, paper_penalty
 from trainer.views.random import Key, integers
 
@@ -55,13 +55,8 @@ class GameConfig:
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise UserError(f"game.{key}={getattr(self, key)} is unknown; use {' or '.join(known)}")
-        if self.masks < 1 or self.masker_interval < 1:
-            raise UserError("game.masks and game.masker_interval must be 1 or more")
-        if not 0 < self.coverage < 1:
-            raise UserError(f"game.coverage={self.coverage} must lie between 0 and 1")
-        if self.slope <= 0 or self.resolution_s <= 0:
-            raise UserError("game.slope and game.resolution_s must be positive")
-        if self.penalty == "paper" and (self.ratio > 1 or self.ratio <= 0):
+        check_ranges(self, _RANGES, "game.")
+        if self.penalty == "paper" and self.ratio > 1:
             raise UserError(
                 f"game.ratio={self.ratio}: the paper's penalty has a pole inside (0, 1) beyond 1; use 1 or less"
             )
@@ -77,6 +72,16 @@ _CHOICES = {
     "threshold": ("coverage", "half"),
     "penalty": ("none", "paper"),
     "schedule": ("simultaneous", "alternating"),
+}
+_RANGES = {
+    "masks": ">= 1",
+    "coverage": "> 0 and < 1",
+    "slope": "> 0",
+    "resolution_s": "> 0",
+    "strength": ">= 0",
+    "alpha": ">= 0",
+    "ratio": "> 0",
+    "masker_interval": ">= 1",
 }
 
 
@@ -155,7 +160,7 @@ def penalty(masks: Tensor, cfg: GameConfig) -> Tensor:
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a handed-over gradient was not finite on some rank: agreed by all ranks before any step."""
+    """A loss or a handed-over gradient was not finite on some rank: agreed by all ranks before the step."""
 
 
 class Game:
@@ -166,7 +171,7 @@ class Game:
 
     def step(self, pairs: Sequence[Pair], step: int, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
         """Both players' updates. Returns this rank's figures (means over the pairs, on the device) and whether any
-        rank was asked to stop. Raises `NonFiniteError` on all ranks, with no player updated."""
+        rank was asked to stop. Raises `NonFiniteError` on all ranks before the player concerned is updated."""
         trains = self.masker is not None and step % self.cfg.masker_interval == 0
         if trains and self.cfg.schedule == "alternating":
             figures, stop = self._encoder_phase(pairs, False, stop)
@@ -181,7 +186,7 @@ class Game:
             figures.append(played)
             self._finite = finite if n == 0 else self._finite & finite
             if n == len(pairs) - 1:
-                stop = self._agree(self._finite, stop)
+                stop = self._agree(self._finite, stop, "no weight was changed by it")
             self.encoder.step()
             if both:
                 self.masker.step()
@@ -197,7 +202,8 @@ class Game:
         hidden = chosen.detach().requires_grad_(both)
         loss, accuracy = contrast(self.encoder, pair, hidden, self.temperature)
         self.encoder.backward(loss)
-        finite, cost = loss.detach().isfinite(), penalty(masks, self.cfg)
+        cost = penalty(masks, self.cfg)
+        finite = loss.detach().isfinite() & cost.detach().isfinite()
         if both:
             assert hidden.grad is not None
             finite = finite & hidden.grad.isfinite().all()
@@ -208,11 +214,18 @@ class Game:
 
     def _masker_phase(self, pairs: Sequence[Pair]) -> None:
         """The second half of the alternating schedule: the updated encoder, frozen, called past its engine."""
-        for pair in pairs:
+        for n, pair in enumerate(pairs):
             masks, chosen = self.hide(self.masker, pair)
+            chosen.retain_grad()
             with _frozen(self.encoder.module), _autocast(self.encoder):
                 loss, _ = contrast(self.encoder.module, pair, chosen, self.temperature)
-            self.masker.backward(-self.cfg.strength * loss + penalty(masks, self.cfg))
+            cost = penalty(masks, self.cfg)
+            self.masker.backward(-self.cfg.strength * loss + cost)
+            assert chosen.grad is not None
+            finite = loss.detach().isfinite() & cost.detach().isfinite() & chosen.grad.isfinite().all()
+            self._finite = finite if n == 0 else self._finite & finite
+            if n == len(pairs) - 1:
+                self._agree(self._finite, False, "the masker was not changed by it, the encoder is one step further")
             self.masker.step()
 
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
@@ -235,13 +248,13 @@ class Game:
             for module in modules:
                 module.train()
 
-    def _agree(self, finite: Tensor, stop: bool) -> bool:
+    def _agree(self, finite: Tensor, stop: bool, kept: str) -> bool:
         flags = torch.stack([(~finite).float(), torch.full_like(finite, stop, dtype=torch.float32)])
         if dist.is_initialized():
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         broken, stop_any = flags.tolist()
         if broken:
-            raise NonFiniteError("the loss or the gradient at the mask is not finite on at least one rank")
+            raise NonFiniteError(f"the loss or the gradient at the mask is not finite on at least one rank; {kept}")
         return bool(stop_any)
 
 

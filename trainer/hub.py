@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sharding.config import UserError
+from sharding.files import write_bytes
 from trainer.models import build_encoder
 from trainer.models.encoder import Encoder
 
@@ -129,6 +131,11 @@ def _load_weights(encoder: nn.Module, path: Path) -> None:
     if problem:
         raise UserError(f"{path} does not fit {CONFIG} beside it: {problem}")
     encoder.load_state_dict(weights)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in weights.items()}))
 
 
 def mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:

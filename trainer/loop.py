@@ -144,23 +144,29 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
 
 @torch.no_grad()
 def _draw_masks(run: Run, step: int) -> None:
-    """The masks that a synthetic ECG receives, on ECG paper; every rank computes them (ZeRO 3 gathers), one draws."""
+    """The masks that a synthetic ECG receives, on ECG paper; every rank computes them (ZeRO 3 gathers), one draws.
+
+    With `wandb.upload_ecgs` also those of the first training ECG.
+    """
     manifest = run.train.manifest
-    example = figures.synthetic_example(manifest.leads, manifest.samples, manifest.rate)
-    signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]
-    masks = binarise(soft_masks(run.engines["masker"](run.scaling(signal))), run.cfg.game)[0].cpu().numpy()
-    if run.world.is_main:
-        path = run.folder / "figures" / f"masks-{step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        title = f"masks at step {step} (synthetic ECG)"
-        figures.ecg_with_masks(example, masks, manifest.rate, manifest.leads, path, title)
-        run.metrics.figure(step, "masks", path)
+    examples = {"masks": figures.synthetic_example(manifest.leads, manifest.samples, manifest.rate)}
+    if run.cfg.wandb.upload_ecgs:
+        examples["recording"] = run.train.read_mv(np.array([0]))[0]
+    for name, example in examples.items():
+        signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]
+        masks = binarise(soft_masks(run.engines["masker"](run.scaling(signal))), run.cfg.game)[0].cpu().numpy()
+        if run.world.is_main:
+            path = run.folder / "figures" / f"{name}-{step:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            title = f"masks at step {step} ({'training' if name == 'recording' else 'synthetic'} ECG)"
+            figures.ecg_with_masks(example, masks, manifest.rate, manifest.leads, path, title)
+            run.metrics.figure(step, name, path, recording=name == "recording")
 
 
 def _non_finite(run: Run, step: int, error: Exception) -> str:
     kept = checkpoint.newest(run.folder)
     where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
     return (
-        f"error: step {step}: {error}; no weight was changed by it and {where}; lower optim.encoder.lr or "
+        f"error: step {step}: {error}, and {where}; lower optim.encoder.lr or "
         "game.strength, or look for damaged recordings with `python -m sharding verify`"
     )

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sharding.config import UserError
+from sharding.files import write_text
 
 METRICS = "metrics.jsonl"
 MODES = ("offline", "online", "disabled")
@@ -151,12 +152,7 @@ def truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path) if step > 0 and row["step"] <= step]
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _number(value: Any) -> int | float:
@@ -321,24 +317,7 @@ class Mirror:
             shutil.rmtree(logs, ignore_errors=True)
 
 
-# ---- meters ----
-
-
-class Meter:
-    """Weighted mean of what was added since the last `take`."""
-
-    def __init__(self) -> None:
-        self._sum = self._weight = 0.0
-
-    def add(self, value: float, weight: float = 1.0) -> None:
-        self._sum += float(value) * weight
-        self._weight += weight
-
-    def take(self) -> float:
-        """The mean so far (NaN if nothing was added); starts anew."""
-        mean = self._sum / self._weight if self._weight else math.nan
-        self._sum = self._weight = 0.0
-        return mean
+# ---- speed ----
 
 
 class Throughput:

@@ -1,4 +1,11 @@
-"""Entry point of pre-training: `deepspeed trainer/pretrain.py CONFIG.yaml key=value ...` (`--dry-run` only tells)."""
+"""Pre-trains an encoder on a sharded data set.
+
+    deepspeed trainer/pretrain.py CONFIG.yaml data.path=DIR run=DIR key=value ...
+
+The configs of the methods are in configs/pretrain/; the keys are described in trainer/config.py and, those of the game,
+in trainer/game.py. With `--dry-run` all keys are printed, and what would be done. The same command again goes on from
+the newest checkpoint of the run directory.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +22,8 @@ if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
 
 import torch
 
-from sharding.config import UserError, as_dict, dump, load
+from sharding.config import UserError, as_dict, command, dump, load
+from sharding.files import claim_folder, write_text
 from trainer import checkpoint, dist, figures, loop
 from trainer.config import PretrainConfig
 from trainer.data.order import Order, default_lanes
@@ -23,7 +31,7 @@ from trainer.data.shards import Shards
 from trainer.engines import make_engine, uses_bf16
 from trainer.game import Game, Recogniser
 from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
-from trainer.models import build_encoder
+from trainer.models import build_encoder, building
 from trainer.models.encoder import Scaling
 from trainer.models.masker import UNet
 from trainer.models.projector import Projector
@@ -34,6 +42,8 @@ from trainer.views import Views, build
 def main(argv: list[str]) -> int:
     words = [w for w in argv if not w.startswith("--local_rank")]
     cfg = read_config([w for w in words if w != "--dry-run"])
+    folder = Path(cfg.run)
+    claim_folder(folder, "run")
     train = Shards(cfg.data.path, "train")
     heldout = Shards(cfg.data.path, "val") if train.manifest.of_split("val") else None
     order = make_order(cfg, train)
@@ -44,7 +54,6 @@ def main(argv: list[str]) -> int:
     if "--dry-run" in words:
         print(dump(cfg) + describe(cfg, train, order, encoder, masker, total))
         return 0
-    folder = Path(cfg.run)
     if checkpoint.newest(folder) and cfg.resume == "never":
         raise UserError(f"run={folder} holds checkpoints already and resume=never: choose another run directory")
     world = dist.initialise()
@@ -73,12 +82,19 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, UNet |
     manifest = train.manifest
     torch.manual_seed(cfg.seed)
     backbone = build_encoder(cfg.encoder.name, len(manifest.leads), manifest.samples, cfg.encoder.args)
-    encoder = Recogniser(backbone, Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out))
+    with building("projector"):
+        encoder = Recogniser(backbone, Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out))
     if not cfg.game.enabled:
         return encoder, None
     stride = max(1, round(cfg.game.resolution_s * manifest.rate))
+    if stride >= manifest.samples:
+        seconds = manifest.samples / manifest.rate
+        raise UserError(
+            f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a window of {seconds:g} s: use less"
+        )
     shape = (len(manifest.leads), cfg.game.masks, stride, cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
-    return encoder, UNet(*shape)
+    with building("masker"):
+        return encoder, UNet(*shape)
 
 
 def describe(
@@ -110,7 +126,7 @@ def _run(
 ) -> int:
     players = {"encoder": encoder} if masker is None else {"encoder": encoder, "masker": masker}
     engines = {name: make_engine(m, getattr(cfg.optim, name), cfg, world.device) for name, m in players.items()}
-    state = _state(cfg, world, order, train, engines)
+    state = _state(cfg, world, order, train)
     found = dist.agree(str(checkpoint.newest(folder) or ""))
     start = checkpoint.load(Path(str(found)), engines, state) if found else 0
     if start >= total:
@@ -143,20 +159,11 @@ def _run(
     return 0
 
 
-def _state(
-    cfg: PretrainConfig, world: dist.World, order: Order, train: Shards, engines: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "batch.global": cfg.batch.global_,
-        "batch.contrast": cfg.contrast,
-        "data.lanes": order.lanes,
-        "data.block_shards": cfg.data.block_shards,
-        "seed": cfg.seed,
-        "fingerprint": train.manifest.fingerprint,
-        "zero": cfg.zero,
-        "players": list(engines),
-        "world": world.size,
-    }
+def _state(cfg: PretrainConfig, world: dist.World, order: Order, train: Shards) -> dict[str, Any]:
+    """What a checkpoint keeps to know its run again: the config, with the numbers that 0 stands for."""
+    config = as_dict(cfg)
+    config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
+    return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size}
 
 
 def _run_info(
@@ -202,13 +209,8 @@ def _write_run(folder: Path, cfg: PretrainConfig, info: dict[str, Any], status: 
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"config.yaml": dump(cfg), "run.json": json.dumps({**info, "status": status}, indent=1) + "\n"}
     for name, text in texts.items():
-        checkpoint.write_text(folder / name, text)
+        write_text(folder / name, text)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main, quiet=os.environ.get("RANK", "0") != "0")

@@ -28,23 +28,21 @@ import yaml
 from scipy.stats import rankdata
 
 from sharding.config import UserError, command, dump, load
+from sharding.files import write_text
 from sharding.schema import MANIFEST
 from trainer.export import export
 from trainer.hub import CONFIG
+from trainer.scores import bootstrap_auroc, interval, macro_auroc
 from trainer.transfer import (
     PREDICTIONS,
     RESULT,
     TransferConfig,
-    bootstrap_auroc,
     check_fits,
     features,
-    interval,
-    macro_auroc,
     open_encoder,
     plain,
     read_task,
     run,
-    write_text,
 )
 
 STEPS = "steps.jsonl"

@@ -4,7 +4,7 @@
 [mode=probe|finetune|scratch] [seed=0] [like=DIR]`; `python -m trainer.transfer compare RESULT.json ...` tabulates.
 
 Trained on a fraction of the train split, settings chosen on `val`, tested once on `test`; result.json and
-predictions.parquet land in `output`.
+predictions.parquet land in `output`. The tasks are in configs/transfer/, the keys are described in trainer/transfer.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import copy
 import difflib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,14 +27,28 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sharding.config import UserError, command, load
+from sharding.config import UserError, check_ranges, command, load
+from sharding.files import atomic, claim_folder, write_text
 from sharding.schema import SPLITS
 from trainer.data.shards import Shards
 from trainer.hub import initialise, load_encoder, read_config
+from trainer.scores import auroc, bootstrap_auroc, interval, macro_auroc, scorable
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
 MODES = ("probe", "finetune", "scratch")
+RANGES = {
+    "fraction": "> 0 and <= 1",
+    "seed": ">= 0 and < 1e18",
+    "batch": ">= 1",
+    "bootstrap": ">= 0",
+    "probe.C": "> 0",
+    "finetune.lr": "> 0",
+    "finetune.epochs": ">= 1",
+    "finetune.batch": ">= 1",
+    "finetune.weight_decay": ">= 0",
+    "finetune.clip": "> 0",
+}
 FEWEST = 2
 
 
@@ -148,10 +161,11 @@ def _check(config: TransferConfig) -> None:
         raise UserError("encoder=random needs like=DIR, an encoder directory whose architecture it takes")
     if config.mode not in MODES:
         raise UserError(f"mode={config.mode}: known modes are {', '.join(MODES)}")
-    if not 0 < config.fraction <= 1:
-        raise UserError(f"fraction={config.fraction}: must lie in (0, 1]")
+    check_ranges(config, RANGES)
     if not config.probe.C or not config.finetune.lr:
         raise UserError("probe.C and finetune.lr each need at least one value")
+    claim_folder(config.output, "output")
+    _device(config.device)
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -182,7 +196,7 @@ def read_task(config: TransferConfig) -> Task:
         parts[split] = Labelled(shards, kept, label, patient)
         if len(kept) < len(labels):
             notes.append(f"{len(labels) - len(kept)} of {len(labels)} {split} records have none of the classes")
-        if split != "train" and not _scorable(label, len(classes)):
+        if split != "train" and not scorable(label, len(classes)):
             raise UserError(f"task '{config.name}': the {split} split has records of fewer than two classes")
         notes += [f"class {n} has no {split} examples" for n in classes if n not in labels]
     return Task(config.name, classes, parts["train"], parts["val"], parts["test"], notes)
@@ -229,68 +243,6 @@ def fraction_of(label: np.ndarray, patient: np.ndarray, fraction: float, seed: i
     return np.sort(np.concatenate(chosen))
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
-
-
-def _scorable(label: np.ndarray, classes: int) -> list[int]:
-    """The classes that have both members and others among `label`: only for these does an AUROC exist."""
-    return [k for k in range(classes) if 0 < (label == k).sum() < len(label)]
-
-
-def macro_auroc(label: np.ndarray, score: np.ndarray) -> float:
-    """Mean one-vs-rest AUROC of scores `[n, K]` over the classes that `label` `[n]` can score."""
-    return float(np.mean([auroc(label == k, score[:, k]) for k in _scorable(label, score.shape[1])]))
-
-
-def auroc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve of `score` `[n]`; NaN without a positive or a negative record."""
-    return float(weighted_auroc(positive, score, np.ones((1, len(score))))[0])
-
-
-def weighted_auroc(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """AUROC of `score` `[n]` for each row of record weights `[B, n]`: P(s+ > s-) + P(s+ = s-) / 2, returns `[B]`.
-
-    NaN where the weights leave no positive or no negative record. With integer weights this is the AUROC of the sample
-    in which each record occurs that many times (Mann-Whitney U).
-    """
-    order = np.argsort(score, kind="stable")
-    ranked, sign = score[order], positive[order]
-    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
-    ordered = weight[:, order].astype(np.float64)
-    above = np.add.reduceat(ordered * sign, starts, axis=1)
-    below = np.add.reduceat(ordered * ~sign, starts, axis=1)
-    wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(1)
-    pairs = above.sum(1) * below.sum(1)
-    return np.divide(wins, pairs, out=np.full(len(weight), np.nan), where=pairs > 0)
-
-
-def patient_resamples(patient: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Bootstrap of patients: blocks `[b, n]` of record weights, `count` rows in all (how often a patient was drawn)."""
-    unique, inverse = np.unique(patient, return_inverse=True)
-    rng = np.random.default_rng([seed, 0xB0])
-    share = np.full(len(unique), 1 / len(unique))
-    block = max(1, 2**22 // len(patient))
-    for start in range(0, count, block):
-        draws = rng.multinomial(len(unique), share, size=min(block, count - start))
-        yield draws[:, inverse]
-
-
-def bootstrap_auroc(label: np.ndarray, score: np.ndarray, patient: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Macro AUROC of `count` patient resamples, `[count, scorable classes]`; NaN where a resample lacks a class."""
-    scored = _scorable(label, score.shape[1])
-    blocks = [
-        np.stack([weighted_auroc(label == k, score[:, k], weight) for k in scored], axis=1)
-        for weight in patient_resamples(patient, count, seed)
-    ]
-    return np.concatenate(blocks) if blocks else np.empty((0, len(scored)))
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of bootstrap values, those that are NaN left out; (nan, nan) if there are none."""
-    finite = values[np.isfinite(values)]
-    return (float(np.quantile(finite, 0.025)), float(np.quantile(finite, 0.975))) if len(finite) else (math.nan,) * 2
-
-
 # --- encoders --------------------------------------------------------------------------------------------------------
 
 
@@ -314,9 +266,12 @@ def check_fits(encoder: nn.Module, shards: Shards, config: TransferConfig) -> No
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Raises `UserError` for a device that is not here."""
+    gpus = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    here = ["auto", "cpu", *(["cuda"] if gpus else []), *gpus]
+    if name not in here:
+        raise UserError(f"device={name} is not here; use {' or '.join(here)}")
+    return torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
 
 
 def signals(data: Labelled, device: torch.device) -> Tensor:
@@ -445,7 +400,7 @@ def run(config: TransferConfig, task: Task, encoder: nn.Module, given: Features 
 
 def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitted) -> dict[str, Any]:
     label, score, patient = task.test.label, fitted.probability, task.test.patient
-    scored = _scorable(label, len(task.classes))
+    scored = scorable(label, len(task.classes))
     resampled = bootstrap_auroc(label, score, patient, config.bootstrap, config.seed)
     low, high = interval(resampled.mean(1))
     per_class = {}
@@ -480,8 +435,8 @@ def _write(output: Path, task: Task, probability: np.ndarray, result: dict[str, 
     columns: dict[str, Any] = {"row": task.test.row, "patient": task.test.patient}
     columns["label"] = [task.classes[k] for k in task.test.label]
     columns |= {f"p_{name}": probability[:, k] for k, name in enumerate(task.classes)}
-    pq.write_table(pa.table(columns), output / f".{PREDICTIONS}")
-    os.replace(output / f".{PREDICTIONS}", output / PREDICTIONS)
+    with atomic(output / PREDICTIONS) as temporary:
+        pq.write_table(pa.table(columns), temporary)
     write_text(output / RESULT, json.dumps(plain(result), indent=1) + "\n")
 
 
@@ -492,16 +447,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -520,18 +465,36 @@ def table(result: dict[str, Any]) -> str:
 
 def comparison(paths: Sequence[str]) -> str:
     """One line for each result.json: task, encoder, fraction, macro AUROC with its interval."""
+    if not paths:
+        raise UserError("name the results to compare: python -m trainer.transfer compare RESULT.json ...")
     lines = [f"{'task':<12}{'labels':>8}  {'macro AUROC (95 % by patients)':<32}encoder"]
     for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"{path} does not exist: give result.json files that `python -m trainer.transfer` wrote")
-        r = json.loads(Path(path).read_text())
-        score = f"{r['auroc']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
-        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {score:<32}{r['encoder']}")
+        r = _read_result(Path(path))
+        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {_score(r):<32}{r['encoder']}")
     return "\n".join(lines)
 
 
-def _line(name: str, counts: Sequence[int], score: dict[str, Any] | None) -> str:
-    value = f"{score['auroc']:.3f} ({score['low']:.3f} to {score['high']:.3f})" if score else "not scored"
+def _read_result(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give result.json files that `python -m trainer.transfer` wrote")
+    try:
+        result = json.loads(path.read_text())
+        if isinstance(result["auroc"], float) and not {"task", "fraction", "encoder", "low", "high"} - set(result):
+            return dict(result)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise UserError(f"{path} is no result.json that `python -m trainer.transfer` wrote")
+
+
+def _score(scored: dict[str, Any]) -> str:
+    """AUROC with its interval; without resamples there is none."""
+    low, high = scored["low"], scored["high"]
+    known = None not in (low, high) and math.isfinite(low + high)
+    return f"{scored['auroc']:.3f} " + (f"({low:.3f} to {high:.3f})" if known else "(no interval)")
+
+
+def _line(name: str, counts: Sequence[int], scored: dict[str, Any] | None) -> str:
+    value = _score(scored) if scored else "not scored"
     return f"{name:<12}{counts[0]:>7}{counts[1]:>7}{counts[2]:>7}  {value}"
 
 

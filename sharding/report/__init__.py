@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sharding.config import UserError
+from sharding.files import write_text
 from sharding.plan import read_plan
 from sharding.report.examples import examples
 from sharding.report.page import by_size, render
@@ -21,7 +22,6 @@ from sharding.report.pictures import draw_ecg, draw_histograms
 from sharding.report.signals import TYPICAL_BPM, TYPICAL_MV, Measured, findings, measure, numbers, windows
 from sharding.report.tables import Counts, count, rejections, rows_at
 from sharding.schema import PRIVATE, SAMPLES, SPLITS, Manifest, read_manifest
-from sharding.writer import write_text
 
 ECGS = 12
 MAX_SOURCES = 12

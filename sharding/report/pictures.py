@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import leads
+from sharding.files import atomic
 from sharding.report.signals import nan_median
-from sharding.writer import atomic
 
 Array = NDArray[Any]
 

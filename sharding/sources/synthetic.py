@@ -11,7 +11,6 @@ the number of patients nor on what is simulated beside it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from scipy.fft import irfft
 from tqdm import tqdm
 
 from sharding.config import UserError
+from sharding.files import write_text
 from sharding.leads import CANONICAL, DERIVED
 
 Array = NDArray[np.float64]
@@ -167,7 +167,7 @@ def write(config: SynthConfig, progress: bool = True) -> None:
             for recording, signals in zip(recordings, render(recordings), strict=True):
                 names.append(_write_record(root, recording, quantise(signals)))
             bar.update(len(chunk))
-    _write_text(root / "RECORDS", "".join(f"{name}\n" for name in names))
+    write_text(root / "RECORDS", "".join(f"{name}\n" for name in names))
 
 
 def draw(seed: int, patient: int, record: int, seconds: float = 10.0, rate: float = 500.0) -> Recording:
@@ -465,7 +465,7 @@ def _finished(root: Path, config: SynthConfig) -> bool:
     if root.is_dir() and any(root.iterdir()):
         raise UserError(f"output={root} is not empty: choose a new folder")
     root.mkdir(parents=True, exist_ok=True)
-    _write_text(mark, yaml.safe_dump(settings))
+    write_text(mark, yaml.safe_dump(settings))
     return False
 
 
@@ -493,12 +493,3 @@ def _header(recording: Recording, units: NDArray[np.int16]) -> str:
         lines.append(f"{name}.dat 16 {GAIN:.1f}(0)/mV 16 0 {row[0]} {checksum} 0 {lead}")
     lines += [f"# Age: {who.age}", f"# Sex: {who.sex}", f"# Dx: {recording.rhythm}", f"# Patient ID: {who.name}"]
     return "\n".join(lines) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

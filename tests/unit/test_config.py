@@ -1,9 +1,16 @@
+import importlib
+import math
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from omegaconf import MISSING
 
-from sharding.config import UserError, dump, load
+from sharding.config import UserError, check_ranges, command, dump, load
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -40,7 +47,9 @@ def test_what_is_dumped_is_read_back(tmp_path):
         (["nam=1"], "did you mean 'name'?"),
         (["global=1"], "did you mean 'batch.global'?"),
         (["batch.global=many"], "key 'batch.global'"),
-        (["batch=3"], "batch"),
+        (["batch=3"], "'batch' is a section: give batch.global=... or batch.free=..."),
+        (["batch="], "'batch' is a section"),
+        (["views=['${']"], "not valid YAML"),
         (["alone"], "not of the form key=value"),
         (["views=[a"], "not valid YAML"),
     ],
@@ -74,3 +83,91 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "right.yaml").write_text("")
     with pytest.raises(UserError, match=r"right\.yaml"):
         load(Outer, tmp_path / "rigth.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["${HOME}/x", "${", r"a\${b}", "2024_01_02", "1e3", "007", "null", "yes", "'", "#a", "a: b"]
+)
+def test_a_text_is_taken_as_it_stands(text, tmp_path):
+    assert load(Outer, None, [f"name={text}"]).name == text
+    assert load(Outer, None, [f'name="{text}"']).name == text
+
+
+def test_a_file_is_taken_literally_too(tmp_path):
+    config = Outer("${HOME}/x", views=[r"a\${b}"])
+    (tmp_path / "c.yaml").write_text(dump(config))
+    assert load(Outer, tmp_path / "c.yaml") == config
+
+
+def test_a_section_may_not_be_a_single_value_in_a_file_either(tmp_path):
+    (tmp_path / "c.yaml").write_text("batch: 3\n")
+    with pytest.raises(UserError, match=r"c\.yaml: 'batch' is a section: give batch\.global=\.\.\. or batch\.free"):
+        load(Outer, tmp_path / "c.yaml")
+
+
+@dataclass
+class Numbers:
+    share: float = 0.5
+    batch: Inner = field(default_factory=Inner)
+    rates: list[float] = field(default_factory=lambda: [0.1])
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (Numbers(share=1.0), "p.share=1.0 must be > 0 and < 1"),
+        (Numbers(share=0.0), "p.share=0.0 must be > 0 and < 1"),
+        (Numbers(share=math.nan), "p.share=nan must be a finite number"),
+        (Numbers(batch=Inner(0)), "p.batch.global=0 must be >= 1"),
+        (Numbers(rates=[1.0, math.inf]), "p.rates=inf must be a finite number"),
+        (Numbers(rates=[1.0, -1.0]), "p.rates=-1.0 must be > 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named(config, said):
+    ranges = {"share": "> 0 and < 1", "batch.global": ">= 1", "rates": "> 0"}
+    check_ranges(Numbers(batch=Inner(10**400)), ranges)
+    with pytest.raises(UserError) as error:
+        check_ranges(config, ranges, "p.")
+    assert str(error.value) == said
+
+
+USAGES = {
+    "trainer.pretrain": "deepspeed trainer/pretrain.py CONFIG.yaml data.path=DIR run=DIR key=value",
+    "trainer.export": "python -m trainer.export run=RUN_DIR",
+    "trainer.transfer": "python -m trainer.transfer configs/transfer/rhythm.yaml encoder=DIR",
+    "trainer.study": "python -m trainer.study configs/study/",
+    "sharding": "build CONFIG.yaml key=value",
+}
+
+
+@pytest.mark.parametrize("module", USAGES)
+@pytest.mark.parametrize("words", [["--help"], ["x.yaml", "a=b", "-h"]])
+def test_help_says_how_a_part_is_called(module, words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", *words])
+    entry = importlib.import_module(module if module != "sharding" else "sharding.__main__")
+    with pytest.raises(SystemExit) as ended:
+        command(entry.main)
+    said = capsys.readouterr()
+    assert ended.value.code == 0
+    assert USAGES[module] in said.out
+    assert said.err == ""
+
+
+def test_help_of_a_real_call():
+    words = [sys.executable, "-m", "trainer.export", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert USAGES["trainer.export"] in done.stdout
+
+
+def test_of_many_processes_one_speaks(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x"])
+
+    def wrong(words):
+        raise UserError("what, where, how")
+
+    for quiet, said in ((False, "error: what, where, how\n"), (True, "")):
+        with pytest.raises(SystemExit) as ended:
+            command(wrong, quiet)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == said

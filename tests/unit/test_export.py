@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -30,9 +31,9 @@ def test_exports_the_step_that_is_asked_for(tmp_path, capsys):
 
 def test_writes_what_the_directory_must_hold_and_replaces_an_older_one(tmp_path):
     run = make_run(tmp_path / "run")
-    output = export(run)
-    (output / "stale").touch()
-    export(run)
+    output = export(run, step="3")
+    assert export(run) == output
+    assert load_encoder(output).config.training["step"] == 7
     assert sorted(p.name for p in output.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "encoder", "run.json"]
     config = json.loads((output / "config.json").read_text())
@@ -72,3 +73,57 @@ def test_missing_run_json_and_unknown_step_are_said(tmp_path):
         export(make_run(tmp_path / "run"), step="5")
     with pytest.raises(UserError, match="run=RUN_DIR"):
         main([])
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("place", ["run", ".", "run/checkpoints", "thesis", "card", "other", "afile", "afile/below"])
+def test_a_folder_of_anything_else_is_refused_and_left_as_it_was(tmp_path, place):
+    run = make_run(tmp_path / "run")
+    export(run, tmp_path / "thesis")
+    (tmp_path / "thesis" / "chapter.tex").write_text("two years")
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "other" / "model.safetensors").write_text("of another model")
+    (tmp_path / "afile").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"output=.*choose another") as caught:
+        export(run, tmp_path / place)
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_folder_is_filled_and_a_link_is_followed(tmp_path):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for step in ("3", "7"):
+        export(run, tmp_path / "link", step)
+        assert load_encoder(tmp_path / "empty").config.training["step"] == int(step)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "link", "run"]
+
+
+def test_a_failed_export_leaves_the_older_encoder(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    output = export(run, step="3")
+    before = tree(tmp_path)
+    monkeypatch.setattr("trainer.export.model_card", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(run)
+    assert tree(tmp_path) == before
+    assert load_encoder(output).config.training["step"] == 3
+
+
+def test_the_files_have_the_mode_of_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        output = export(make_run(tmp_path / "run"))
+    finally:
+        os.umask(old)
+    assert {p.stat().st_mode & 0o777 for p in output.iterdir()} == {0o640}
+    assert output.stat().st_mode & 0o777 == 0o750

@@ -27,6 +27,22 @@ class PlainEngine:
         return False
 
 
+class Accumulating(PlainEngine):
+    """An engine that steps at the end of `pairs` contrast batches only."""
+
+    def __init__(self, module: nn.Module, lr: float = 1.0, pairs: int = 2) -> None:
+        super().__init__(module, lr)
+        self.calls, self.pairs = 0, pairs
+
+    def step(self):
+        self.calls += 1
+        if self.calls % self.pairs == 0:
+            self.optimizer.step()
+
+
+ALTERNATING = GameConfig(schedule="alternating")
+
+
 def players(masks: int) -> tuple[nn.Module, nn.Module, Pair]:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv1d(3, 6, 5), nn.GELU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(24, 5))
@@ -125,20 +141,69 @@ def test_quantile_equals_numpys_midpoint():
         assert torch.equal((values <= threshold).sum(-1), torch.full((4,), round(share * 50)))
 
 
-def test_a_non_finite_loss_stops_before_any_step():
-    encoder, masker, pair = players(1)
-    before = [p.clone() for p in encoder.parameters()]
+def spoil_signal(encoder, masker, pair):
     pair.x[0, 0, 0] = float("nan")
-    with pytest.raises(RuntimeError, match="not finite"):
-        Game(PlainEngine(encoder, 1.0), PlainEngine(masker, 1.0), GameConfig(), 0.3).step([pair], 0)
-    assert all(torch.equal(a, b) for a, b in zip(before, encoder.parameters()))
+
+
+def spoil_masker(encoder, masker, pair):
+    next(masker.parameters()).data[0] = float("inf")
+
+
+def spoil_last_layer(encoder, masker, pair):
+    list(encoder.parameters())[-2].data[0] = float("nan")
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("spoil", [spoil_signal, spoil_masker, spoil_last_layer])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_non_finite_loss_stops_before_any_step(schedule, spoil, first):
+    encoder, masker, pair = players(1)
+    spoilt = Pair(pair.x.clone(), pair.v.clone(), pair.key)
+    spoil(encoder, masker, spoilt)
+    before = [p.clone() for p in [*encoder.parameters(), *masker.parameters()]]
+    game = Game(Accumulating(encoder), Accumulating(masker), GameConfig(schedule=schedule), 0.3)
+    with pytest.raises(RuntimeError, match="not finite on at least one rank; no weight was changed"):
+        game.step([spoilt, pair] if first else [pair, spoilt], 0)
+    after = [*encoder.parameters(), *masker.parameters()]
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after))
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_a_masker_phase_that_is_not_finite_does_not_reach_the_masker(pairs):
+    """The alternating masker sees the encoder after its update, here one that the step has thrown out of range."""
+    encoder, masker, pair = players(1)
+    before = [p.clone() for p in masker.parameters()]
+    game = Game(Accumulating(encoder, 1e300, pairs), Accumulating(masker, 1.0, pairs), ALTERNATING, 0.3)
+    with pytest.raises(RuntimeError, match="the masker was not changed"):
+        game.step([pair] * pairs, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, masker.parameters()))
+
+
+def test_a_masker_gradient_that_is_not_finite_does_not_reach_the_masker():
+    """A finite loss whose gradient at the mask is not: the square root at 0."""
+
+    class Root(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.mean((1, 2)), (x - x.detach()).abs().sum((1, 2)).sqrt()], 1)
+
+    _, masker, pair = players(1)
+    before = [p.clone() for p in masker.parameters()]
+    encoder = PlainEngine(masker)
+    encoder.module, encoder.step = Root(), lambda: None
+    for schedule in ("simultaneous", "alternating"):
+        game = Game(encoder, Accumulating(masker, 1.0), GameConfig(schedule=schedule), 0.3)
+        with pytest.raises(RuntimeError, match="not finite"):
+            game._masker_phase([pair]) if schedule == "alternating" else game.step([pair], 0)
+        assert all(torch.equal(a, b) for a, b in zip(before, masker.parameters()))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         dict(masks=0), dict(coverage=0.0), dict(slope=-1.0), dict(use="some"), dict(penalty="paper", ratio=1.2),
-        dict(penalty="paper", masks=3), dict(schedule="other"), dict(masker_interval=0),
+        dict(penalty="paper", masks=3), dict(schedule="other"), dict(masker_interval=0), dict(slope=float("nan")),
+        dict(strength=float("nan")), dict(strength=-1.0), dict(resolution_s=0.0), dict(alpha=float("inf")),
+        dict(ratio=0.0),
     ],
 )  # fmt: skip
 def test_dials_that_cannot_work_are_refused(wrong):

@@ -13,7 +13,6 @@ from sharding.config import UserError
 from tests.wandb_offline import entries, offline_files, read_offline
 from trainer.metrics import (
     METRICS,
-    Meter,
     Metrics,
     Throughput,
     WandbConfig,
@@ -389,13 +388,3 @@ def test_throughput_skips_the_first_steps_and_pauses():
     clock.now += 2
     meter.step(64)
     assert meter.take() == {"samples_per_s": 32, "data_wait": 0}
-
-
-def test_meter_is_a_weighted_mean_that_starts_anew():
-    meter = Meter()
-    meter.add(1.0, 3)
-    meter.add(5.0)
-    assert meter.take() == 2.0
-    meter.add(7)
-    assert meter.take() == 7.0
-    assert meter.take() != meter.take()

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sharding.config import UserError
-from trainer.models import ENCODERS, build_encoder
+from trainer.models import ENCODERS, build_encoder, building
 from trainer.models.encoder import Encoder, Scaling
 from trainer.models.masker import UNet
 from trainer.models.projector import Projector
@@ -73,3 +73,29 @@ def test_wrong_arguments_are_named():
         build_encoder("resnet19", 12, 1000)
     with pytest.raises(UserError, match="width=12 is not a multiple"):
         build_encoder("resnet18", 12, 1000, {"width": 12})
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"width": "abc"}, "encoder.args.width=abc must be of type int"),
+        ({"width": True}, "encoder.args.width=True must be of type int"),
+        ({"groups": 0}, "encoder.args.groups=0 must be >= 1"),
+        ({"width": 0}, "encoder.args.width=0 must be >= 1"),
+        ({"embedding": 0}, "encoder.args.embedding=0 must be >= 1"),
+        ({"layers": [1, 1, 1, 1]}, "encoder.args.layers is no argument of resnet18"),
+        ({"leads": 3}, "encoder.args.leads is no argument of resnet18"),
+        ({"embedding": 10**15}, "the encoder cannot be built from its keys encoder"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_one_line(args, said):
+    with pytest.raises(UserError, match=said) as error:
+        build_encoder("resnet18", 12, 100, args)
+    assert "\n" not in str(error.value)
+
+
+def test_building_leaves_other_errors_alone():
+    with pytest.raises(KeyError), building("masker"):
+        raise KeyError("ours")
+    with pytest.raises(UserError, match=r"^the first$"), building("masker"):
+        raise UserError("the first")

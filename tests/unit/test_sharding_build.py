@@ -1,6 +1,5 @@
 """Whole builds of small folders, against arrays that the test wrote itself."""
 
-import json
 import os
 import random
 import signal as signals

@@ -53,8 +53,7 @@ def mutate_header(text: str, dice: random.Random) -> bytes:
             lines[at] = b" ".join(words)
             data = b"\n".join(lines)
         elif kind == 3:  # lines are lost, doubled or change places
-            dice.choice([lambda: lines.pop(), lambda: lines.append(lines[0]), lambda: dice.shuffle(lines)])()
-            data = b"\n".join(lines)
+            data = b"\n".join(dice.choice([lines[:-1], [*lines, lines[0]], dice.sample(lines, len(lines))]))
         elif kind == 4:  # cut
             data = data[: dice.randrange(len(data) + 1)]
         elif kind == 5:  # random bytes

@@ -62,7 +62,19 @@ def wfdb(root: Path) -> list[str]:
 def ptbxl(root: Path) -> list[str]:
     for n in range(COUNT):
         write_record(root / "records100/Schmidt", f"{n:05d}_19510203_lr", beats(n))
-    columns = "ecg_id patient_id age sex nurse site recording_date report scp_codes strat_fold filename_lr".split()
+    columns = [
+        "ecg_id",
+        "patient_id",
+        "age",
+        "sex",
+        "nurse",
+        "site",
+        "recording_date",
+        "report",
+        "scp_codes",
+        "strat_fold",
+        "filename_lr",
+    ]
 
     def row(n: int) -> list:
         codes = "{'SR': 0.0, 'Schmidt': 100.0, '5551234567': 0.0}"
@@ -124,13 +136,14 @@ def code15(root: Path) -> list[str]:
         file["tracings"], file["exam_id"] = x, 5551234567 + np.arange(COUNT)
         file["name"] = ["Schmidt"] * COUNT
         file.attrs["Schmidt"] = "1951-02-03"
-    columns = "exam_id age is_male nn_predicted_age 1dAVb RBBB LBBB SB ST AF patient_id death timey normal_ecg trace_file note"
+    columns = ["exam_id", "age", "is_male", "nn_predicted_age", "1dAVb", "RBBB", "LBBB", "SB", "ST", "AF", "patient_id"]
+    columns += ["death", "timey", "normal_ecg", "trace_file", "note"]
 
     def row(n: int) -> list:
         no = ["False"] * 6
         return [5551234567 + n, 63, "True", 60, *no, patient(n), "False", 1, "True", "exams_part0.hdf5", NOTE]
 
-    write_table(root / "exams.csv", columns.split(), row)
+    write_table(root / "exams.csv", columns, row)
     return ["code15.yaml"]
 
 

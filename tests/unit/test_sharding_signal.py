@@ -24,7 +24,9 @@ def test_resampling_is_scipys_for_signals_that_start_and_end_at_zero(source, tar
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(("source", "target"), [(500, 250), (500, 100), (1000, 100), (100, 250), (400, 250), (257, 100)])
+@pytest.mark.parametrize(
+    ("source", "target"), [(500, 250), (500, 100), (1000, 100), (100, 250), (400, 250), (257, 100)]
+)
 @pytest.mark.parametrize("samples", [1, 2, 5, 37, 1234, 4999, 5000])
 def test_resampling_is_the_same_filter_as_scipys_beside_the_line_through_both_ends(source, target, samples):
     x = np.random.default_rng(samples).normal(size=(2, samples)).cumsum(1) + 3

@@ -55,21 +55,6 @@ def test_wrong_shapes_are_refused(tmp_path):
             shard.add(np.zeros((2, 5), "<i4"), bytes(512))
 
 
-def fail_halfway(path):
-    with writer.atomic(path) as temporary:
-        temporary.write_text("half")
-        raise OSError("halfway")
-
-
-def test_atomic_leaves_the_old_file_on_failure(tmp_path):
-    path = tmp_path / "file"
-    writer.write_text(path, "old")
-    with pytest.raises(OSError, match="halfway"):
-        fail_halfway(path)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
 def test_remove_partial_removes_nothing_else(tmp_path):
     (tmp_path / f"a.tar{writer.TEMPORARY}host-1").write_text("")
     (tmp_path / "a.tar").write_text("")

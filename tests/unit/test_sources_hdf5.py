@@ -199,6 +199,12 @@ def test_one_data_set_a_record(tmp_path, group):
     ]
 
 
+def checked(config):
+    """The module, after its options have been looked at as a build does."""
+    hdf5.check(config)
+    return hdf5
+
+
 def test_options_that_cannot_work_are_named(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["left"], file["right"] = np.ones((2, 2, 5)), np.ones((2, 2, 5))
@@ -211,8 +217,7 @@ def test_options_that_cannot_work_are_named(tmp_path):
         (options(signals="left", ids="exam_id"), "exam_id"),
     ]:
         with pytest.raises(UserError, match=word):
-            hdf5.check(config)
-            hdf5.find(tmp_path, "", config)
+            checked(config).find(tmp_path, "", config)
         assert reason_of(tmp_path, "a.h5#0", config) in REASONS
     with pytest.raises(UserError, match="rate"):
         hdf5.check(load(BuildConfig, CONFIGS / "hdf5.yaml").source)

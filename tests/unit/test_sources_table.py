@@ -271,6 +271,12 @@ def test_text_without_lead_names_needs_the_option(tmp_path):
 # ---- folders and names ----
 
 
+def checked(config):
+    """The module, after its options have been looked at as a build does."""
+    table.check(config)
+    return table
+
+
 def test_find(tmp_path):
     for name in ("in/b/1.npy", "in/a.csv", "in/out/x.npy", "in/records.csv", "elsewhere/e.csv", "in/notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -283,8 +289,7 @@ def test_find(tmp_path):
     assert table.find(tmp_path / "in", "out", config) == ["a.csv", "b/1.npy", "c.NPZ.npz", "link/e.csv"]
     for keys, word in [({"rate": 0.0}, "rate"), ({"leads": []}, "leads"), ({"units": "bananas"}, "bananas")]:
         with pytest.raises(UserError, match=word):
-            table.check(options(**keys))
-            table.find(tmp_path / "in", "", options(**keys))
+            checked(options(**keys)).find(tmp_path / "in", "", options(**keys))
         assert reason_of(tmp_path / "in", "a.csv", options(**keys)) in REASONS
 
 

@@ -168,6 +168,12 @@ def test_words_of_the_json_member(tmp_path):
     assert tars.head(tmp_path, "a.tar#k", config(table=table)).words == {}
 
 
+def checked(config):
+    """The module, after its options have been looked at as a build does."""
+    tars.check(config)
+    return tars
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -180,8 +186,7 @@ def test_words_of_the_json_member(tmp_path):
 def test_options_that_cannot_work_are_named(tmp_path, options, word):
     write(tmp_path / "a.tar", [("k.npy", npy(X))])
     with pytest.raises(UserError, match=word):
-        tars.check(config(**options))
-        tars.find(tmp_path, "", config(**options))
+        checked(config(**options)).find(tmp_path, "", config(**options))
 
 
 def test_a_changed_tar_is_walked_again(tmp_path):

@@ -5,11 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sharding.config import UserError, load
+from sharding.config import UserError, _keys, load
 from tests.unit.handmade import make_run, make_shards
 from trainer import transfer
 from trainer.export import export
-from trainer.transfer import TransferConfig, bootstrap_auroc, class_of, fraction_of, weighted_auroc
+from trainer.transfer import TransferConfig, class_of, fraction_of
 
 RHYTHM = "configs/transfer/rhythm.yaml"
 
@@ -27,36 +27,6 @@ def encoder(tmp_path_factory):
 
 def result(output):
     return json.loads((output / "result.json").read_text())
-
-
-# --- AUROC -----------------------------------------------------------------------------------------------------------
-
-
-def test_weighted_auroc_is_that_of_the_repeated_records_ties_included():
-    rng = np.random.default_rng(0)
-    positive = rng.random(60) < 0.3
-    score = np.round(rng.normal(size=60) + positive, 1)
-    weight = rng.integers(0, 4, (20, 60))
-    expected = [roc_auc_score(np.repeat(positive, w), np.repeat(score, w)) for w in weight]
-    np.testing.assert_allclose(weighted_auroc(positive, score, weight), expected, rtol=1e-12)
-
-
-def test_weighted_auroc_without_positives_is_nan():
-    value = weighted_auroc(np.array([True, False]), np.array([0.1, 0.2]), np.array([[0, 2], [1, 1]]))
-    assert np.isnan(value[0])
-    assert value[1] == 0.0
-
-
-def test_bootstrap_draws_patients_not_records():
-    """With one record a patient the spread is that of the records; with copies of each it must not shrink."""
-    rng = np.random.default_rng(1)
-    label, score = rng.integers(0, 2, 80), rng.random((80, 2))
-    score[:, 1] += 0.3 * label
-    once = bootstrap_auroc(label, score, np.arange(80), 400).mean(1)
-    copied = bootstrap_auroc(np.tile(label, 3), np.tile(score, (3, 1)), np.tile(np.arange(80), 3), 400).mean(1)
-    np.testing.assert_allclose(once, copied, rtol=1e-12)
-    as_records = bootstrap_auroc(np.tile(label, 3), np.tile(score, (3, 1)), np.arange(240), 400).mean(1)
-    assert as_records.std() < 0.75 * once.std()
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -164,21 +134,72 @@ def test_the_same_call_gives_the_same_result(data, encoder, tmp_path):
     assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["column=codez"], "label column 'codez' is not in .*nearest columns: codes"),
-        (["column=codes", "fraction=0"], r"fraction=0.0: must lie in \(0, 1\]"),
-        (["mode=prob"], "known modes are probe, finetune, scratch"),
-        (["encoder=random"], "needs like=DIR"),
-        (["classes.X=[nothing]", "column=sex"], "has 0 of the classes"),
-        (["frction=1"], "did you mean 'fraction'"),
-    ],
-)
+MISTAKES = [
+    (["column=codez"], "label column 'codez' is not in .*nearest columns: codes"),
+    (["column=codes", "fraction=0"], "fraction=0.0 must be > 0 and <= 1"),
+    (["mode=prob"], "known modes are probe, finetune, scratch"),
+    (["encoder=random"], "needs like=DIR"),
+    (["classes.X=[nothing]", "column=sex"], "has 0 of the classes"),
+    (["frction=1"], "did you mean 'fraction'"),
+    (["probe=3"], r"'probe' is a section: give probe.C=\.\.\."),
+    (["seed=-1"], "seed=-1 must be >= 0"),
+    (["batch=0"], "batch=0 must be >= 1"),
+    (["bootstrap=-5"], "bootstrap=-5 must be >= 0"),
+    (["probe.C=[1,0]"], r"probe.C=0.0 must be > 0"),
+    (["finetune.lr=[nan]"], r"finetune.lr=nan must be a finite number"),
+    (["finetune.epochs=0"], "finetune.epochs=0 must be >= 1"),
+    (["finetune.batch=0"], "finetune.batch=0 must be >= 1"),
+    (["device=gpu"], "device=gpu is not here; use auto or cpu"),
+    (["device=cuda:99"], "device=cuda:99 is not here"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: v[-1] if isinstance(v, list) else "")
 def test_mistakes_are_one_clear_line(data, encoder, tmp_path, words, said):
     with pytest.raises(UserError, match=said) as caught:
         transfer.main([RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path / 'o'}", *words])
     assert "\n" not in str(caught.value)
+
+
+def test_every_number_of_the_config_has_a_range():
+    numbers = {k for k, kind in _keys(TransferConfig) if kind in (int, float, list[float])}
+    assert numbers == set(transfer.RANGES)
+
+
+def test_a_gpu_that_is_not_here_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match="device=cuda is not here; use auto or cpu"):
+        transfer._device("cuda")
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_an_output_that_is_a_file_is_refused_before_the_work(data, encoder, tmp_path, monkeypatch, place):
+    (tmp_path / "taken").write_text("mine")
+    monkeypatch.setattr(transfer, "read_task", lambda config: pytest.fail("the work began"))
+    with pytest.raises(UserError, match=r"output=.*taken is no folder"):
+        transfer.main([RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path / place}"])
+
+
+def test_results_are_compared_also_without_an_interval(data, encoder, tmp_path):
+    words = [f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "bootstrap=0", "fraction=0.5"]
+    transfer.main([RHYTHM, *words])
+    said = transfer.comparison([str(tmp_path / "result.json")])
+    assert f"{result(tmp_path)['auroc']:.3f} (no interval)" in said
+    assert "50%" in said
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{}", '{"auroc": null}', "\x00\x01"])
+def test_what_is_no_result_cannot_be_compared(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(UserError, match=r"r\.json is no result\.json"):
+        transfer.main(["compare", str(tmp_path / "r.json")])
+
+
+def test_comparing_nothing_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="name the results to compare"):
+        transfer.main(["compare"])
+    with pytest.raises(UserError, match="does not exist"):
+        transfer.main(["compare", str(tmp_path)])
 
 
 def test_data_of_another_length_is_refused(data, encoder, tmp_path):

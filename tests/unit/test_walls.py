@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PURE = {"sharding.schema", "sharding.config", "sharding.leads", "sharding.signal"}
+PURE = {"sharding.schema", "sharding.config", "sharding.leads", "sharding.signal", "sharding.files"}
 
 
 def imports(path: Path) -> set[str]:

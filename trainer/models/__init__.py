@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import inspect
+import typing
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -13,17 +15,36 @@ from trainer.models.resnet import ResNet, resnet18, resnet34
 
 ENCODERS = {"resnet18": resnet18, "resnet34": resnet34}
 _ARGUMENTS = {"resnet18": ResNet, "resnet34": ResNet}
+_GIVEN = {"leads", "samples", "layers", "return"}  # by the data or by the encoder's name, not by `encoder.args`
 
 
 def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | None = None) -> nn.Module:
-    """An encoder with random weights: [B, leads, samples] scaled -> [B, .dim]. Unknown names are a `UserError`."""
+    """An encoder with random weights: [B, leads, samples] scaled -> [B, .dim].
+
+    Raises `UserError` for an unknown name and for arguments that are unknown, of the wrong type or out of range.
+    """
     args = dict(args or {})
     if name not in ENCODERS:
         near = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.3) or sorted(ENCODERS)
         raise UserError(f"encoder.name={name} is unknown; did you mean {near[0]}?")
-    known = set(inspect.signature(_ARGUMENTS[name].__init__).parameters) - {"self", "leads", "samples"}
-    for key in args:
+    known = {k: kind for k, kind in typing.get_type_hints(_ARGUMENTS[name].__init__).items() if k not in _GIVEN}
+    for key, value in args.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.3) or sorted(known)
             raise UserError(f"encoder.args.{key} is no argument of {name}; did you mean {near[0]}?")
-    return ENCODERS[name](leads, samples, **args)
+        if type(value) is not known[key]:
+            raise UserError(f"encoder.args.{key}={value} must be of type {known[key].__name__}")
+    with building("encoder"):
+        return ENCODERS[name](leads, samples, **args)
+
+
+@contextlib.contextmanager
+def building(part: str) -> Iterator[None]:
+    """Turns what torch says of a size that it cannot build into a `UserError` that names the `part` of the config."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise UserError(f"the {part} cannot be built from its keys {part}.*: {''.join(reason)}") from error

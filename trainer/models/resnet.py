@@ -31,6 +31,9 @@ class ResNet(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
+        for key, value in (("width", width), ("embedding", embedding), ("groups", groups)):
+            if value < 1:
+                raise UserError(f"encoder.args.{key}={value} must be >= 1")
         make_norm, act = _norm(norm, groups, width), _activation(activation)
         self.dim = embedding
         self.stem = nn.Sequential(

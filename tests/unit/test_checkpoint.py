@@ -1,0 +1,126 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sharding.config import UserError, as_dict, load
+from trainer import checkpoint
+from trainer.config import PretrainConfig
+
+
+class Engine:
+    """Just what a checkpoint calls of an engine."""
+
+    def __init__(self, value: float) -> None:
+        self.module = nn.Linear(2, 2)
+        nn.init.constant_(self.module.weight, value)
+
+    def zero_optimization_stage(self):
+        return 0
+
+    def save_checkpoint(self, folder, tag, save_latest):
+        torch.save(self.module.state_dict(), f"{folder}.pt")
+
+    def load_checkpoint(self, folder, tag):
+        self.module.load_state_dict(torch.load(f"{folder}.pt"))
+        return folder, {}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+
+
+def state(*words: str, method: str = "none", world: int = 2, fingerprint: str = "f00d") -> dict:
+    config = as_dict(load(PretrainConfig, f"configs/pretrain/{method}.yaml", [f"method={method}", *words]))
+    return {"config": config, "fingerprint": fingerprint, "world": world}
+
+
+def saved(run, step: int = 5, keep: int = 2, **changes):
+    return checkpoint.save(run, step, {"encoder": Engine(step), "masker": Engine(-step)}, state(**changes), keep)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path, engine = saved(tmp_path), Engine(0)
+    assert checkpoint.load(path, {"encoder": engine}, state()) == 5
+    assert (engine.module.weight == 5).all()
+    weights = load_file(path / "weights.safetensors")
+    assert (weights["weight"] == 5).all()
+    assert (weights["masker.weight"] == -5).all()
+    assert (path / "weights.safetensors").stat().st_mode & 0o044
+
+
+def test_the_newest_committed_ones_stay_by_number(tmp_path):
+    for step in (9, 10, 100):
+        saved(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-200").mkdir()
+    (tmp_path / "checkpoints" / "step-x").mkdir()
+    (tmp_path / "checkpoints" / "step-x" / checkpoint.MARKER).touch()
+    assert list(checkpoint.committed(tmp_path)) == [10, 100]
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "step-100"
+    assert checkpoint.newest(tmp_path / "nothing") is None
+    assert not (tmp_path / "checkpoints" / "step-9").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (state(method="3kg"), ['method: "none", now "3kg"', "views.first: [], now [{"]),
+        (state("game.enabled=true"), ["game.enabled: false, now true"]),
+        (state("encoder.args.width=8"), ["encoder.args.width: not set, now 8"]),
+        (state("encoder.name=resnet34"), ['encoder.name: "resnet18", now "resnet34"']),
+        (state("projector.out=3"), ["projector.out: 128, now 3"]),
+        (state("temperature=0.2"), ["temperature: 0.1, now 0.2"]),
+        (state("optim.masker.lr=1"), ["optim.masker.lr: 0.0001, now 1.0"]),
+        (state("scaling=record"), ['scaling: "fixed", now "record"']),
+        (state("batch.global=8", "seed=3"), ["seed: 0, now 3; batch.global: 256, now 8"]),
+        (state("zero=1"), ["zero: 0, now 1"]),
+        (state(fingerprint="beef"), ['fingerprint: "f00d", now "beef"']),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)
+def test_a_run_goes_on_only_as_it_began(tmp_path, other, said):
+    path, engine = saved(tmp_path), Engine(0)
+    with pytest.raises(UserError) as error:
+        checkpoint.load(path, {"encoder": engine}, other)
+    assert all(words in str(error.value) for words in said), str(error.value)
+    assert "\n" not in str(error.value)
+    assert (engine.module.weight == 0).all()
+
+
+def test_places_logs_and_lengths_may_change(tmp_path):
+    words = [
+        "run=elsewhere",
+        "data.path=moved",
+        "log.every=1",
+        "checkpoint.keep=9",
+        "max_minutes=3",
+        "wandb.mode=online",
+    ]
+    path = saved(tmp_path)
+    assert (
+        checkpoint.load(path, {"encoder": Engine(0)}, state(*words, "steps=9", "epochs=2", "resume=never", world=4))
+        == 5
+    )
+
+
+def test_the_order_of_a_views_arguments_is_no_change():
+    first, second = state(), state()
+    first["config"]["views"]["first"] = [{"name": "vcg", "max_angle": 45}]
+    second["config"]["views"]["first"] = [{"max_angle": 45, "name": "vcg"}]
+    assert checkpoint.changes(first, second) == []
+
+
+def test_zero_belongs_to_a_world_size_and_old_checkpoints_are_said(tmp_path):
+    zero = state("zero=1")
+    path = checkpoint.save(tmp_path, 1, {}, zero, 2)
+    with pytest.raises(UserError, match="by 2 processes, this run has 4"):
+        checkpoint.load(path, {}, {**zero, "world": 4})
+    content = json.loads((path / "state.json").read_text())
+    del content["config"]
+    (path / "state.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="earlier version"):
+        checkpoint.load(path, {}, zero)

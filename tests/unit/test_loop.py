@@ -1,0 +1,34 @@
+import types
+
+import numpy as np
+import pytest
+import torch
+from handmade import make_shards
+
+from sharding.config import load
+from trainer import loop
+from trainer.config import PretrainConfig
+from trainer.data.shards import Shards
+from trainer.models.encoder import Scaling
+from trainer.models.masker import UNet
+
+
+@pytest.mark.parametrize("upload", [False, True])
+def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upload, tmp_path, monkeypatch):
+    """A synthetic ECG by default; with `wandb.upload_ecgs` the first training ECG too, marked as a recording."""
+    train, drawn, sent = Shards(make_shards(tmp_path / "s", {"train": ["SR", "AFIB"]}), "train"), [], []
+    monkeypatch.setattr("trainer.figures.ecg_with_masks", lambda ecg, masks, *more: drawn.append((ecg, masks)))
+    run = types.SimpleNamespace(
+        cfg=load(PretrainConfig, None, [f"wandb.upload_ecgs={upload}"]),
+        world=types.SimpleNamespace(device=torch.device("cpu"), is_main=True),
+        folder=tmp_path,
+        train=train,
+        scaling=Scaling([0.0] * 12, [0.5] * 12),
+        engines={"masker": UNet(12, 1, 8, width=8)},
+        metrics=types.SimpleNamespace(figure=lambda step, name, path, recording: sent.append((name, recording))),
+    )
+    loop._draw_masks(run, 7)
+    assert sent == [("masks", False), ("recording", True)][: 1 + upload]
+    assert all(masks.shape == (1, 256) for _, masks in drawn)
+    recording = train.read_mv(np.array([0]))[0]
+    assert [np.array_equal(ecg, recording) for ecg, _ in drawn] == [False, True][: 1 + upload]

@@ -1,0 +1,106 @@
+"""What a user gets wrong before anything starts: one line, exit code 2; and the ranges of all numbers."""
+
+import sys
+
+import pytest
+from handmade import make_shards
+
+from sharding.config import _keys, command
+from trainer import config, game, pretrain
+
+SMALL = ["batch.global=16", "encoder.args.width=8", "projector.hidden=16", "masker.width=8", "wandb.mode=disabled"]
+MISTAKES = [
+    (["data.path=/no/such/folder"], "not a finished data set"),
+    (["data=DIR"], "'data' is a section: give data.path=... or data.lanes=..."),
+    (["encoder=resnet34"], "'encoder' is a section: give encoder.name=... or encoder.args=..."),
+    (["batch=64"], "'batch' is a section: give batch.global=... or batch.contrast=..."),
+    (["batch.globl=3"], "did you mean 'batch.global'?"),
+    (["batch.global=1000"], "larger than the 48 training samples"),
+    (["batch.global=1"], "batch.global=1 must be >= 2"),
+    (["data.lanes=5"], "data.lanes=5 does not divide the contrast batch 16; nearest: 4"),
+    (["data.lanes=-4"], "data.lanes=-4 must be >= 0"),
+    (["batch.contrast=5"], "batch.contrast=5 does not divide batch.global=16"),
+    (["batch.contrast=1"], "batch.contrast=1 leaves no other ECG"),
+    (["seed=-1"], "seed=-1 must be >= 0"),
+    (["steps=-5"], "steps=-5 must be >= 0"),
+    (["epochs=nan"], "epochs=nan must be a finite number"),
+    (["epochs=inf"], "epochs=inf must be a finite number"),
+    (["epochs=0"], "nothing to train"),
+    (["temperature=0"], "temperature=0.0 must be > 0"),
+    (["encoder.name=resnet19"], "did you mean resnet18?"),
+    (["encoder.args.widht=3"], "did you mean width?"),
+    (["encoder.args.width=abc"], "encoder.args.width=abc must be of type int"),
+    (["encoder.args.groups=0"], "encoder.args.groups=0 must be >= 1"),
+    (["encoder.args.layers=[1,1]"], "encoder.args.layers is no argument of resnet18"),
+    (["encoder.args.embedding=0"], "encoder.args.embedding=0 must be >= 1"),
+    (["encoder.args.norm=batch"], "use encoder.args.norm=group"),
+    (["projector.hidden=-1"], "projector.hidden=-1 must be >= 1"),
+    (["projector.hidden=1000000000000000"], "the projector cannot be built"),
+    (["projector.out=0"], "projector.out=0 must be >= 1"),
+    (["masker.kernel=4"], "masker.kernel=4 must be odd"),
+    (["masker.kernel=0"], "masker.kernel=0 must be >= 1"),
+    (["masker.depth=-1"], "masker.depth=-1 must be >= 0"),
+    (["masker.width=0"], "masker.width=0 must be >= 1"),
+    (["masker.width=12"], "masker.width=12 is not a multiple of 8"),
+    (["optim.masker.lr=-1"], "optim.masker.lr=-1.0 must be >= 0"),
+    (["optim.warmup=5"], "optim.warmup=5.0 must be >= 0 and <= 1"),
+    (["views.second=[blok_mask]"], "did you mean 'block_mask'?"),
+    (["game.slope=nan"], "game.slope=nan must be a finite number"),
+    (["game.strength=nan"], "game.strength=nan must be a finite number"),
+    (["game.strength=-1"], "game.strength=-1.0 must be >= 0"),
+    (["game.resolution_s=100"], "game.resolution_s=100 leaves one cell in a window of 2.56 s"),
+    (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
+    (["zero=7"], "zero=7"),
+    (["wandb.mode=ofline"], "wandb.mode=ofline"),
+    (["run=README.md"], "README.md is no folder"),
+    (["run=README.md/x"], "README.md is no folder"),
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards", {"train": ["SR", "AFIB", "STACH"] * 16})
+
+
+def called(words, monkeypatch, capsys):
+    """(exit code, stdout, stderr) of the command line."""
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *words])
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit) as ended:
+        command(pretrain.main)
+    return ended.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: v[-1] if isinstance(v, list) else "")
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "real"])
+def test_a_mistake_ends_in_one_line_and_exit_code_2(words, said, dry, shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trainer.dist.initialise", lambda: pytest.fail("the mistake was not seen"))
+    given = ["configs/pretrain/adversarial.yaml", f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, *words]
+    code, output, error = called([*given, *dry], monkeypatch, capsys)
+    assert (code, output) == (2, "")
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):
+    given = ["configs/pretrain/adversarial.yaml", f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, "--dry-run"]
+    code, output, error = called(given, monkeypatch, capsys)
+    assert (code, error) == (0, "")
+    assert "48 training ECGs, 3 steps an epoch, 300 steps of 16, 16 lanes" in output
+
+
+def test_every_number_of_the_config_has_a_range():
+    numbers = {key for key, kind in _keys(config.PretrainConfig) if kind in (int, float)}
+    dials = {f"game.{key}" for key in game._RANGES}
+    assert numbers == set(config.RANGES) | dials | {"zero"}
+
+
+def test_a_checkpoint_keeps_the_numbers_that_0_stands_for(shards):
+    cfg = pretrain.read_config([f"data.path={shards}", *SMALL])
+    train = pretrain.Shards(shards, "train")
+    world = pretrain.dist.World(0, 2, None)
+    state = pretrain._state(cfg, world, pretrain.make_order(cfg, train), train)
+    assert (state["config"]["data"]["lanes"], state["config"]["batch"]["contrast"]) == (16, 16)
+    assert (state["world"], state["fingerprint"]) == (2, train.manifest.fingerprint)

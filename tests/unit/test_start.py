@@ -1,0 +1,111 @@
+"""What `make` and `demo.sh` would call, with stand-ins for the programs: nothing is installed, trained or deleted."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAKE = shutil.which("make")
+STUB = """#!/bin/sh
+[ "$1" = -c ] || echo "${0##*/} $*" >> "$CALLS"
+case "$2" in *torch*) echo 0 ;; *socket*) echo 29500 ;; esac
+"""
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """Runs demo.sh with stand-ins; returns the calls that it made."""
+
+    def call(**settings: str) -> list[str]:
+        for name in ("python", "deepspeed"):
+            program(tmp_path / "bin", name, STUB)
+        (tmp_path / "calls").write_text("")
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), **settings}
+        done = subprocess.run(["bash", str(ROOT / "demo.sh")], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "calls").read_text().splitlines()
+
+    return call
+
+
+def test_the_demo_deletes_nothing_and_asks_for_its_recordings_each_time(demo, tmp_path):
+    out = tmp_path / "my out"
+    (out / "recordings").mkdir(parents=True)
+    (out / "recordings" / "precious.hea").write_text("mine")
+    for seed in "01":
+        assert f"python -m sharding synth output={out}/recordings patients=1000 seed={seed}" in demo(
+            OUT=str(out), SEED=seed
+        )
+    assert [p.name for p in (out / "recordings").iterdir()] == ["precious.hea"]
+
+
+def test_the_readme_shows_the_steps_of_the_demo(demo, tmp_path):
+    readme = (ROOT / "README.md").read_text().partition("## The same steps as plain commands")[2]
+    block = re.search(r"(?:^    .*\n)+", readme, re.MULTILINE)[0].replace("\\\n", " ")
+    shown = [set(shlex.split(line)) for line in block.splitlines()[1:]]
+    out = tmp_path / "work"
+    calls = [call.replace(f"{out}", "work").replace(" seed=0", "") for call in demo(OUT=str(out))]
+    made = [set(re.sub(r" --master_port \d+", "", call).split()) for call in calls]
+    assert shown[:4] == made[:4]
+    for ours, theirs in zip(shown[4:6], made[4:6]):
+        assert {w for w in ours if not w.startswith("output=")} <= theirs
+
+
+def test_the_demo_on_data_takes_that_folder(demo, tmp_path):
+    calls = demo(OUT=str(tmp_path / "o"), DATA="/data/ptbxl")
+    assert not any("synth" in call for call in calls)
+    assert calls[0].startswith("python -m sharding build configs/shard/ptbxl.yaml input=/data/ptbxl ")
+
+
+def make(*words: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "PYTHON", "VENV", "OUT", "DATA")}
+    env |= {"PATH": path} if path else {}
+    return subprocess.run([str(MAKE), *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(not MAKE, reason="needs make")
+@pytest.mark.parametrize(
+    ("words", "out"), [([], "demo"), (["DATA=x"], "demo-data"), (["DATA=x", "OUT=q"], "q"), (["OUT=q"], "q")]
+)
+def test_the_demo_on_data_has_a_folder_of_its_own(words, out):
+    assert f'OUT="{out}"' in make("-n", "demo", *words).stdout
+
+
+@pytest.mark.skipif(not MAKE, reason="needs make")
+def test_clean_removes_caches_only():
+    said = make("-n", "clean", "OUT=/data/mine").stdout
+    assert "mine" not in said
+    assert "demo" not in said
+
+
+@pytest.mark.skipif(not MAKE, reason="needs make")
+def test_the_first_python_that_will_do_is_taken(tmp_path):
+    found = tmp_path / "bin"
+    program(found, "python3.11", "#!/bin/sh\nexit 127\n")
+    program(found, "python3", "#!/bin/sh\nexit 0\n")
+    assert "\npython3 -m venv" in make("-n", "setup", f"VENV={tmp_path}/v", path=str(found)).stdout
+    program(found, "python3.12", "#!/bin/sh\nexit 0\n")
+    assert "\npython3.12 -m venv" in make("-n", "setup", f"VENV={tmp_path}/v", path=str(found)).stdout
+
+
+@pytest.mark.skipif(not MAKE, reason="needs make")
+@pytest.mark.parametrize("words", [[], ["PYTHON=python3.9"]])
+def test_no_python_that_will_do_is_one_line(tmp_path, words):
+    program(tmp_path / "bin", "python3.9", "#!/bin/sh\nexit 1\n")
+    done = make("-s", "setup", f"VENV={tmp_path}/v", *words, path=str(tmp_path / "bin"))
+    name = words[0].removeprefix("PYTHON=") if words else "python3"
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith(f"error: {name} is no Python 3.11 or 3.12 with venv; install one")
+    assert not (tmp_path / "v").exists()
