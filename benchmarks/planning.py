@@ -40,6 +40,9 @@ def entries(count: int) -> types.ModuleType:
     """A source of `count` records that are not there."""
     module = types.ModuleType("sharding.sources.entries")
 
+    def check(options: sources.SourceConfig) -> None:
+        pass
+
     def find(root: Path, without: str, options: sources.SourceConfig) -> list[str]:
         return [f"part{i // 1000:05d}/record{i:08d}" for i in range(count)]
 
@@ -48,7 +51,7 @@ def entries(count: int) -> types.ModuleType:
         words = {"age": str(number % 100), "sex": "FM"[number % 2], "codes": CODES[number % 4]}
         return Head(500.0, 5000, list(CANONICAL), [], words | {"patient": f"p{number * 2 // 5}"})
 
-    module.find, module.head = find, head  # type: ignore[attr-defined]
+    module.check, module.find, module.head = check, find, head  # type: ignore[attr-defined]
     return module
 
 

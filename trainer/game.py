@@ -22,6 +22,7 @@ from trainer.losses import nt_xent, paper_penalty
 from trainer.views.random import Key, integers
 
 MASK_VIEW = 2
+LEAST_SPREAD = 1e-3
 
 
 @dataclass
@@ -31,7 +32,7 @@ class GameConfig:
     `enabled`: false plays without a masker (the rivals). `masks`: N, the masks drawn per ECG. `use`: `one` of the N,
     drawn per ECG, or `all` N (N terms in the loss, as in ADIOS). `coverage`: share of time that is hidden. `threshold`:
     `coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`). `slope`: steepness k of the
-    soft binarisation. `resolution_s`: seconds per cell of the mask. `strength`: factor on the adversary's gradient.
+    soft binarisation, per standard deviation of the mask over time (with `half` per unit of the mask, as published). `resolution_s`: seconds per cell of the mask. `strength`: factor on the adversary's gradient.
     `penalty`: `none`, or `paper`: alpha / sin(pi ratio c). `schedule`: `simultaneous`, or `alternating` (the masker
     sees the encoder after its update). `masker_interval`: the masker trains every k-th step.
     """
@@ -41,7 +42,7 @@ class GameConfig:
     use: str = "one"
     coverage: float = 0.5
     threshold: str = "coverage"
-    slope: float = 10.0
+    slope: float = 5.0
     resolution_s: float = 0.4
     strength: float = 1.0
     penalty: str = "none"
@@ -123,10 +124,17 @@ def choose(masks: Tensor, key: Key, use: str) -> Tensor:
 
 
 def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
-    """sigmoid(k (mask - threshold)); the threshold is 0.5 or, detached, the (1 - coverage) quantile of each mask."""
+    """sigmoid(k (mask - threshold)) over [..., T].
+
+    `half`: the threshold is 0.5, as published. `coverage`: it is each mask's (1 - coverage) quantile, and k counts in
+    standard deviations of the mask over time, both detached: whatever the masker's scale, about `coverage` of the time
+    is hidden, and hidden rather than dimmed.
+    """
     if cfg.threshold == "half":
         return torch.sigmoid(cfg.slope * (masks - 0.5))
-    return torch.sigmoid(cfg.slope * (masks - quantile(masks.detach(), 1 - cfg.coverage)))
+    fixed = masks.detach()
+    spread = fixed.std(-1, keepdim=True).clamp_min(LEAST_SPREAD)
+    return torch.sigmoid(cfg.slope * (masks - quantile(fixed, 1 - cfg.coverage)) / spread)
 
 
 def quantile(masks: Tensor, share: float) -> Tensor:
@@ -260,12 +268,14 @@ class Game:
 
 @torch.no_grad()
 def health(masks: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-    """Coverage (time mean of the binarised mask), share of ECGs with under 5 or over 95 % hidden, mask entropy."""
+    """Coverage (time mean of the binarised mask), share of time that is hidden (beyond 0.9, not only dimmed), share of
+    ECGs with under 5 or over 95 % coverage, entropy of the raw masks."""
     coverage = hidden.mean((-1, -2))
     p = masks.clamp(1e-6, 1 - 1e-6)
     entropy = -(p * p.log()).sum(1) if masks.shape[1] > 1 else -(p * p.log() + (1 - p) * (1 - p).log()).sum(1)
     extreme = ((coverage < 0.05) | (coverage > 0.95)).float()
-    return {"coverage": coverage.mean(), "extreme_coverage": extreme.mean(), "mask_entropy": entropy.mean()}
+    full = (hidden > 0.9).float().mean()
+    return {"coverage": coverage.mean(), "hidden": full, "extreme_coverage": extreme.mean(), "mask_entropy": entropy.mean()}
 
 
 @contextlib.contextmanager

@@ -276,8 +276,9 @@ def _read_header(root: Path, record: str) -> Header:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise Rejected("unreadable", "header is no regular file")
-        with open(path, "rb") as file:
-            data = file.read(MAX_HEADER + 1)
+        with open(path, "rb", buffering=0) as file:
+            data = file.read(1 << 14)  # few are longer, and a large buffer costs more than the file
+            data += file.read(MAX_HEADER + 1 - len(data)) if len(data) == 1 << 14 else b""
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Rejected("missing_file", "header") from error
     except (PermissionError, ValueError, IsADirectoryError) as error:
@@ -328,19 +329,25 @@ def _signal_line(line: str) -> SignalLine:
     words = line.split(None, 8)
     if len(words) < 2:
         raise Rejected("header", "signal line without a format")
-    form, per_frame, skew, offset = _format_word(words[1])
-    rest = words[2:]
-    gain, baseline, units = DEFAULT_GAIN, None, ""
-    if rest and (parsed := _gain_word(rest[0])):
-        gain, baseline, units = parsed
-    elif rest:
-        return SignalLine(words[0], form, per_frame, skew, offset, gain, 0, units, None, " ".join(rest))
-    zero = _integer(rest[2], "ADC zero") if len(rest) > 2 else 0
-    checksum = _integer(rest[4], "checksum") if len(rest) > 4 else None
-    name = rest[6] if len(rest) > 6 else ""
-    return SignalLine(
-        words[0], form, per_frame, skew, offset, gain, zero if baseline is None else baseline, units, checksum, name
-    )
+    layout = _layout(words[1], words[2] if len(words) > 2 else "", words[4] if len(words) > 4 else "0")
+    if layout is None:
+        return SignalLine(words[0], *_format_word(words[1]), DEFAULT_GAIN, 0, "", None, " ".join(words[2:]))
+    checksum = _integer(words[6], "checksum") if len(words) > 6 else None
+    return SignalLine(words[0], *layout, checksum, words[8] if len(words) > 8 else "")
+
+
+@lru_cache(maxsize=4096)
+def _layout(form: str, gain: str, zero: str) -> tuple[str, int, int, int, float, int, str] | None:
+    """`SignalLine`'s fields from format to units; None if the word after the format is no gain but a name."""
+    if not gain:
+        return (*_format_word(form), DEFAULT_GAIN, 0, "")
+    parsed = _gain_word(gain)
+    if parsed is None:
+        _format_word(form)
+        return None
+    value, baseline, units = parsed
+    adc_zero = _integer(zero, "ADC zero")
+    return (*_format_word(form), value, adc_zero if baseline is None else baseline, units)
 
 
 @lru_cache(maxsize=4096)

@@ -5,6 +5,7 @@ from torch import nn
 from sharding.config import UserError
 from trainer.game import MASK_VIEW, Game, GameConfig, Pair, binarise, choose, contrast, penalty, quantile, soft_masks
 from trainer.losses import nt_xent
+from trainer.models.masker import UNet
 from trainer.views import Key
 
 
@@ -75,10 +76,11 @@ def test_both_players_gradients_equal_plain_autograd(schedule, masks, use, thres
     logits = masker(pair.v)
     raw = logits.sigmoid() if masks == 1 else logits.softmax(1)
     drawn = choose(raw, pair.key.with_view(MASK_VIEW), use)
-    line = torch.full_like(drawn[..., :1], 0.5)
+    line, unit = torch.full_like(drawn[..., :1], 0.5), 1.0
     if threshold == "coverage":
         line = drawn.detach().quantile(0.5, -1, keepdim=True, interpolation="midpoint")
-    hidden = torch.sigmoid(7 * (drawn - line))
+        unit = (drawn.detach() - drawn.detach().mean(-1, keepdim=True)).square().sum(-1, keepdim=True).div(39).sqrt()
+    hidden = torch.sigmoid(7 * (drawn - line) / unit)
     loss = torch.stack([nt_xent(encoder(pair.x), encoder(pair.v * (1 - h)), 0.3)[0] for h in hidden]).mean()
     extra = 0.0
     if cost == "paper":
@@ -125,6 +127,20 @@ def test_the_coverage_is_what_the_config_says_for_a_decided_mask(coverage, masks
     hidden = binarise(choose(raw, Key(0, 0, torch.arange(6)), "one"), cfg)
     assert hidden.shape == (1, 6, 1, 400)
     assert torch.allclose(hidden.mean(-1), torch.tensor(coverage), atol=5e-3)
+
+
+@pytest.mark.parametrize("coverage", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("masks", [1, 2])
+@pytest.mark.parametrize("scale", [1.0, 0.05])
+def test_an_untrained_masker_hides_what_the_config_says_at_the_default_slope(coverage, masks, scale):
+    torch.manual_seed(2)
+    masker, x = UNet(12, masks, stride=10), torch.randn(16, 12, 1000).cumsum(-1) / 10
+    cfg = GameConfig(masks=masks, coverage=coverage)
+    with torch.no_grad():
+        hidden = binarise(choose(soft_masks(scale * masker(x)), Key(0, 0, torch.arange(16)), "one"), cfg)
+    assert float(hidden.mean()) == pytest.approx(coverage, abs=0.1)
+    assert float((hidden > 0.5).float().mean()) == pytest.approx(coverage, abs=0.02)
+    assert float((hidden > 0.9).float().mean()) > 0.2 * coverage
 
 
 def test_one_of_n_is_drawn_per_ecg_and_all_are_drawn():
