@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -205,3 +206,43 @@ def test_wrong_values_are_named(tmp_path):
             build(tmp_path / "in", tmp_path / "out", word)
     with pytest.raises(UserError, match="missing_leads=none must be one of refuse, zero"):
         build(tmp_path / "in", tmp_path / "out", "missing_leads=none")
+
+
+FULL_DISK = """
+set -u
+mount -t tmpfs -o size=1m tmpfs "$1"
+shift
+"$@"; echo "first $?"
+mount -o remount,size=64m "$OUT"
+"$@"; echo "second $?"
+cd "$OUT" && sha256sum train-*.tar manifest.json
+"""
+
+
+@pytest.mark.full
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
+    root, output = tmp_path / "in", tmp_path / "full" / "out"
+    write_folder(root, 60)
+    output.parent.mkdir()
+    inside = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    words = [f"input={root}", "source.public=true", "samples_per_shard=8", "workers=2"]
+    words += ["split.train=1", "split.val=0", "split.test=0"]
+    command = [sys.executable, "-m", "sharding", "build", f"output={output}", *words]
+    script = FULL_DISK.replace("$OUT", str(output.parent)).replace(f'cd "{output.parent}"', f'cd "{output}"')
+    done = subprocess.run(
+        [*inside, "bash", "-c", script, "bash", str(output.parent), *command],
+        capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert "first 2" in done.stdout, done.stderr
+    errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "No space left on device; mend that and run the same command again" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert "second 0" in done.stdout, done.stderr
+    build(root, tmp_path / "fresh", "samples_per_shard=8")
+    fresh = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "fresh").iterdir() if p.is_file()}
+    found = dict(reversed(line.split()) for line in done.stdout.splitlines() if line.endswith((".tar", ".json")))
+    assert found
+    assert all(fresh[name] == digest for name, digest in found.items())
