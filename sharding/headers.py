@@ -31,7 +31,7 @@ COLUMNS = {
     "record": pa.large_string(),
     "name": pa.int64(),  # hash of `record`
     "reason": _WORD,
-    "detail": pa.large_string(),
+    "detail": _WORD,
     "patient": pa.int64(),
     "own": pa.bool_(),  # no patient id: the record is its own patient
     "age": pa.float32(),
@@ -68,7 +68,7 @@ def all_records(config: BuildConfig, table: Table | None) -> pa.Array:
     if table is not None:
         if not len(table.records):
             raise UserError(f"{table.path} has no rows")
-        return table.records
+        return table.records.cast(pa.large_string())
     root = Path(config.input)
     found = sources.module(config.source.format).find(root, inside(root, Path(config.output)), config.source)
     if not found:
@@ -96,11 +96,15 @@ def describe_all(
 ) -> pa.Table:
     """One row a record, in the order of `known.records`, each column one contiguous array."""
     job = partial(describe, config, key)
-    parts = []
+    parts: dict[str, Any] = {name: [] for name in COLUMNS if name != "record"}
     for part in in_order(job, known.chunks(), pool):
-        parts.append(part)
+        for name in parts:
+            parts[name] += part.column(name).chunks
         tick(len(part))
-    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+    for name in parts:  # one after the other, so that no more than one column is there twice
+        column = pa.chunked_array(parts[name], COLUMNS[name])
+        parts[name] = (column.unify_dictionaries() if COLUMNS[name] == _WORD else column).combine_chunks()
+    return pa.table({"record": known.records, **parts})
 
 
 def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | None, ahead: int = 64) -> Iterator[Any]:
