@@ -13,11 +13,17 @@ from trainer.metrics import MODES, WandbConfig
 
 @dataclass
 class DataConfig:
-    """`path`: the sharded data set. `lanes`: 0 takes the largest divisor of the contrast batch up to 64."""
+    """`path`: the sharded data set. `lanes`: 0 takes the largest divisor of the contrast batch up to 64.
+
+    `block_shards`: shards that are shuffled together; best if `lanes * block_shards` of them fit into the memory of the
+    machines. Of each process, `threads` copy samples (and as many read shards ahead), `ahead` batches are kept ready.
+    """
 
     path: str = ""
     lanes: int = 0
     block_shards: int = 8
+    threads: int = 2
+    ahead: int = 2
 
 
 @dataclass
@@ -100,6 +106,8 @@ RANGES = {
     "max_minutes": ">= 0",
     "data.lanes": ">= 0",
     "data.block_shards": ">= 1",
+    "data.threads": ">= 1",
+    "data.ahead": ">= 1",
     "batch.global": ">= 2",
     "batch.contrast": ">= 0",
     "projector.hidden": ">= 1",

@@ -32,9 +32,10 @@ class GameConfig:
     `enabled`: false plays without a masker (the rivals). `masks`: N, the masks drawn per ECG. `use`: `one` of the N,
     drawn per ECG, or `all` N (N terms in the loss, as in ADIOS). `coverage`: share of time that is hidden. `threshold`:
     `coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`). `slope`: steepness k of the
-    soft binarisation, per standard deviation of the mask over time (with `half` per unit of the mask, as published). `resolution_s`: seconds per cell of the mask. `strength`: factor on the adversary's gradient.
-    `penalty`: `none`, or `paper`: alpha / sin(pi ratio c). `schedule`: `simultaneous`, or `alternating` (the masker
-    sees the encoder after its update). `masker_interval`: the masker trains every k-th step.
+    soft binarisation, per standard deviation of the mask over time (with `half` per unit of the mask, as published).
+    `resolution_s`: seconds per cell of the mask. `strength`: factor on the adversary's gradient. `penalty`: `none`, or
+    `paper`: alpha / sin(pi ratio c). `schedule`: `simultaneous`, or `alternating` (the masker sees the encoder after
+    its update). `masker_interval`: the masker trains every k-th step.
     """
 
     enabled: bool = True
@@ -42,7 +43,7 @@ class GameConfig:
     use: str = "one"
     coverage: float = 0.5
     threshold: str = "coverage"
-    slope: float = 5.0
+    slope: float = 20.0
     resolution_s: float = 0.4
     strength: float = 1.0
     penalty: str = "none"
@@ -275,7 +276,8 @@ def health(masks: Tensor, hidden: Tensor) -> dict[str, Tensor]:
     entropy = -(p * p.log()).sum(1) if masks.shape[1] > 1 else -(p * p.log() + (1 - p) * (1 - p).log()).sum(1)
     extreme = ((coverage < 0.05) | (coverage > 0.95)).float()
     full = (hidden > 0.9).float().mean()
-    return {"coverage": coverage.mean(), "hidden": full, "extreme_coverage": extreme.mean(), "mask_entropy": entropy.mean()}
+    found = {"coverage": coverage.mean(), "hidden": full, "extreme_coverage": extreme.mean()}
+    return {**found, "mask_entropy": entropy.mean()}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from trainer import checkpoint, dist, figures
 from trainer.config import PretrainConfig, learning_rate
 from trainer.data.order import Order
 from trainer.data.shards import Shards
-from trainer.data.stream import Batch, batches, millivolts
+from trainer.data.stream import Batch, Stream, bottleneck, millivolts
 from trainer.engines import gradient_norm, set_learning_rate
 from trainer.game import Game, NonFiniteError, Pair, binarise, soft_masks
 from trainer.metrics import Metrics, Throughput
@@ -50,7 +50,8 @@ def train(run: Run, start: int, stop: Stop) -> int:
     """Trains from step `start` to `run.total`, or until asked to stop; returns the steps done. Saves at the end."""
     cfg, done = run.cfg, start
     sums: dict[str, list[Tensor]] = {}
-    stream = batches(run.train, run.order, start, run.total, run.world.rank, run.world.size, run.world.device)
+    place = (run.world.rank, run.world.size, run.world.device)
+    stream = Stream(run.train, run.order, start, run.total, *place, cfg.data.threads, cfg.data.ahead)
     with closing(stream):
         for batch in _timed(stream, run.throughput):
             rates = _set_rates(run, batch.step)
@@ -108,8 +109,9 @@ def _empty(shards: Shards, n: int) -> np.ndarray:
     return np.empty((n, len(shards.manifest.leads), shards.manifest.samples), "<i2")
 
 
-def _timed(stream: Iterator[Batch], throughput: Throughput) -> Iterator[Batch]:
+def _timed(stream: Stream, throughput: Throughput) -> Iterator[Batch]:
     while True:
+        throughput.found(stream.depth)
         with throughput.waiting():
             batch = next(stream, None)
         if batch is None:
@@ -134,8 +136,12 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
         if due and run.heldout is not None:
             values |= heldout_loss(run)
         norms = {f"grad_norm/{name}": gradient_norm(engine) for name, engine in run.engines.items()}
-        waits = dist.max_over_ranks({"data_wait": speed.get("data_wait", 0.0)}, run.world.device)
-        speed = {**speed, **waits} if speed else {}
+        worst = {"data_wait": speed.get("data_wait", 0.0), "queue_depth": -speed.get("queue_depth", 0.0)}
+        worst = dist.max_over_ranks(worst, run.world.device)
+        if speed:
+            speed |= {"data_wait": worst["data_wait"], "queue_depth": -worst["queue_depth"]}
+            speed["data_mb_per_s"] = speed["samples_per_s"] * run.train.manifest.geometry.array_bytes / 1e6
+            run.metrics.note(bottleneck(worst["data_wait"], -worst["queue_depth"], cfg.data.threads, cfg.data.ahead))
         run.metrics.log(step, {**dist.mean_over_ranks(values), **rates, **norms, **speed})
         due = cfg.log.figure_every and (step % cfg.log.figure_every < cfg.log.every or step == run.total)
         if due and "masker" in run.engines:

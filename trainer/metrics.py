@@ -70,6 +70,7 @@ class Metrics:
         self._total = int(run_info.get("steps") or 0)
         self._origin = (start_step, time.perf_counter())
         self._last: int | None = None
+        self._noted = False
         if not enabled:
             return
         path = Path(run_dir) / METRICS
@@ -96,6 +97,12 @@ class Metrics:
             self._origin = (step, time.perf_counter())
         self._last = step
         self._mirror.log(step, numbers)
+
+    def note(self, text: str | None) -> None:
+        """Prints a line on the terminal, unless it is None or another note came before it."""
+        if self._enabled and text and not self._noted:
+            self._noted = True
+            print(f"# {text}", flush=True)
 
     def figure(self, step: int, name: str, path: str | Path, recording: bool = False) -> None:
         """Mirrors a PNG. One that shows a patient's `recording` is sent only with `wandb.upload_ecgs=true`."""
@@ -338,6 +345,11 @@ class Throughput:
         self._since = self._clock()
         self._samples = 0
         self._waited = 0.0
+        self._depths: list[int] = []
+
+    def found(self, depth: int) -> None:
+        """Counts the batches that were ready when one was asked for."""
+        self._depths.append(depth)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -366,10 +378,12 @@ class Throughput:
             self._samples += samples
 
     def take(self) -> dict[str, float]:
-        """`samples_per_s` and `data_wait` (0 to 1) since the last `take`; empty while nothing was counted."""
+        """`samples_per_s`, `data_wait` (0 to 1) and `queue_depth` (mean, if any) since the last `take`; or nothing."""
         seconds = self._clock() - self._since
         if not self._samples or seconds <= 0:
             return {}
         result = {"samples_per_s": self._samples / seconds, "data_wait": self._waited / seconds}
+        if self._depths:
+            result["queue_depth"] = sum(self._depths) / len(self._depths)
         self._restart()
         return result

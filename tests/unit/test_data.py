@@ -9,7 +9,7 @@ from handmade import make_shards
 from sharding.config import UserError
 from trainer.data.order import Order
 from trainer.data.shards import Shards
-from trainer.data.stream import batches, millivolts
+from trainer.data.stream import Stream, millivolts
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_a_gather_equals_what_webdataset_reads(root):
 def test_batches_come_in_order_with_their_rows(root):
     shards = Shards(root, "train")
     order = Order(shards.counts, 0, 8, 4, 2)
-    got = list(batches(shards, order, 2, 7, 1, 2, torch.device("cpu")))
+    got = list(Stream(shards, order, 2, 7, 1, 2, torch.device("cpu")))
     assert [b.step for b in got] == [2, 3, 4, 5, 6]
     for batch in got:
         indices = order.step(batch.step, 1, 2)
@@ -49,18 +49,18 @@ def test_an_error_while_reading_reaches_the_trainer(root):
     shards = Shards(root, "train")
 
     class Broken:
-        def step(self, *a):
+        def steps(self, *a):
             raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
-        next(batches(shards, Broken(), 0, 3, 0, 1, torch.device("cpu")))
+        next(Stream(shards, Broken(), 0, 3, 0, 1, torch.device("cpu")))
 
 
 def test_a_loop_that_ends_early_leaves_no_thread(root):
     import threading
 
     shards = Shards(root, "train")
-    stream = batches(shards, Order(shards.counts, 0, 4, 4), 0, 500, 0, 1, torch.device("cpu"))
+    stream = Stream(shards, Order(shards.counts, 0, 4, 4), 0, 500, 0, 1, torch.device("cpu"))
     next(stream)
     stream.close()
     assert not [t for t in threading.enumerate() if t.name == "read-ahead"]

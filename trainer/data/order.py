@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,48 +60,75 @@ class Order:
 
     def step(self, step: int, rank: int = 0, world: int = 1) -> Indices:
         """Sample indices `[micro, share]` (into the shards laid end to end) of one rank at a global step."""
+        return self.steps(step, 1, rank, world)[0]
+
+    def steps(self, step: int, count: int, rank: int = 0, world: int = 1) -> Indices:
+        """`step` for several steps at once, `[n, micro, share]`: `count` of them, or those up to the epoch's end."""
+        epoch, positions = self._positions(step, count, rank, world)
+        n = positions.shape[1] * self.lanes // self.batch
+        samples = epoch.samples(positions.ravel()).reshape(len(positions), n, self.micro, -1)
+        return samples.transpose(1, 2, 0, 3).reshape(n, self.micro, -1)
+
+    def shards(self, step: int, count: int, rank: int = 0, world: int = 1) -> Indices:
+        """The shards, none of them empty, of the blocks in which a rank's lanes stand at these steps; same end."""
+        epoch, positions = self._positions(step, count, rank, world)
+        return epoch.shards_at(positions.ravel())
+
+    def _positions(self, step: int, count: int, rank: int, world: int) -> tuple[_Epoch, Indices]:
+        """The epoch of a step, and the places `[lanes, samples]` in its line, ascending, that a rank takes."""
         epoch, within = divmod(step, self.steps_per_epoch)
         per_lane = self.batch // self.lanes
         mine = np.arange(rank * self.lanes // world, (rank + 1) * self.lanes // world)
         stretch = self.steps_per_epoch * per_lane
-        positions = mine[:, None] * stretch + within * per_lane + np.arange(per_lane)[None, :]
-        samples = self._epoch(epoch).samples(positions.ravel()).reshape(len(mine), self.micro, -1)
-        return samples.transpose(1, 0, 2).reshape(self.micro, -1)
+        taken = np.arange(within * per_lane, min(within + count, self.steps_per_epoch) * per_lane)
+        return self._epoch(epoch), mine[:, None] * stretch + taken
 
     def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._cache:
+        if (found := self._cache.get(epoch)) is None:
             for old in sorted(self._cache)[:-1]:
-                del self._cache[old]
-            self._cache[epoch] = _Epoch(self.counts, self.seed, epoch, self.block)
-        return self._cache[epoch]
+                self._cache.pop(old, None)
+            found = self._cache[epoch] = _Epoch(self.counts, self.seed, epoch, self.block, max(2 * self.lanes, 16))
+        return found
 
 
 class _Epoch:
-    """The line of one epoch; the permutation of a block is made when it is first asked for."""
+    """The line of one epoch; the permutation of a block is made when it is first asked for, and `kept` of them stay."""
 
-    def __init__(self, counts: Sequence[int], seed: int, epoch: int, block: int) -> None:
+    def __init__(self, counts: Sequence[int], seed: int, epoch: int, block: int, kept: int = 16) -> None:
         self.key = (seed, epoch)
-        shards = np.random.default_rng([seed, epoch, 0]).permutation(len(counts))
-        sizes = np.asarray(counts, dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]
-        self.sizes, self.shards, self.block = sizes, shards, block
-        ends = np.cumsum(sizes[shards])
+        self.shards = np.random.default_rng([seed, epoch, 0]).permutation(len(counts))
+        self.sizes, self.block = np.asarray(counts, dtype=np.int64), block
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])[:-1]
+        ends = np.cumsum(self.sizes[self.shards])
         last = np.minimum(np.arange(block, len(counts) + block, block), len(counts)) - 1
         self.borders = np.concatenate([[0], ends[last]])
-        self.permuted = lru_cache(maxsize=256)(self._permuted)
+        self.dtype = np.int32 if ends[-1] < 2**31 else np.int64
+        self.permuted = lru_cache(maxsize=kept)(self._permuted)
 
     def samples(self, positions: Indices) -> Indices:
-        blocks = np.searchsorted(self.borders, positions, side="right") - 1
+        """The samples at these places of the line, which ascend."""
+        blocks = self._blocks(positions)
+        cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(positions)]
         result = np.empty_like(positions)
-        for block in np.unique(blocks):
-            here = blocks == block
-            result[here] = self.permuted(int(block))[positions[here] - self.borders[block]]
+        for start, end in pairwise(cuts):
+            block = int(blocks[start])
+            result[start:end] = self.permuted(block)[positions[start:end] - self.borders[block]]
         return result
 
-    def _permuted(self, block: int) -> Indices:
-        shards = self.shards[block * self.block : (block + 1) * self.block]
-        laid = np.concatenate([np.arange(self.starts[s], self.starts[s] + self.sizes[s]) for s in shards])
-        return np.random.default_rng([*self.key, 1, block]).permutation(laid)
+    def shards_at(self, positions: Indices) -> Indices:
+        shards = np.concatenate([self._shards(block) for block in np.unique(self._blocks(positions)).tolist()])
+        return shards[self.sizes[shards] > 0]
+
+    def _blocks(self, positions: Indices) -> Indices:
+        return np.searchsorted(self.borders, positions, side="right") - 1
+
+    def _shards(self, block: int) -> Indices:
+        return self.shards[block * self.block : (block + 1) * self.block]
+
+    def _permuted(self, block: int) -> NDArray[np.integer]:
+        shards = self._shards(block)
+        laid = [np.arange(self.starts[s], self.starts[s] + self.sizes[s], dtype=self.dtype) for s in shards]
+        return np.random.default_rng([*self.key, 1, block]).permutation(np.concatenate(laid))
 
 
 def default_lanes(contrast: int, most: int = 64) -> int:

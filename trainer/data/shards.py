@@ -1,9 +1,20 @@
-"""A split of a sharded data set as one memory-mapped array: a batch is a gather, with no parsing."""
+"""A split of a sharded data set as one array of samples: a batch is a gather out of the tars, with no parsing.
+
+Shards that were read ahead are memory-mapped, and samples are copied from there. Any other is read with `pread`, so
+that a file that was cut, or a disk that fails, is an error that names the shard and not the end of the process.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import mmap
+import operator
 import os
-from functools import lru_cache
+import sys
+from collections.abc import Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,40 +23,71 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sharding.config import UserError
-from sharding.schema import DTYPE, SAMPLES, SPLITS, Geometry, read_manifest
+from sharding.schema import BLOCK, DTYPE, SAMPLES, SPLITS, Geometry, Shard, fingerprint, npy_header, read_manifest
+
+CHUNK = 64  # samples that one thread copies at a time
+CHECKERS = 16  # shards looked at side by side when a data set is opened: each look may cross a network
+MADV_POPULATE_READ = 22  # Linux 5.14: reads a mapped range from the file, in sequence, and reports what fails
+READ_AHEAD = 1 << 17  # bytes; Linux may cut a longer request for reading ahead
+_LIBC = ctypes.CDLL(None)
+_MEND = {
+    errno.EMFILE: "; raise `ulimit -n`, or lower data.lanes or data.block_shards",
+    errno.EACCES: "; make it readable",
+}
 
 
 class Shards:
     """The samples of one split, 0 to `count - 1`; sample *i* is row `rows[i]` of `samples.parquet`.
 
-    Raises `UserError` for a missing or unfinished data set, an empty split, and a shard that is missing or has not the
-    size that the manifest states.
+    Raises `UserError` for a missing or unfinished data set, a manifest that was changed, an empty split and, unless the
+    shards come `later`, a shard that is missing, was cut or is not of this data set.
     """
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(self, root: str | Path, split: str, later: bool = False) -> None:
         self.root, self.manifest = Path(root), read_manifest(root)
         if split not in SPLITS:
             raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
-        self.split, self.shards = split, self.manifest.of_split(split)
+        m = self.manifest
+        if m.fingerprint != fingerprint(m.shards, m.geometry, m.rate, m.leads, m.resolution_uv):
+            raise UserError(f"the manifest of {root} does not fit its own fingerprint: run the same build again")
+        self.split, self.shards = split, m.of_split(split)
         self.counts = tuple(s.samples for s in self.shards)
         self.count = sum(self.counts)
         if not self.count:
             raise UserError(f"{root} has no sample in split '{split}'; build it with a share for that split")
-        first = self.manifest.first_row(split)
+        first = m.first_row(split)
         self.rows = range(first, first + self.count)
-        self.resolution_mv = self.manifest.resolution_uv / 1000
+        self.resolution_mv = m.resolution_uv / 1000
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
-        for shard in self.shards:
-            self._check(self.root / shard.name, shard.bytes)
-        self._map = lru_cache(maxsize=512)(self._mapped)
+        self._held: dict[int, OpenShard] = {}
+        if not later:
+            with ThreadPoolExecutor(CHECKERS) as pool:
+                for _ in pool.map(self._check, range(len(self.shards))):
+                    pass
 
-    def gather(self, indices: NDArray[np.int64], out: NDArray[np.int16]) -> NDArray[np.int16]:
-        """Copies the samples at `indices` [n] into `out`, int16 [n, leads, samples], and returns it."""
-        shards = np.searchsorted(self._starts, indices, side="right") - 1
-        for shard in np.unique(shards):
-            here = np.nonzero(shards == shard)[0]
-            out[here] = self._map(int(shard))[indices[here] - self._starts[shard]]
+    def gather(
+        self, indices: NDArray[np.int64], out: NDArray[np.int16], pool: Executor | None = None
+    ) -> NDArray[np.int16]:
+        """Copies the samples at `indices` [n] into `out`, int16 [n, leads, samples], by the threads of `pool`.
+
+        Returns `out`. Raises `UserError` for a shard that is missing, cut or not readable.
+        """
+        if not out.flags.c_contiguous or out.dtype != DTYPE or len(out) != len(indices):
+            raise ValueError("out must be a contiguous int16 array of as many samples as there are indices")
+        starts = range(0, len(indices), CHUNK)
+        parts, outs = ([whole[at : at + CHUNK] for at in starts] for whole in (indices, out))
+        if pool is None or len(parts) == 1:
+            list(map(self._copy, parts, outs))
+        else:
+            list(pool.map(self._copy, parts, outs))
         return out
+
+    def hold(self, shards: Iterable[int]) -> list[OpenShard]:
+        """Keeps these shards open, as far as they are there, and no others; returns those not open before."""
+        wanted = dict.fromkeys(shards)
+        new = {s: self._open(s) for s in wanted if s not in self._held and self._path(s).is_file()}
+        self._held = {s: shard for s, shard in self._held.items() if s in wanted} | new
+        return list(new.values())
 
     def read_mv(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """The samples at `indices` in mV, float32 [n, leads, samples]."""
@@ -59,26 +101,113 @@ class Shards:
             raise UserError(f"{path} does not exist: the data set is not complete; run the same build again")
         return pq.read_table(path).slice(self.rows.start, self.count)
 
-    def _check(self, path: Path, size: int) -> None:
-        if not path.is_file():
-            raise UserError(f"shard {path} is missing: run the same build again")
-        if path.stat().st_size != size:
+    def _copy(self, indices: NDArray[np.int64], out: NDArray[np.int16]) -> None:
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        places = (indices - self._starts[shards]).tolist()
+        held, numbers = self._held, shards.tolist()
+        opened = {s: (held.get(s) or self._open(s)).samples for s in set(numbers)}
+        rows = map(operator.getitem, map(opened.__getitem__, numbers), places)
+        np.concatenate(list(rows), out=out.reshape(-1).view(_item(self.manifest.geometry)))
+
+    def _check(self, shard: int) -> None:
+        self._open(shard)
+
+    def _open(self, shard: int) -> OpenShard:
+        return OpenShard(self._path(shard), self.shards[shard], self.manifest.geometry)
+
+    def _path(self, shard: int) -> Path:
+        return self.root / self.shards[shard].name
+
+
+class OpenShard:
+    """One shard, open for reading; it closes when nobody holds it. `samples[i]` is sample *i*, as one `_item`.
+
+    Raises `UserError` if the shard is missing or not one of this data set, and when a sample cannot be read.
+    """
+
+    def __init__(self, path: Path, shard: Shard, geometry: Geometry) -> None:
+        self.samples: _File | NDArray[np.void] = _File(path, shard, geometry)
+
+    def read_ahead(self) -> None:
+        """Reads the whole shard into memory, in sequence, and maps it.
+
+        Where the system cannot do that, or the file fails, samples are read one by one as before, with its errors.
+        """
+        file = self.samples
+        if isinstance(file, _File):
+            with contextlib.suppress(OSError, ValueError):
+                self.samples = file.mapped()
+
+
+def _item(geometry: Geometry) -> np.dtype:
+    """A whole sample as one item. For arrays of many items numpy lets go of Python's lock, which for each sample costs
+    as much as half of its copy when another thread waits for the lock.
+    """
+    return np.dtype((np.void, geometry.array_bytes))
+
+
+class _File:
+    """The samples of a shard, read one by one with `pread`."""
+
+    def __init__(self, path: Path, shard: Shard, geometry: Geometry) -> None:
+        self.path, self.shard, self.geometry = path, shard, geometry
+        self.handle = -1
+        try:
+            self.handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise UserError(f"shard {path} is missing: run the same build again") from None
+        except OSError as error:
+            raise UserError(f"shard {path} cannot be opened ({error.strerror}){_MEND.get(error.errno, '')}") from None
+        self._check()
+
+    def __del__(self) -> None:  # and not before: a thread may be reading
+        if self.handle >= 0:
+            os.close(self.handle)
+
+    def __getitem__(self, i: int) -> NDArray[np.void]:
+        at = self.geometry.first + i * self.geometry.stride
+        return np.frombuffer(self._read(at, self.geometry.array_bytes), _item(self.geometry))
+
+    def mapped(self) -> NDArray[np.void]:
+        """The samples in memory, [samples, 1]. Raises `OSError` or `ValueError` if that fails."""
+        size, stride = self.shard.bytes, self.geometry.stride
+        raw = np.frombuffer(mmap.mmap(self.handle, size, prot=mmap.PROT_READ), np.uint8)
+        address = ctypes.c_void_p(raw.ctypes.data)
+        if sys.platform != "linux" or _LIBC.madvise(address, ctypes.c_size_t(size), MADV_POPULATE_READ):
+            for at in range(0, size if hasattr(os, "posix_fadvise") else 0, READ_AHEAD):
+                os.posix_fadvise(self.handle, at, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+            raise OSError(f"{self.path} cannot be read into memory at once")
+        shape, item = (self.shard.samples, 1), _item(self.geometry)
+        return np.ndarray(shape, item, raw, self.geometry.first, (stride, item.itemsize))
+
+    def _check(self) -> None:
+        size, geometry, count = os.fstat(self.handle).st_size, self.geometry, self.shard.samples
+        if size != self.shard.bytes or size != geometry.shard_bytes(count):
             raise UserError(
-                f"shard {path} has {path.stat().st_size} bytes, its manifest says {size}: it was cut or overwritten; "
+                f"shard {self.path} has {size} bytes, its manifest says {self.shard.bytes} for {count} samples: it was "
+                "cut or overwritten; delete it and run the same build again"
+            )
+        for i in {0, count - 1} if count else ():
+            head = self._read(i * geometry.stride, geometry.first)
+            name, _, _ = head[:100].partition(b"\0")
+            if (
+                not name.endswith(b"-%06d.ecg.npy" % i)
+                or head[257:262] != b"ustar"
+                or head[BLOCK:] != npy_header(geometry.leads, geometry.samples)
+            ):
+                raise UserError(
+                    f"shard {self.path} is not one of this data set: its sample {i} does not begin where the manifest "
+                    "says; delete it and run the same build again"
+                )
+
+    def _read(self, at: int, size: int) -> bytes:
+        try:
+            data = os.pread(self.handle, size, at)
+        except OSError as error:
+            raise UserError(f"shard {self.path} cannot be read ({error.strerror}): copy or build it again") from error
+        if len(data) != size:
+            raise UserError(
+                f"shard {self.path} ends within bytes {at} to {at + size}: it was cut after the start of this run; "
                 "delete it and run the same build again"
             )
-
-    def _mapped(self, shard: int) -> NDArray[np.int16]:
-        return map_shard(self.root / self.shards[shard].name, self.manifest.geometry, self.counts[shard])
-
-
-def map_shard(path: str | os.PathLike[str], geometry: Geometry, count: int) -> NDArray[np.int16]:
-    """A shard as a read-only int16 array [count, leads, samples], memory-mapped."""
-    raw = np.memmap(path, dtype=np.uint8, mode="r")
-    return np.ndarray(
-        (count, geometry.leads, geometry.samples),
-        DTYPE,
-        raw,
-        geometry.first,
-        (geometry.stride, geometry.samples * DTYPE.itemsize, DTYPE.itemsize),
-    )
+        return data

@@ -1,19 +1,31 @@
-"""Batches on the device, read ahead by one thread."""
+"""Batches on the device, ahead of their use: one thread plans and gathers, others copy for it and read shards ahead."""
 
 from __future__ import annotations
 
+import faulthandler
 import queue
+import resource
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sharding.schema import DTYPE
 from trainer.data.order import Order
 from trainer.data.shards import Shards
+
+PLAN = 16  # steps whose samples are looked up at once; the shards of the next as many are read ahead
+FILES = 65536  # files that may be open, where the system lets us choose
+
+Write = Callable[[NDArray[np.int16]], object]
 
 
 @dataclass(frozen=True)
@@ -25,40 +37,115 @@ class Batch:
     rows: Tensor
 
 
-def batches(
-    shards: Shards, order: Order, start: int, stop: int, rank: int, world: int, device: torch.device, ahead: int = 2
-) -> Iterator[Batch]:
-    """Yields the batches of steps `start` to `stop - 1` in order; an error while reading is raised here."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
-    closed = threading.Event()
+class Fetcher(Protocol):
+    """Brings shards from elsewhere: `wait` returns once those of a step are there, `done` says that it was read."""
 
-    def put(item: Batch | BaseException) -> None:
-        while not closed.is_set():
+    def wait(self, step: int) -> None: ...
+
+    def done(self, step: int) -> None: ...
+
+
+class Stream(Iterator[Batch]):
+    """The batches of steps `start` to `stop - 1`, in order; an error while reading is raised by `next`.
+
+    `threads` copy samples, `ahead` batches are kept ready. A batch is the caller's for as long as a tensor of it lives:
+    its memory is used again only then. `close` (or the end) stops the threads.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        order: Order,
+        start: int,
+        stop: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+        threads: int = 2,
+        ahead: int = 2,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        self._shards, self._order, self._place = shards, order, (rank, world)
+        self._start, self._stop, self._threads, self._fetcher = start, stop, threads, fetcher
+        self._left = stop - start
+        self._memory = _Pinned(device) if device.type == "cuda" else _Memory()
+        self._ready: queue.Queue[tuple[Batch, Any] | BaseException] = queue.Queue(maxsize=ahead)
+        self._closed = threading.Event()
+        _prepare_process()
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Batch:
+        if self._left <= 0 or self._closed.is_set():
+            self.close()
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        self._left -= 1
+        batch, copied = item
+        if copied is not None:
+            _hand_over(batch, copied)
+        return batch
+
+    @property
+    def depth(self) -> int:
+        """Batches that are ready."""
+        return self._ready.qsize()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(timeout=10)
+        self._shards.hold(())
+
+    def _run(self) -> None:
+        try:
+            with ExitStack() as stack:
+                pools = [ThreadPoolExecutor(self._threads, name) for name in ("copy", "shards-ahead")]
+                for pool in pools:
+                    stack.callback(pool.shutdown, cancel_futures=True)
+                for step, indices in self._plan(pools[1]):
+                    if self._closed.is_set():
+                        return
+                    self._put(self._load(step, indices, pools[0]))
+        except BaseException as error:
+            self._put(error)
+
+    def _plan(self, reader: ThreadPoolExecutor) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Each step with its indices [micro, share]; the shards of the steps to come are opened and read ahead."""
+        order, step, now = self._order, self._start, []
+        while step < self._stop:
+            plan = order.steps(step, min(PLAN, self._stop - step), *self._place)
+            later = step + len(plan)
+            now = now or order.shards(step, PLAN, *self._place).tolist()
+            coming = order.shards(later, PLAN, *self._place).tolist() if later < self._stop else []
+            if self._fetcher:
+                self._fetcher.wait(step)
+            for shard in self._shards.hold([*now, *coming]):
+                reader.submit(shard.read_ahead)
+            yield from enumerate(plan, step)
+            step, now = later, coming
+
+    def _load(self, step: int, indices: NDArray[np.int64], pool: ThreadPoolExecutor) -> tuple[Batch, Any]:
+        if self._fetcher:
+            self._fetcher.wait(step)
+        manifest = self._shards.manifest
+        shape = (len(manifest.leads), manifest.samples)
+        rows = torch.from_numpy(indices + self._shards.rows.start)
+        signals, rows, copied = self._memory.load(
+            (indices.size, *shape), lambda out: self._shards.gather(indices.ravel(), out, pool), rows
+        )
+        if self._fetcher:
+            self._fetcher.done(step)
+        return Batch(step, signals.view(*indices.shape, *shape), rows), copied
+
+    def _put(self, item: tuple[Batch, Any] | BaseException) -> None:
+        while not self._closed.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                return self._ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
-
-    def read() -> None:
-        try:
-            for step in range(start, stop):
-                if closed.is_set():
-                    return
-                put(_read(shards, order.step(step, rank, world), step, pin=device.type == "cuda"))
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=read, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        for _ in range(start, stop):
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield Batch(item.step, item.signals.to(device, non_blocking=True), item.rows.to(device, non_blocking=True))
-    finally:
-        closed.set()
-        thread.join(timeout=10)
 
 
 def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
@@ -66,9 +153,71 @@ def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
     return signals.float() * resolution_mv
 
 
-def _read(shards: Shards, indices: np.ndarray, step: int, pin: bool) -> Batch:
-    shape = (indices.size, len(shards.manifest.leads), shards.manifest.samples)
-    signals = torch.empty(shape, dtype=torch.int16, pin_memory=pin)
-    shards.gather(indices.ravel(), signals.numpy().view(DTYPE))
-    rows = torch.from_numpy(indices + shards.rows.start)
-    return Batch(step, signals.view(*indices.shape, *shape[1:]), rows)
+def bottleneck(data_wait: float, depth: float, threads: int, ahead: int) -> str | None:
+    """The line that says that steps wait for the loader, and what to set; None while they do not.
+
+    `data_wait`: share of the time spent waiting; `depth`: batches that were ready when one was asked for, on average.
+    """
+    if data_wait < 0.2:
+        return None
+    if depth >= 1:
+        mend = f"batches come in bursts: raise data.ahead (now {ahead})"
+    else:
+        mend = f"raise data.threads (now {threads}), or put data.path on faster storage if that does not help"
+    return f"the loader is the bottleneck: steps wait for data {100 * data_wait:.0f} % of the time; {mend}"
+
+
+class _Memory:
+    """Batches in the computer's memory. A buffer is used again when no tensor, view or array is on it any more."""
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.int16]] = []
+
+    def load(self, shape: tuple[int, ...], write: Write, rows: Tensor) -> tuple[Tensor, Tensor, None]:
+        buffer = self._free.pop() if self._free else np.empty(shape, DTYPE)
+        write(buffer)
+        lent = buffer.view()  # lives as long as the memory of the tensor made from it
+        weakref.finalize(lent, self._free.append, buffer).atexit = False
+        return torch.from_numpy(lent), rows, None
+
+
+class _Pinned:
+    """Batches on a GPU, copied on a stream of their own out of two page-locked buffers that take turns."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._buffers: list[tuple[Tensor, Any]] = []
+
+    def load(self, shape: tuple[int, ...], write: Write, rows: Tensor) -> tuple[Tensor, Tensor, Any]:
+        buffer, copied = self._next(shape)
+        copied.synchronize()  # the copy out of this buffer, two batches ago, is over
+        write(buffer.numpy())
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            signals, rows = (x.to(self._device, non_blocking=True) for x in (buffer, rows))
+            copied = torch.cuda.Event()
+            copied.record(self._stream)
+        self._buffers.append((buffer, copied))
+        return signals, rows, copied
+
+    def _next(self, shape: tuple[int, ...]) -> tuple[Tensor, Any]:
+        if len(self._buffers) < 2:
+            return torch.empty(shape, dtype=torch.int16, pin_memory=True), torch.cuda.Event()
+        return self._buffers.pop(0)
+
+
+def _hand_over(batch: Batch, copied: Any) -> None:
+    """Lets the caller's CUDA stream wait for the copy, and keeps the memory until that stream is done with it."""
+    stream = torch.cuda.current_stream(batch.signals.device)
+    stream.wait_event(copied)
+    for tensor in (batch.signals, batch.rows):
+        tensor.record_stream(stream)
+
+
+def _prepare_process() -> None:
+    """As many open files as the system allows, and a trace if a file is cut while it is mapped (SIGBUS)."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < FILES:
+        most = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

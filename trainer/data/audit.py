@@ -1,0 +1,356 @@
+"""Proves from a run's own records that its epochs were complete.
+
+    python -m trainer.data.audit RUN
+
+With `data.audit=true` each process writes the rows of `samples.parquet` that it trained on, step by step, to
+RUN/audit/. The judgement rests on these and on the manifest alone: nothing of `order.py` has a part in it. What a crash
+threw away and a later start did again is struck out. Exit code 1 if something is not as it must be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.config import UserError, command
+from sharding.files import write_text
+from sharding.schema import MANIFEST, Manifest, read_manifest
+
+FOLDER = "audit"
+REPORT = "report.json"
+NAME = re.compile(r"start-(\d+)\.rank-(\d+)\.bin")
+AT_ONCE = 1 << 22  # rows that are looked at at a time
+SHOWN = 12
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def next_start(run: str | Path) -> int:
+    """The number of this start of a run: one more than that of any before. All processes must use the same."""
+    return 1 + max((number for number, _, _ in _files(Path(run))), default=0)
+
+
+class Recorder:
+    """Writes what one process trains on. A record is whole on disk or known to be cut; a kill loses none.
+
+    `number` is that of this start of the run (`next_start`), `step` its first step, `batch` the global batch and
+    `excluded` the shards that are left out of its epochs.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        manifest: Manifest,
+        number: int,
+        step: int,
+        batch: int,
+        rank: int,
+        world: int,
+        excluded: Sequence[str] = (),
+    ) -> None:
+        folder = Path(run) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            write_text(folder / MANIFEST, manifest.to_json())
+        rows = sum(shard.samples for shard in manifest.shards)
+        head = {
+            "step": step,
+            "batch": batch,
+            "world": world,
+            "share": batch // world,
+            "rows": "<u4" if rows < 1 << 32 else "<i8",
+            "excluded": sorted(excluded),
+            "fingerprint": manifest.fingerprint,
+        }
+        self._type, self._step = _record(head), step
+        self._file = open(folder / f"start-{number:05d}.rank-{rank:05d}.bin", "xb", buffering=0)  # noqa: SIM115
+        self._write(json.dumps(head).encode() + b"\n")
+        self.flush()
+
+    def add(self, step: int, epoch: int, rows: NDArray[np.int64]) -> None:
+        """Notes that this step was done on the samples at `rows`. To be called once the step is over, in order."""
+        if step != self._step:
+            raise ValueError(f"step {self._step} is due, not {step}")
+        record = np.zeros(1, self._type)
+        record["step"], record["epoch"], record["rows"] = step, epoch, rows.reshape(1, -1)
+        record["check"] = _checks(record)
+        self._write(record.tobytes())
+        self._step += 1
+
+    def flush(self) -> None:
+        """Waits until the records are on disk; to be called before a checkpoint is committed."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise UserError(f"{self._file.name}: {error.strerror}; free some space, or set data.audit=false") from None
+
+
+def _record(head: dict[str, Any]) -> np.dtype:
+    return np.dtype([("step", "<i8"), ("epoch", "<i4"), ("check", "<u4"), ("rows", head["rows"], (head["share"],))])
+
+
+def _checks(records: NDArray) -> NDArray[np.uint32]:
+    """A checksum a record; that of a record of zeros is not zero."""
+    rows = records["rows"].astype(np.uint64)
+    sums = rows @ (2 * np.arange(rows.shape[1], dtype=np.uint64) + 1)
+    sums += (
+        records["step"].astype(np.uint64) * np.uint64(2654435761) + records["epoch"].astype(np.uint64) + np.uint64(1)
+    )
+    return (sums ^ (sums >> np.uint64(32))).astype(np.uint32)
+
+
+# --- judging -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Epoch:
+    """Steps `first` to `last` of the surviving line; `seen` samples; the rows of the training split in `remainder` were
+    not. `state`: complete, cut (by a change of data.exclude), unfinished or wrong.
+    """
+
+    number: int
+    first: int
+    last: int
+    due: int
+    seen: int
+    state: str
+    remainder: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Verdict:
+    """`epochs` of the surviving line, `struck` steps that count no more, and what is wrong, if anything."""
+
+    epochs: list[Epoch]
+    struck: int
+    problems: list[str]
+
+
+@dataclass
+class Stretch:
+    """Steps `first` to `stop - 1`, as one start of the run did them; `records` of its ranks, from step `begin` on."""
+
+    begin: int
+    first: int
+    stop: int
+    head: dict[str, Any]
+    records: list[NDArray]
+
+    def rows(self, first: int, stop: int) -> NDArray:
+        """[ranks, steps, share]"""
+        return np.stack([r["rows"][first - self.begin : stop - self.begin] for r in self.records])
+
+
+def judge(run: str | Path) -> Verdict:
+    """Judges the records of a run. Raises `UserError` if there are none."""
+    folder = Path(run) / FOLDER
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no records: train with data.audit=true")
+    manifest = read_manifest(folder)
+    problems: list[str] = []
+    line, struck = _line(Path(run), manifest, problems)
+    parts: dict[int, list[Stretch]] = defaultdict(list)
+    for stretch in line:
+        for number, part in _by_epoch(stretch, problems):
+            parts[number].append(part)
+    epochs = [_judge_epoch(manifest, number, parts[number], problems) for number in sorted(parts)]
+    _judge_lengths(epochs, parts, problems)
+    return Verdict(epochs, struck, problems)
+
+
+def _line(run: Path, manifest: Manifest, problems: list[str]) -> tuple[list[Stretch], int]:
+    """The surviving line of steps and the number of steps struck out: of a step, the last start that did it counts."""
+    starts: dict[int, list[tuple[dict[str, Any], NDArray]]] = defaultdict(list)
+    for number, _, path in sorted(_files(run)):
+        if (file := _read(path, problems)) is not None:
+            starts[number].append(file)
+    line: list[Stretch] = []
+    struck, end = 0, None
+    for _, files in sorted(starts.items(), reverse=True):
+        heads, records = zip(*files)
+        if any(head != heads[0] for head in heads):
+            problems.append(f"the processes that began at step {heads[0]['step']} disagree about what they train on")
+        head, begin = heads[0], heads[0]["step"]
+        if head["fingerprint"] != manifest.fingerprint:
+            problems.append(f"the start at step {begin} was on another data set ({head['fingerprint']})")
+        whole = min(map(len, records)) if len(records) == head["world"] else 0
+        longest = begin + max(map(len, records))
+        stop = begin + whole if end is None else end
+        if end is not None and begin < end and begin + whole < end:
+            problems.append(
+                f"steps {begin + whole} to {end - 1} are not in the records of all {head['world']} processes"
+            )
+            stop = begin + whole
+        if begin < stop:
+            line.append(Stretch(begin, begin, stop, head, list(records)))
+        struck += max(0, longest - max(begin, min(stop, longest)))
+        end = begin if end is None else min(end, begin)
+    if end:
+        problems.append(f"steps 0 to {end - 1} are in no record: was data.audit off?")
+    return line[::-1], struck
+
+
+def _files(run: Path) -> Iterator[tuple[int, int, Path]]:
+    """(number of the start, rank, path) of each file of records."""
+    for path in (run / FOLDER).glob("start-*.bin"):
+        if name := NAME.fullmatch(path.name):
+            yield int(name[1]), int(name[2]), path
+
+
+def _read(path: Path, problems: list[str]) -> tuple[dict[str, Any], NDArray] | None:
+    """A file's head and its records up to the first that is cut; None if its head is."""
+    with open(path, "rb") as file:
+        text = file.readline()
+    if not text.endswith(b"\n"):
+        return None
+    head = json.loads(text)
+    kind = _record(head)
+    count = (path.stat().st_size - len(text)) // kind.itemsize
+    if not count:
+        return head, np.empty(0, kind)
+    records = np.memmap(path, kind, "r", len(text), (count,))
+    step = max(1, AT_ONCE // max(head["share"], 1))
+    good = np.concatenate([_checks(part) == part["check"] for part in _pieces(records, step)])
+    right = good & (records["step"] == head["step"] + np.arange(count))
+    until = count if right.all() else int(np.argmin(right))
+    if right[until:].any():
+        problems.append(f"{path.name}: the record of step {head['step'] + until} is damaged")
+    return head, records[:until]
+
+
+def _pieces(records: NDArray, step: int) -> Iterator[NDArray]:
+    for i in range(0, len(records), step):
+        yield records[i : i + step]
+
+
+def _by_epoch(stretch: Stretch, problems: list[str]) -> Iterator[tuple[int, Stretch]]:
+    """A stretch cut where the epoch changes."""
+    inside = slice(stretch.first - stretch.begin, stretch.stop - stretch.begin)
+    said = np.stack([records["epoch"][inside] for records in stretch.records])
+    for step in np.flatnonzero((said != said[0]).any(axis=0)):
+        problems.append(f"step {stretch.first + step}: the processes disagree about its epoch")
+    cuts = [0, *(np.flatnonzero(np.diff(said[0])) + 1).tolist(), said.shape[1]]
+    for a, b in zip(cuts, cuts[1:]):  # noqa: RUF007
+        part = Stretch(stretch.begin, stretch.first + a, stretch.first + b, stretch.head, stretch.records)
+        yield int(said[0, a]), part
+
+
+def _judge_epoch(manifest: Manifest, number: int, parts: list[Stretch], problems: list[str]) -> Epoch:
+    """Counts how often each row was seen; names what is not of the training split, excluded, or seen twice."""
+    head, before = parts[0].head, len(problems)
+    where = f"epoch {number}"
+    for part in parts:
+        if part.head["excluded"] != head["excluded"] or part.head["batch"] != head["batch"]:
+            problems.append(f"{where}: data.exclude or the global batch changed within it, at step {part.first}")
+        if part.head["share"] * part.head["world"] != part.head["batch"]:
+            problems.append(f"{where}: {part.head['world']} processes had {part.head['share']} samples each")
+    times = np.zeros(sum(shard.samples for shard in manifest.shards), np.int64)
+    for part in parts:
+        step = max(1, AT_ONCE // max(part.head["batch"], 1))
+        for first in range(part.first, part.stop, step):
+            rows = part.rows(first, min(first + step, part.stop)).ravel()
+            if rows.size and (rows.max() >= len(times) or rows.min() < 0):
+                problems.append(f"{where}, steps {first} on: row {int(rows.max())} is none of the data set")
+                rows = rows[(rows < len(times)) & (rows >= 0)]
+            times += np.bincount(rows, minlength=len(times))
+    due = np.repeat([s.split == "train" and s.name not in head["excluded"] for s in manifest.shards], _counts(manifest))
+    for wrong, words in (
+        (np.flatnonzero((times > 0) & ~due), "not of the training split, or excluded"),
+        (np.flatnonzero(times > 1), "seen more than once"),
+    ):
+        if len(wrong):
+            problems.append(
+                f"{where}: {len(wrong)} samples were {words}: {_some(wrong.tolist())} ({_shard(manifest, wrong[0])})"
+            )
+    steps, whole = sum(p.stop - p.first for p in parts), int(due.sum()) // head["batch"]
+    if steps > whole:
+        problems.append(f"{where} has {steps} steps, {int(due.sum())} samples make {whole}")
+    state = "wrong" if len(problems) > before else "complete" if steps == whole else "unfinished"
+    remainder = np.flatnonzero(due & (times == 0)).tolist()
+    return Epoch(number, parts[0].first, parts[-1].stop - 1, whole, int((times > 0).sum()), state, remainder)
+
+
+def _judge_lengths(epochs: list[Epoch], parts: dict[int, list[Stretch]], problems: list[str]) -> None:
+    """Only the last epoch may be unfinished, and one that a change of data.exclude ended."""
+    for epoch, following in zip(epochs, epochs[1:]):  # noqa: RUF007
+        if following.number != epoch.number + 1 or following.first != epoch.last + 1:
+            problems.append(
+                f"epoch {following.number} (from step {following.first}) follows epoch {epoch.number} (to {epoch.last})"
+            )
+        if epoch.state == "unfinished":
+            excluded = [parts[e.number][0].head["excluded"] for e in (epoch, following)]
+            epoch.state = "cut" if excluded[0] != excluded[1] else "wrong"
+            if epoch.state == "wrong":
+                problems.append(
+                    f"epoch {epoch.number} ended after {epoch.last - epoch.first + 1} of {epoch.due} steps, and the "
+                    "next began"
+                )
+    if epochs and epochs[0].number != 0:
+        problems.append(f"the first epoch in the records is {epochs[0].number}")
+
+
+def _counts(manifest: Manifest) -> list[int]:
+    return [shard.samples for shard in manifest.shards]
+
+
+def _shard(manifest: Manifest, row: int) -> str:
+    return manifest.shards[int(np.searchsorted(np.cumsum(_counts(manifest)), row, "right"))].name
+
+
+def _some(values: list[int]) -> str:
+    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+    return ", ".join(map(str, values[:SHOWN])) + more
+
+
+def describe(epoch: Epoch) -> str:
+    """One line."""
+    steps = f"epoch {epoch.number}: steps {epoch.first} to {epoch.last}"
+    once = f"{epoch.seen} samples, each once"
+    return {
+        "complete": f"{steps}, complete: {once}; {len(epoch.remainder)} not seen: {_some(epoch.remainder) or 'none'}",
+        "cut": f"{steps} of {epoch.due}, ended by a change of data.exclude: {once}",
+        "unfinished": f"{steps}, {epoch.last - epoch.first + 1} of {epoch.due} steps so far: {once}",
+        "wrong": f"{steps}: WRONG, {epoch.seen} samples",
+    }[epoch.state]
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 1:
+        raise UserError("give one run directory: python -m trainer.data.audit RUN")
+    verdict = judge(argv[0])
+    for epoch in verdict.epochs:
+        print(describe(epoch))
+    if verdict.struck:
+        print(
+            f"struck out: {verdict.struck} steps that came into no checkpoint; where the run went on it did them again"
+        )
+    write_text(Path(argv[0]) / FOLDER / REPORT, json.dumps(asdict(verdict), indent=1))
+    for problem in verdict.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    done = sum(epoch.state == "complete" for epoch in verdict.epochs)
+    if not verdict.problems:
+        print(f"proven: {done} complete epochs, no sample twice in any epoch, none from a held-out split")
+    return 1 if verdict.problems else 0
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,138 @@
+"""What `samples.parquet` says of the samples of a batch, by row; and for each sample a partner of the same patient.
+
+A column is turned once into a `.npy` file, which all processes of a machine map: 10 million patient codes are 80 MB of
+page cache, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from sharding.config import UserError
+from sharding.files import atomic, write_text
+from sharding.schema import SAMPLE_COLUMNS, SAMPLES, read_manifest
+from trainer.views.random import Key, bits
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """`values` [rows]: numbers (float64 with NaN where integers are missing), or places in `words` (-1: missing)."""
+
+    values: NDArray
+    words: tuple[str, ...] = ()
+
+
+class Metadata:
+    """The columns of a data set's `samples.parquet`, kept as `.npy` files in `folder`.
+
+    Raises `UserError` if the table is missing, damaged or has not the rows of the manifest.
+    """
+
+    def __init__(self, root: str | Path, folder: str | Path) -> None:
+        self._path, manifest = Path(root) / SAMPLES, read_manifest(root)
+        self._counts = [shard.samples for shard in manifest.shards]
+        try:
+            stat, file = self._path.stat(), pq.ParquetFile(self._path)
+        except FileNotFoundError:
+            raise UserError(f"{self._path} does not exist: run the same build again") from None
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self._path} is damaged: run the same build again ({_line(error)})") from None
+        with file:
+            self._names, rows = file.schema_arrow.names, file.metadata.num_rows
+        if rows != sum(self._counts):
+            raise UserError(f"{self._path} has {rows} rows, its manifest {sum(self._counts)} samples: build it again")
+        self._folder = Path(folder) / f"columns-{manifest.fingerprint}-{stat.st_size}-{stat.st_mtime_ns}"
+        self._columns: dict[str, Column] = {}
+        self._ends: NDArray[np.int64] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """The label columns that the build was asked for."""
+        return [name for name in self._names if name not in SAMPLE_COLUMNS]
+
+    def column(self, name: str) -> Column:
+        """A whole column, mapped from its file. Raises `UserError` for an unknown name, or a column of lists."""
+        if name not in self._names:
+            raise UserError(f"{self._path} has no column '{name}'; there are {', '.join(self._names)}")
+        if name not in self._columns:
+            path = self._folder / f"{self._names.index(name)}.npy"
+            if not path.is_file():
+                values, words = self._read(name)
+                write_text(path.with_suffix(".json"), json.dumps(words))
+                _save(path, values)
+            words = json.loads(path.with_suffix(".json").read_text())
+            self._columns[name] = Column(np.load(path, mmap_mode="r"), tuple(words))
+        return self._columns[name]
+
+    def batch(self, rows: Rows, names: list[str] | None = None) -> dict[str, NDArray]:
+        """`index` (the rows themselves), `patient` and the labels, or the columns `names`, of the samples at `rows`.
+
+        `rows` int64 of any shape; each result has it too.
+        """
+        names = ["patient", *self.labels] if names is None else names
+        return {"index": rows, **{name: self.column(name).values[rows] for name in names}}
+
+    def partners(self, rows: Rows, seed: int, epoch: int) -> Rows:
+        """For each row another one of the same patient, any of them as likely; itself where there is none.
+
+        All windows of a patient lie next to each other in one shard. The draw is a function of (seed, epoch, row).
+        """
+        ends = self._runs()
+        run = np.searchsorted(ends, rows, side="right")
+        begin = np.where(run > 0, ends[run - 1], 0)
+        others = ends[run] - begin - 1
+        key = Key(seed, epoch, torch.from_numpy(np.ascontiguousarray(rows).ravel()))
+        drawn = bits(key, "partner").numpy().reshape(rows.shape) * others >> 32
+        partner = begin + drawn
+        return partner + ((partner >= rows) & (others > 0))
+
+    def _runs(self) -> NDArray[np.int64]:
+        """Where each patient's run of rows ends, ascending; a shard's end always ends one."""
+        if self._ends is None:
+            path = self._folder / "patient-ends.npy"
+            if not path.is_file():
+                patient = self.column("patient").values
+                last = np.ones(len(patient), dtype=bool)
+                np.not_equal(patient[1:], patient[:-1], out=last[:-1])
+                ends = np.cumsum([n for n in self._counts if n])
+                last[ends - 1] = True
+                _save(path, np.flatnonzero(last) + 1)
+            self._ends = np.load(path, mmap_mode="r")
+        return self._ends
+
+    def _read(self, name: str) -> tuple[NDArray, list[str]]:
+        column = pq.read_table(self._path, columns=[name]).column(0)
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            column, kind = column.cast(kind.value_type), kind.value_type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            coded = column.combine_chunks().dictionary_encode()
+            words = coded.dictionary.to_pylist()
+            order = np.argsort(words, kind="stable")
+            places = np.append(np.argsort(order), -1).astype(np.int32)
+            return places[pc.fill_null(coded.indices, len(words)).to_numpy()], [words[i] for i in order]
+        if pa.types.is_boolean(kind):
+            column, kind = column.cast(pa.int8()), pa.int8()
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise UserError(f"{self._path}: column '{name}' is of type {kind}, neither numbers nor words")
+        return column.to_numpy(), []
+
+
+def _save(path: Path, values: NDArray) -> None:
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]
