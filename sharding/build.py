@@ -81,7 +81,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
         if (output / MANIFEST).is_file():
             if len(done) == len(plan.shards) and (output / SAMPLES).is_file():
                 return Outcome("already built")
-            (output / MANIFEST).unlink()  # something was lost since: it is built again
+            (output / MANIFEST).unlink(missing_ok=True)  # something was lost since: it is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         _build_shards(config, plan, todo, pool)
         if len(progress.finished(output, plan)) < len(plan.shards):
@@ -484,7 +484,10 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
 
 def _public_config(content: dict[str, Any]) -> dict[str, Any]:
     source = {k: v for k, v in content["source"].items() if k in ("name", "format", "public")}
-    return {**{k: v for k, v in content.items() if k != "key_id"}, "source": source}
+    split = content["split"]
+    if split["column"]:  # its values may be anything, patients' ids too
+        split = {"column": split["column"]}
+    return {**{k: v for k, v in content.items() if k != "key_id"}, "source": source, "split": split}
 
 
 def _versions() -> dict[str, str]:

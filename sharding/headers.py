@@ -151,6 +151,8 @@ def _describe(
         files = head.files
         words = {**head.words, **{k: v for k, v in words.items() if deidentify.identity(v)}}
         reason, detail, present = _leads(tuple(head.leads), tuple(config.leads), config.missing_leads)
+        if not reason and not signal.can_resample(head.rate, config.rate):
+            reason, detail = "rate", f"{head.rate:.9g} Hz is in no simple ratio to {config.rate:g} Hz"
         if not reason:
             windows = planned_windows(head.samples, head.rate, config.rate, config.samples, config.min_seconds)
             if not windows:

@@ -28,7 +28,7 @@ def canonical(name: str) -> str | None:
     bare = name.strip()
     for _ in range(2):
         bare = _PREFIX.sub("", bare)
-    prefixed = bare != name.strip()
+    prefixed = "lead" in name.lower()  # ECG1 and ECG2 are unnamed channels
     lower = bare.lower()
     if lower in _BY_LOWER:
         return _BY_LOWER[lower]

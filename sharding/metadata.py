@@ -80,7 +80,8 @@ def read_table(root: Path, config: TableConfig, rate: float) -> Table | None:
     words = {kind: columns[name] for kind, names in chosen.items() if (name := _first(columns, names))}
     if (codes := _codes(path, columns, config)) is not None:
         words["codes"] = codes
-    names = {name for name in [*used, *low, *config.record, *config.record_low, *config.patient] if name in columns}
+    kept = [*used, *low, *config.record, *config.record_low, *config.patient, *config.age, *config.sex]
+    names = {name for name in kept if name in columns}
     return Table(str(path), records, words, columns, names)
 
 
@@ -186,7 +187,9 @@ def label(table: Table, name: str) -> pa.Array:
     """
     encoded = table.column(name, "labels").dictionary_encode()
     if name in table.identifying:
-        raise UserError(f"labels: column '{name}' names records or patients and stays in private/: leave it out")
+        raise UserError(
+            f"labels: column '{name}' names records, patients, ages or sexes and stays in private/: leave it out"
+        )
     texts = encoded.dictionary.to_pylist()
     distinct = {v for v in texts if identity(v)}
     numbers = {v: _number(v) for v in distinct}
@@ -199,7 +202,9 @@ def label(table: Table, name: str) -> pa.Array:
         if whole and len(distinct) == len(texts):
             return pa.array([int(float(v)) for v in texts], pa.int64()).take(encoded.indices)
         return pa.array([numbers.get(v, math.nan) for v in texts], pa.float64()).take(encoded.indices)
-    if len(distinct) > MAX_WORDS or any(len(v) > 32 or re.search(r"\d{4}-\d|\d+[/:]\d+", v) for v in distinct):
+    if len(distinct) > MAX_WORDS or any(
+        len(v) > 32 or re.search(r"\d{4}-\d|\d+[/:]\d+|\d{1,2}\.\d{1,2}\.\d{2,4}", v) for v in distinct
+    ):
         raise UserError(
             f"labels: column '{name}' looks like free text, dates or names ({len(distinct)} different values): labels "
             f"are numbers or at most {MAX_WORDS} different words"

@@ -13,6 +13,7 @@ STD_MV = (0.002, 10.0)
 RATES = (50.0, 20000.0)
 PERIODS = 10
 MOST_IMAGES = 10
+MOST_RATIO = 10_000
 
 _TO_MV = {"mv": 1.0, "": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 
@@ -27,6 +28,11 @@ def ratio(source_rate: float, target_rate: float) -> tuple[int, int]:
     """(up, down) in lowest terms with `target_rate = source_rate * up / down`, to within 1 part in a million."""
     fraction = Fraction(target_rate).limit_denominator(1000) / Fraction(source_rate).limit_denominator(1000)
     return fraction.numerator, fraction.denominator
+
+
+def can_resample(source_rate: float, target_rate: float) -> bool:
+    """Whether the ratio of the rates is simple enough for a filter of bearable length."""
+    return max(ratio(source_rate, target_rate)) <= MOST_RATIO
 
 
 def resampled_length(samples: int, source_rate: float, target_rate: float) -> int:

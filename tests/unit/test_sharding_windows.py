@@ -17,6 +17,7 @@ from scipy.signal import butter, filtfilt
 
 from sharding import build as building
 from sharding.config import UserError, load
+from sharding.leads import canonical
 from sharding.options import BuildConfig
 from sharding.schema import read_manifest
 from sharding.sources import files_below
@@ -174,6 +175,7 @@ from sharding import sources
 from sharding.sources import wfdb
 import sharding.build as building
 from sharding.config import command, load
+from sharding.leads import canonical
 from sharding.options import BuildConfig
 reading = wfdb.read
 def read(root, record, wanted, options):
@@ -246,3 +248,30 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     found = dict(reversed(line.split()) for line in done.stdout.splitlines() if line.endswith((".tar", ".json")))
     assert found
     assert all(fresh[name] == digest for name, digest in found.items())
+
+
+def test_a_rate_in_no_simple_ratio_is_a_reason_and_no_endless_filter(tmp_path):
+    for name, rate in (("a", 100.0), ("b", 1999.001)):
+        write_record(tmp_path / "in", name, beats(1, int(12 * rate), rate), rate, record_line=f"{name} 12 {rate}")
+    assert build(tmp_path / "in", tmp_path / "out").rejected == {"rate": 1}
+
+
+def test_what_is_public_of_a_config_names_nobody(tmp_path):
+    write_folder(tmp_path / "in", 4)
+    with pytest.raises(UserError, match=r"source\.name=Dr\. Smith must be"):
+        build(tmp_path / "in", tmp_path / "out", "source.name='Dr. Smith'")
+    (tmp_path / "in" / "t.csv").write_text("record,patient_id\n" + "".join(f"r000{i}_0,pat4711{i}\n" for i in range(4)))
+    words = [
+        "source.table.file=[t.csv]",
+        "split.column=patient_id",
+        "split.train=[pat47110,pat47111,pat47112,pat47113]",
+    ]
+    building.build(load(BuildConfig, None, [f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", *words,
+                                            "source.public=true", "split.val=[]", "split.test=[]"]))  # fmt: skip
+    assert "pat4711" not in (tmp_path / "out" / "manifest.json").read_text()
+
+
+def test_unnamed_channels_are_no_limb_leads():
+    assert [canonical(name) for name in ("ECG1", "EKG 2", "lead 1", "ECG lead II", "ECG V1")] == [
+        None, None, "I", "II", "V1",
+    ]  # fmt: skip
