@@ -267,10 +267,10 @@ class _Tally:
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
         self.rows.append((row, window, reason, detail, None))
 
-    def keep(self, row: int, window: int, key: str, units: NDArray[np.int16], present: NDArray[np.bool_]) -> None:
-        """`present` [leads]: those that the record has (the others are zeros)."""
+    def keep(self, row: int, window: int, key: str, units: NDArray[np.int16], samples: NDArray[np.int64]) -> None:
+        """`samples` [leads]: how many of each lead are real (the others are zeros)."""
         self.rows.append((row, window, "", "", key))
-        self.counts += present
+        self.counts += samples
         self.sums += units.sum(axis=1, dtype=np.int64)
         self.squares += np.square(units, dtype=np.int32).sum(axis=1, dtype=np.int64)
 
@@ -371,7 +371,7 @@ def _add_record(
 ) -> None:
     """Cuts one recording into its planned windows, writes the good ones and notes the reason of the others."""
     x, present = _prepared(config, row, recording)
-    flags = recording.flags
+    flags, real = recording.flags, min(x.shape[1], config.samples)
     if 0 < x.shape[1] < config.samples and 0 < config.min_seconds <= x.shape[1] / config.rate:
         x = np.pad(x, ((0, 0), (0, config.samples - x.shape[1])))
         flags = (*flags, "padded")
@@ -382,9 +382,10 @@ def _add_record(
         if part.shape[1] < config.samples:
             reason, detail = "short", f"{x.shape[1] / config.rate:.4g} s"
         if not reason:
-            reason, detail = signal.check(part[present])
+            reason, detail = signal.check(part[present, :real])
         units = None if reason else signal.quantise(part, config.resolution_uv)
-        if units is not None and (flat := int((units[present].min(axis=1) == units[present].max(axis=1)).sum())):
+        seen = None if units is None else units[present, :real]
+        if seen is not None and (flat := int((seen.min(axis=1) == seen.max(axis=1)).sum())):
             reason, detail = "flat_lead", f"{flat} leads never change by {config.resolution_uv:g} microvolt"
         if not reason and units is None:
             reason, detail = "clipped", f"{float(np.abs(part).max()):.3g} mV at {config.resolution_uv:g} microvolt"
@@ -393,7 +394,7 @@ def _add_record(
         if reason:
             tally.reject(number, window, reason, detail)
         else:
-            tally.keep(number, window, writer.add(units, meta), units, present)  # type: ignore[arg-type]
+            tally.keep(number, window, writer.add(units, meta), units, present * real)  # type: ignore[arg-type]
             tally.flags.update(flags)
 
 
@@ -504,7 +505,7 @@ def _versions() -> dict[str, str]:
 def _moments(stats: list[dict[str, Any]], config: BuildConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each lead in mV, from exact integer sums: the same whatever the order."""
     sums, squares, counts = ([sum(v) for v in zip(*(t[k] for t in stats))] for k in ("sums", "squares", "counts"))
-    counts = [max(n, 1) * config.samples for n in counts]
+    counts = [max(n, 1) for n in counts]
     unit = config.resolution_uv / 1000.0
     variances = [(q * n - s * s) / (n * n) for s, q, n in zip(sums, squares, counts)]
     return [s / n * unit for s, n in zip(sums, counts)], [v**0.5 * unit for v in variances]

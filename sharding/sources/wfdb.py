@@ -177,6 +177,8 @@ def _by_file(signals: list[SignalLine]) -> list[tuple[int, list[SignalLine]]]:
     for row, line in enumerate(signals):
         if groups and groups[-1][1][0].file == line.file:
             groups[-1][1].append(line)
+        elif any(lines[0].file == line.file for _, lines in groups):
+            raise Rejected("header", "the signals of one file do not stand on consecutive lines")
         else:
             groups.append((row, [line]))
     return groups

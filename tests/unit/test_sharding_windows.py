@@ -275,3 +275,26 @@ def test_unnamed_channels_are_no_limb_leads():
     assert [canonical(name) for name in ("ECG1", "EKG 2", "lead 1", "ECG lead II", "ECG V1")] == [
         None, None, "I", "II", "V1",
     ]  # fmt: skip
+
+
+def test_padding_hides_no_flat_lead_and_stays_out_of_the_statistics(tmp_path):
+    digital = {f"r{i}": beats(i, 700) + np.int16(2000) for i in range(4)}
+    for name, x in digital.items():
+        if name == "r3":
+            x[:, 11] = -300
+        write_record(tmp_path / "in", name, x)
+    assert build(tmp_path / "in", tmp_path / "out", "min_seconds=5").rejected == {"flat_lead": 1}
+    kept = np.concatenate([digital[f"r{i}"] for i in range(3)]) / 1000
+    manifest = read_manifest(tmp_path / "out")
+    np.testing.assert_allclose(manifest.lead_mean_mv, kept.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(manifest.lead_std_mv, kept.std(axis=0), rtol=1e-6)
+
+
+def test_signals_of_one_file_on_lines_apart_are_refused(tmp_path):
+    write_record(tmp_path / "in", "a", beats(1))
+    write_record(tmp_path / "in", "b", beats(2))
+    path = tmp_path / "in" / "b.hea"
+    lines = path.read_text().split("\n")
+    lines[2] = lines[2].replace("b.dat", "a.dat")
+    path.write_text("\n".join(lines))
+    assert build(tmp_path / "in", tmp_path / "out").rejected == {"header": 1}
