@@ -163,6 +163,25 @@ def test_no_thread_outlives_its_stream(dataset):
     assert set(threading.enumerate()) <= before
 
 
+ABANDONED = """
+import sys
+import torch
+from trainer.data.order import Order
+from trainer.data.shards import Shards
+from trainer.data.stream import Stream
+shards = Shards(sys.argv[1], "train")
+stream = Stream(shards, Order(shards.counts, 0, 4, 4), 0, 10**6, 0, 1, torch.device("cpu"))
+next(stream)
+raise SystemExit(3)
+"""
+
+
+def test_a_stream_that_is_left_open_does_not_crash_the_end_of_the_process(dataset):
+    words = [sys.executable, "-c", ABANDONED, str(dataset[0])]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 # ---- bad input ----
 
 

@@ -58,6 +58,7 @@ class Shards:
         first = m.first_row(split)
         self.rows = range(first, first + self.count)
         self.resolution_mv = m.resolution_uv / 1000
+        self.shape, self._item = (len(m.leads), m.samples), _item(m.geometry)
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
         self._held: dict[int, OpenShard] = {}
         if not later:
@@ -68,18 +69,16 @@ class Shards:
     def gather(
         self, indices: NDArray[np.int64], out: NDArray[np.int16], pool: Executor | None = None
     ) -> NDArray[np.int16]:
-        """Copies the samples at `indices` [n] into `out`, int16 [n, leads, samples], by the threads of `pool`.
+        """Copies the samples at `indices`, of any shape, into `out`, int16 [..., leads, samples], by threads of `pool`.
 
         Returns `out`. Raises `UserError` for a shard that is missing, cut or not readable.
         """
-        if not out.flags.c_contiguous or out.dtype != DTYPE or len(out) != len(indices):
+        if not out.flags.c_contiguous or out.dtype != DTYPE or out.shape != (*indices.shape, *self.shape):
             raise ValueError("out must be a contiguous int16 array of as many samples as there are indices")
-        starts = range(0, len(indices), CHUNK)
-        parts, outs = ([whole[at : at + CHUNK] for at in starts] for whole in (indices, out))
-        if pool is None or len(parts) == 1:
-            list(map(self._copy, parts, outs))
-        else:
-            list(pool.map(self._copy, parts, outs))
+        whole, items = indices.reshape(-1), out.reshape(-1).view(self._item)
+        parts = [slice(at, at + CHUNK) for at in range(0, len(whole), CHUNK)]
+        copy = map if pool is None or len(parts) == 1 else pool.map
+        list(copy(lambda part: self._copy(whole[part], items[part]), parts))
         return out
 
     def hold(self, shards: Iterable[int]) -> list[OpenShard]:
@@ -101,13 +100,13 @@ class Shards:
             raise UserError(f"{path} does not exist: the data set is not complete; run the same build again")
         return pq.read_table(path).slice(self.rows.start, self.count)
 
-    def _copy(self, indices: NDArray[np.int64], out: NDArray[np.int16]) -> None:
+    def _copy(self, indices: NDArray[np.int64], out: NDArray[np.void]) -> None:
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         places = (indices - self._starts[shards]).tolist()
         held, numbers = self._held, shards.tolist()
         opened = {s: (held.get(s) or self._open(s)).samples for s in set(numbers)}
         rows = map(operator.getitem, map(opened.__getitem__, numbers), places)
-        np.concatenate(list(rows), out=out.reshape(-1).view(_item(self.manifest.geometry)))
+        np.concatenate(list(rows), out=out)
 
     def _check(self, shard: int) -> None:
         self._open(shard)

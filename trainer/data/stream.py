@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import queue
 import resource
@@ -22,7 +23,7 @@ from sharding.schema import DTYPE
 from trainer.data.order import Order
 from trainer.data.shards import Shards
 
-PLAN = 16  # steps whose samples are looked up at once; the shards of the next as many are read ahead
+PLAN = 32  # steps whose samples are looked up at once; the shards of the next as many are read ahead
 FILES = 65536  # files that may be open, where the system lets us choose
 
 Write = Callable[[NDArray[np.int16]], object]
@@ -69,17 +70,22 @@ class Stream(Iterator[Batch]):
         self._start, self._stop, self._threads, self._fetcher = start, stop, threads, fetcher
         self._left = stop - start
         self._memory = _Pinned(device) if device.type == "cuda" else _Memory()
-        self._ready: queue.Queue[tuple[Batch, Any] | BaseException] = queue.Queue(maxsize=ahead)
+        self._ready: queue.SimpleQueue[tuple[Batch, Any] | BaseException] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # an item for each batch that may be got ready
+        for _ in range(ahead):
+            self._room.put(None)
         self._closed = threading.Event()
         _prepare_process()
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread that copies while the interpreter goes down would crash it
 
     def __next__(self) -> Batch:
         if self._left <= 0 or self._closed.is_set():
             self.close()
             raise StopIteration
         item = self._ready.get()
+        self._room.put(None)
         if isinstance(item, BaseException):
             self.close()
             raise item
@@ -95,7 +101,9 @@ class Stream(Iterator[Batch]):
         return self._ready.qsize()
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         self._closed.set()
+        self._room.put(None)
         self._thread.join(timeout=10)
         self._shards.hold(())
 
@@ -105,15 +113,16 @@ class Stream(Iterator[Batch]):
                 pools = [ThreadPoolExecutor(self._threads, name) for name in ("copy", "shards-ahead")]
                 for pool in pools:
                     stack.callback(pool.shutdown, cancel_futures=True)
-                for step, indices in self._plan(pools[1]):
+                for step, indices, rows in self._plan(pools[1]):
+                    self._room.get()
                     if self._closed.is_set():
                         return
-                    self._put(self._load(step, indices, pools[0]))
+                    self._ready.put(self._load(step, indices, rows, pools[0]))
         except BaseException as error:
-            self._put(error)
+            self._ready.put(error)
 
-    def _plan(self, reader: ThreadPoolExecutor) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Each step with its indices [micro, share]; the shards of the steps to come are opened and read ahead."""
+    def _plan(self, reader: ThreadPoolExecutor) -> Iterator[tuple[int, NDArray[np.int64], Tensor]]:
+        """Each step with its indices and rows [micro, share]; the shards of the steps to come are read ahead."""
         order, step, now = self._order, self._start, []
         while step < self._stop:
             plan = order.steps(step, min(PLAN, self._stop - step), *self._place)
@@ -124,28 +133,17 @@ class Stream(Iterator[Batch]):
                 self._fetcher.wait(step)
             for shard in self._shards.hold([*now, *coming]):
                 reader.submit(shard.read_ahead)
-            yield from enumerate(plan, step)
+            yield from zip(range(step, later), plan, torch.from_numpy(plan + self._shards.rows.start))
             step, now = later, coming
 
-    def _load(self, step: int, indices: NDArray[np.int64], pool: ThreadPoolExecutor) -> tuple[Batch, Any]:
+    def _load(self, step: int, indices: NDArray[np.int64], rows: Tensor, pool: ThreadPoolExecutor) -> tuple[Batch, Any]:
         if self._fetcher:
             self._fetcher.wait(step)
-        manifest = self._shards.manifest
-        shape = (len(manifest.leads), manifest.samples)
-        rows = torch.from_numpy(indices + self._shards.rows.start)
-        signals, rows, copied = self._memory.load(
-            (indices.size, *shape), lambda out: self._shards.gather(indices.ravel(), out, pool), rows
-        )
+        shape = (*indices.shape, *self._shards.shape)
+        signals, rows, copied = self._memory.load(shape, lambda out: self._shards.gather(indices, out, pool), rows)
         if self._fetcher:
             self._fetcher.done(step)
-        return Batch(step, signals.view(*indices.shape, *shape), rows), copied
-
-    def _put(self, item: tuple[Batch, Any] | BaseException) -> None:
-        while not self._closed.is_set():
-            try:
-                return self._ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+        return Batch(step, signals, rows), copied
 
 
 def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
