@@ -1,8 +1,8 @@
 """How well does the order of samples mix, and what does it cost? `python -m benchmarks.order`.
 
 Mixing: how far neighbours of the data set (samples i and i + 1) come to lie from each other in the sequence of training
-samples, and how often in one batch, against a uniform permutation of all samples (= 1). Cost: the batch of one step
-(processor time), by one rank of many, each in the order's first epochs, in a process of its own.
+samples, and how often in one batch, against a uniform permutation of all samples (= 1). Cost: the processor time of one
+step's batch, for one rank of many and for all at once, over two epochs, in a process of its own.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def test_another_world_size_goes_on_without_zero(whole, shards, tmp_path):
     run = tmp_path / "run"
     assert launch(pretrain(shards, run, "max_minutes=1e-9"), 2)[0] == 0
     assert launch(pretrain(shards, run), 4)[0] == 0
-    assert losses(run) == pytest.approx(losses(whole[0]), rel=1e-3)
+    assert losses(run) == pytest.approx(losses(whole[0]), rel=2e-2)
 
 
 @pytest.mark.full
