@@ -96,7 +96,7 @@ class _Epoch:
 
     def __init__(self, counts: Sequence[int], seed: int, epoch: int, block: int, kept: int = 16) -> None:
         self.key = (seed, epoch)
-        self.shards = np.random.default_rng([seed, 0, 0]).permutation(len(counts))
+        self.shards = np.random.default_rng([seed, epoch, 0]).permutation(len(counts))
         self.sizes, self.block = np.asarray(counts, dtype=np.int64), block
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])[:-1]
         ends = np.cumsum(self.sizes[self.shards])
