@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 from sharding import deidentify, headers, leads, progress, signal, sources, watchdog
 from sharding import plan as planning
 from sharding.config import UserError
-from sharding.files import atomic, write_text
+from sharding.files import atomic, remove_partial, write_text
 from sharding.options import REASONS, BuildConfig, validated
 from sharding.plan import Plan, ShardPlan
 from sharding.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, fingerprint
-from sharding.writer import ShardWriter, metadata_bytes, remove_partial
+from sharding.writer import ShardWriter, metadata_bytes
 
 LOCK_WAIT = 6 * 3600.0
 WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key")
@@ -75,13 +75,14 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
     output = Path(config.output)
     _refuse_foreign(output)
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
-    with _out_of_space(output):
+    with _out_of_space(output), _broken_workers(output):
         plan = _ensure_plan(output, config, key, pool)
-        done = progress.finished(output, plan)
-        if (output / MANIFEST).is_file():
-            if len(done) == len(plan.shards) and (output / SAMPLES).is_file():
-                return Outcome("already built")
-            (output / MANIFEST).unlink(missing_ok=True)  # something was lost since: it is built again
+        with _lock(output / PRIVATE / "plan.lock"):
+            done = progress.finished(output, plan)
+            if (output / MANIFEST).is_file():
+                if len(done) == len(plan.shards) and all(path.is_file() for path in _tables(output)):
+                    return Outcome("already built")
+                (output / MANIFEST).unlink()  # something was lost since: it is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         _build_shards(config, plan, todo, pool)
         if len(progress.finished(output, plan)) < len(plan.shards):
@@ -92,6 +93,10 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
             outcome = finish(output, config, plan)
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def _tables(output: Path) -> tuple[Path, Path]:
+    return output / SAMPLES, output / PRIVATE / "records.parquet"
 
 
 def dry_run(config: BuildConfig) -> str:
@@ -131,6 +136,7 @@ def _out_of_space(output: Path) -> Iterator[None]:
             errno.EACCES,
             errno.ENOTDIR,
             errno.ENAMETOOLONG,
+            errno.EPERM,
         ):
             raise
         raise UserError(
@@ -173,6 +179,7 @@ def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey
         if (output / PRIVATE / planning.PLAN_JSON).is_file():
             plan = planning.read_plan(output)
             planning.refuse_other_config(output, plan, config, key.key_id)
+            planning.refuse_other_table(output, plan, config)
             if config.tasks == 1:  # one task of many sees to the records of its own shards, as it reads them
                 known = headers.survey(config, planning.wanted_split)
                 with progress.bar(plan.records, "record", "compare") as bar:
@@ -236,8 +243,6 @@ def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], po
                     bar.update(futures[future].records)
                 except UserError as error:
                     failures.append(str(error))
-                except BrokenProcessPool as error:
-                    raise UserError(_why_broken(Path(config.output), todo)) from error
     if failures:
         raise UserError(
             f"{len(failures)} shard{'s' * (len(failures) > 1)} failed: {failures[0]}; "
@@ -245,10 +250,17 @@ def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], po
         )
 
 
-def _why_broken(output: Path, todo: Sequence[ShardPlan]) -> str:
-    noted = [p.read_text().strip() for s in todo if (p := progress.failure_path(output, s.name)).is_file()]
-    why = noted[0] if noted else "a worker was killed (out of memory?): fewer workers need less"
-    return f"{why}; then run the same command again"
+@contextlib.contextmanager
+def _broken_workers(output: Path) -> Iterator[None]:
+    """The end of a worker is told with what it noted before."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        noted = [
+            path.read_text().strip() for path in sorted(progress.failure_path(output, "x").parent.glob("*.failed"))
+        ]
+        why = noted[0] if noted else "a worker ended (out of memory, or a read that hangs?): fewer workers need less"
+        raise UserError(f"{why}; mend that and run the same command again") from error
 
 
 # ---- one shard ----
@@ -339,7 +351,7 @@ def _write_shard(
 
 def _hangs(config: BuildConfig, shard: ShardPlan, record: str) -> str:
     """Notes that a record cannot be read in time; returns the line that says so."""
-    line = f"{record} could not be read within timeout={config.timeout:g} s: does its file system hang?"
+    line = f"{record} {watchdog.HANGS}"
     write_text(progress.failure_path(Path(config.output), shard.name), f"{line}\n")
     return line
 
@@ -518,8 +530,8 @@ def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[st
     """Writes both tables, shard by shard -> ((cell, patient) pairs of the kept windows, counts of the reasons)."""
     cells: Cells = {"source": [], "sex": [], "age": [], "codes": []}
     rejected: Counter[str] = Counter()
-    private = output / PRIVATE / "records.parquet"
-    with atomic(output / SAMPLES) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
+    public, private = _tables(output)
+    with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
         samples = _Tables(samples_path, stack)
         records = _Tables(records_path, stack)
         for shard in plan.shards:

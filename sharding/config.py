@@ -205,6 +205,10 @@ def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoR
         sys.exit(0)
     try:
         sys.exit(main(words) or 0)
+    except KeyboardInterrupt:
+        if not quiet:
+            print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         if not quiet:
             print(f"error: {error}", file=sys.stderr)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from sharding.config import UserError
 
 TEMPORARY = ".partial-"
+DAY = 86400.0
 
 
 @contextlib.contextmanager
@@ -25,6 +27,26 @@ def atomic(path: Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
     flush(path.parent)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed writers left in `folder`: files of this host's dead processes, of other hosts' a day old."""
+    for path in folder.glob(f"*{TEMPORARY}*"):
+        host, _, process = path.name.partition(TEMPORARY)[2].rpartition("-")
+        with contextlib.suppress(FileNotFoundError):
+            here = host == os.uname().nodename and process.isdigit()
+            if not _alive(int(process)) if here else time.time() - path.stat().st_mtime > DAY:
+                path.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ into memory. Raw patient ids and names of records become pseudonyms here; `recor
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import deque
@@ -19,13 +20,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from sharding import deidentify, leads, signal, sources
+from sharding import deidentify, leads, signal, sources, watchdog
 from sharding.config import UserError
 from sharding.metadata import Table, label, read_table
 from sharding.options import BuildConfig
 from sharding.schema import SAMPLE_COLUMNS, SAMPLES
 
 CHUNK = 1024
+# Trouble that another try does not end; any other (EIO, ESTALE, ...) stops the planning, so that nothing is lost.
+LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _WORD = pa.dictionary(pa.int32(), pa.string())
 COLUMNS = {
     "record": pa.large_string(),
@@ -147,7 +150,8 @@ def _describe(
     """The values of `COLUMNS` of one record."""
     present, windows = "", 0
     try:
-        head = source.head(root, record, config.source)
+        with watchdog.limit(config.timeout, lambda: f"the header of {record} {watchdog.HANGS}"):
+            head = source.head(root, record, config.source)
         files = head.files
         words = {**head.words, **{k: v for k, v in words.items() if deidentify.identity(v)}}
         reason, detail, present = _leads(tuple(head.leads), tuple(config.leads), config.missing_leads)
@@ -160,6 +164,8 @@ def _describe(
     except sources.Rejected as error:
         reason, detail, files = error.reason, error.detail, error.files
     except OSError as error:
+        if error.errno not in LASTING:
+            raise UserError(f"{record} cannot be read now ({error.strerror}): run the same command again") from error
         reason, detail, files = "unreadable", error.strerror or "", []
     codes, left_out = deidentify.codes(words.get("codes", ""), vocabulary)
     patient = deidentify.identity(words.get("patient", ""))
@@ -254,5 +260,5 @@ def survey(config: BuildConfig, wanted_split: Callable[[BuildConfig, Table | Non
     if taken := [name for name in config.labels if name in SAMPLE_COLUMNS]:
         raise UserError(f"labels: {SAMPLES} has a column '{taken[0]}' of its own: leave it out, or rename the table's")
     splits = wanted_split(config, table)
-    labels = {name: label(table, name) for name in config.labels} if table else {}
+    labels = {name: label(table, name, config.source.vocabulary) for name in config.labels} if table else {}
     return Survey(table, all_records(config, table), splits, labels)

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +15,17 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sharding.config import UserError
-from sharding.deidentify import identity
+from sharding.deidentify import SCP, identity
 
 MAX_WORDS = 50
+MAX_NUMBER = 1e6  # whole numbers beyond are dates or identifiers
+KNOWN_TABLES = {
+    "ptbxl_database.csv": "ptbxl",
+    "record_list.csv": "mimic",
+    "exams.csv": "code15",
+    "Diagnostics.xlsx": "chapman",
+}
+TRUTH = ("true", "false", "yes", "no")
 TRUE = ("1", "1.0", "true", "yes", "y", "t")
 
 
@@ -66,13 +74,9 @@ class Table:
 
 def read_table(root: Path, config: TableConfig, rate: float) -> Table | None:
     """The first of `config.file` in `root`; None if the config names none. Raises `UserError` if all are missing."""
-    if not config.file:
-        return None
-    path = next((root / name for name in config.file if (root / name).is_file()), None)
+    path = table_path(root, config)
     if path is None:
-        raise UserError(
-            f"{root} holds none of {', '.join(config.file)} (source.table.file): is it the data set's top folder?"
-        )
+        return None
     columns = _columns(path)
     low = config.record_low if rate <= config.low_rate else []
     records, used = _record_names(path, columns, [*low, *config.record], config.record_pattern)
@@ -85,11 +89,33 @@ def read_table(root: Path, config: TableConfig, rate: float) -> Table | None:
     return Table(str(path), records, words, columns, names)
 
 
+def table_path(root: Path, config: TableConfig) -> Path | None:
+    """The first of `config.file` in `root`; None if the config names none. Raises `UserError` for what cannot be.
+
+    A known data set whose table the config passes by is refused: without it, copies of a patient part into splits.
+    """
+    if not config.file:
+        if known := [name for name in KNOWN_TABLES if (root / name).is_file()]:
+            raise UserError(
+                f"{root / known[0]} is the table of a known data set, which this config does not read: use "
+                f"configs/shard/{KNOWN_TABLES[known[0]]}.yaml, or set source.table.file"
+            )
+        return None
+    path = next((root / name for name in config.file if (root / name).is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{root} holds none of {', '.join(config.file)} (source.table.file): is it the data set's top folder?"
+        )
+    return path
+
+
 def _columns(path: Path) -> dict[str, pa.Array]:
     """All columns of a CSV or xlsx file as text without spaces around it (empty where there is none)."""
     try:
         table = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
-    except (pa.ArrowInvalid, ValueError, KeyError, OSError) as error:
+    except (pa.ArrowInvalid, ValueError, KeyError, OSError, SyntaxError) as error:
+        if "UTF8" in str(error):
+            raise UserError(f"{path} is not UTF-8: save it as UTF-8 (in a spreadsheet: CSV UTF-8)") from error
         raise UserError(f"{path} is no readable table: {' '.join(str(error).split())[:200]}") from error
     names = [name.strip() for name in table.column_names]
     if twice := {name for name in names if names.count(name) > 1 and name}:
@@ -122,7 +148,9 @@ def _read_xlsx(path: Path) -> pa.Table:
     if not rows:
         raise ValueError("the first sheet is empty")
     body = [row for row in rows[1:] if any(cell is not None for cell in row)]
-    columns = [["" if row[i] is None else str(row[i]) for row in body] for i in range(len(rows[0]))]
+    width = len(rows[0])
+    body = [(*row, *[None] * width)[:width] for row in body]  # short rows lack their last cells
+    columns = [["" if row[i] is None else str(row[i]) for row in body] for i in range(width)]
     return pa.table([pa.array(c, pa.string()) for c in columns], names=[str(cell or "") for cell in rows[0]])
 
 
@@ -144,7 +172,9 @@ def _record_names(
         raise UserError(f"source.table.record_pattern={pattern} holds no {{column}}")
     parts = [columns[word] if i % 2 else pa.scalar(word) for i, word in enumerate(words)]
     joined = pc.binary_join_element_wise(*parts, "") if len(parts) > 1 else parts[0]
-    return pc.replace_substring_regex(joined, r"\.(hea|dat|mat)$", ""), words[1::2]
+    for pattern, plain in ((r"\\", "/"), (r"/(\./)+", "/"), (r"^(\./)+", ""), (r"//+", "/"), (r"\.(hea|dat|mat)$", "")):
+        joined = pc.replace_substring_regex(joined, pattern, plain)  # one record has one name
+    return joined, words[1::2]
 
 
 def _codes(path: Path, columns: dict[str, pa.Array], config: TableConfig) -> pa.Array | None:
@@ -179,11 +209,11 @@ def _first(columns: dict[str, pa.Array], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def label(table: Table, name: str) -> pa.Array:
-    """A label column as whole numbers, numbers (NaN where empty) or words (null where empty).
+def label(table: Table, name: str, vocabulary: Collection[str] = ()) -> pa.Array:
+    """A label column as whole numbers, numbers (NaN where empty) or words of the vocabulary (null where empty).
 
-    Raises `UserError` for a missing column, a column that names records or patients, and one that looks like free
-    text or like an identifier: more than 50 different words, dates, or whole numbers that nearly all differ.
+    Raises `UserError` for a missing column, a column that names records or patients, whole numbers that look like
+    dates or identifiers, and words that are neither in `vocabulary`, nor SCP statements, nor true or false.
     """
     encoded = table.column(name, "labels").dictionary_encode()
     if name in table.identifying:
@@ -195,19 +225,18 @@ def label(table: Table, name: str) -> pa.Array:
     numbers = {v: _number(v) for v in distinct}
     if all(n is not None for n in numbers.values()):
         whole = all(float(n).is_integer() for n in numbers.values())  # type: ignore[arg-type]
-        if whole and len(distinct) > max(MAX_WORDS, len(encoded) // 2):
+        most = max((abs(n) for n in numbers.values()), default=0)  # type: ignore[type-var]
+        if whole and (len(distinct) > max(MAX_WORDS, len(encoded) // 2) or most >= MAX_NUMBER):
             raise UserError(
                 f"labels: column '{name}' looks like an identifier ({len(distinct)} different numbers): leave it out"
             )
         if whole and len(distinct) == len(texts):
             return pa.array([int(float(v)) for v in texts], pa.int64()).take(encoded.indices)
         return pa.array([numbers.get(v, math.nan) for v in texts], pa.float64()).take(encoded.indices)
-    if len(distinct) > MAX_WORDS or any(
-        len(v) > 32 or re.search(r"\d{4}-\d|\d+[/:]\d+|\d{1,2}\.\d{1,2}\.\d{2,4}", v) for v in distinct
-    ):
+    if unknown := sorted(v for v in distinct if v not in vocabulary and v not in SCP and v.lower() not in TRUTH):
         raise UserError(
-            f"labels: column '{name}' looks like free text, dates or names ({len(distinct)} different values): labels "
-            f"are numbers or at most {MAX_WORDS} different words"
+            f"labels: column '{name}' holds {len(unknown)} words that no list allows, as '{unknown[0][:20]}': if they "
+            "name nobody, list them in source.vocabulary"
         )
     return pa.array([v if v in distinct else None for v in texts], pa.string()).take(encoded.indices)
 

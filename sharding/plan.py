@@ -28,7 +28,7 @@ from sharding import deidentify, headers
 from sharding.config import UserError
 from sharding.files import atomic, write_text
 from sharding.headers import Survey
-from sharding.metadata import Table
+from sharding.metadata import Table, table_path
 from sharding.options import BuildConfig, SplitConfig, content
 from sharding.schema import PRIVATE, SPLITS
 
@@ -189,7 +189,7 @@ def make_plan(
     shards = _shards(order, patients, split, kept, config.samples_per_shard)
     plan = Plan(
         content=content(config, key_id),
-        table=_table_stamp(known.table),
+        table=_table_stamp(None if known.table is None else Path(known.table.path)),
         meta_bytes=META_BYTES,
         key_id=key_id,
         patient_ids=bool(len(usable)) and not pc.any(rows.column("own").take(pa.array(usable))).as_py(),
@@ -237,8 +237,8 @@ def _repeated(rows: pa.Table) -> NDArray[np.int64]:
     return np.sort(order[1:][names[order][1:] == names[order][:-1]])
 
 
-def _table_stamp(table: Table | None) -> list[int]:
-    return [] if table is None else list(headers.stamp(Path(table.path).parent, Path(table.path).name, "*"))
+def _table_stamp(path: Path | None) -> list[int]:
+    return [] if path is None else list(headers.stamp(path.parent, path.name, "*"))
 
 
 def _within_patient(codes: NDArray[np.int64], windows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
@@ -364,13 +364,17 @@ def refuse_other_config(output: Path, plan: Plan, config: BuildConfig, key_id: s
         raise UserError(f"{output} was planned with {key}={old.get(key)}, now {key}={new.get(key)}: {_mend(output)}")
 
 
+def refuse_other_table(output: Path, plan: Plan, config: BuildConfig) -> None:
+    """Raises `UserError` if the table is not the plan's, by its size and time."""
+    found = table_path(Path(config.input), config.source.table)
+    if _table_stamp(found) != plan.table:
+        raise UserError(f"{output} was planned from other input, {found} has changed: {_mend(output)}")
+
+
 def refuse_other_input(
     output: Path, plan: Plan, config: BuildConfig, known: Survey, pool: Executor | None, tick: Callable[[int], object]
 ) -> None:
-    """Raises `UserError`, naming what differs, if the table, a record or a file is not the plan's."""
-    if _table_stamp(known.table) != plan.table:
-        assert known.table is not None
-        raise UserError(f"{output} was planned from other input, {known.table.path} has changed: {_mend(output)}")
+    """Raises `UserError`, naming what differs, if a record or a file is not the plan's."""
     if known.table is None and (difference := _found_difference(output, known)):
         raise UserError(f"{output} was planned from other input, {difference}: {_mend(output)}")
     groups = iter(range(_rows(output).num_row_groups))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+HANGS = "could not be read in time (timeout=SECONDS): does its file system hang?"
 _PERIOD = 0.5
 _current: tuple[float, Callable[[], str]] | None = None
 _thread: threading.Thread | None = None

@@ -1,26 +1,16 @@
-"""Files that are whole or not there, and tars whose bytes depend on their content alone."""
+"""Tars of fixed stride whose bytes depend on their content alone."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import tarfile
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding.files import TEMPORARY
 from sharding.schema import BLOCK, DTYPE, Geometry, npy_header
-
-
-def remove_partial(folder: Path) -> None:
-    """Removes what killed writers left in `folder` (and only that)."""
-    for path in folder.glob(f"*{TEMPORARY}*"):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
 
 
 def metadata_bytes(meta: dict[str, Any], size: int) -> bytes | None:

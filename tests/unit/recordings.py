@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sharding.sources import Rejected
+
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 
@@ -54,3 +56,14 @@ def write_folder(folder: Path, patients: int, records_each: int = 1, **options) 
             signals[name] = beats(100 * patient + record)
             write_record(folder, name, signals[name], comments=comments, **options)
     return signals
+
+
+def reason_of(source, root: Path, record: str, options, wanted=("I", "II"), trims: bool = False) -> str:
+    """Why a source rejects a record; nothing if it does not. Any other exception fails the test."""
+    try:
+        head = source.head(root, record, options)
+        found = source.read(root, record, wanted, options).mv.shape[1]
+        assert found <= head.samples if trims else found == head.samples
+    except Rejected as error:
+        return error.reason
+    return ""

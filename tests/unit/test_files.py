@@ -1,9 +1,11 @@
 import os
+import subprocess
+import time
 
 import pytest
 
 from sharding.config import UserError
-from sharding.files import TEMPORARY, atomic, claim_folder, write_text
+from sharding.files import DAY, TEMPORARY, atomic, claim_folder, remove_partial, write_text
 
 
 def test_a_file_is_replaced_whole_or_stays(tmp_path):
@@ -57,3 +59,17 @@ def test_a_folder_without_the_right_to_write_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="no right to write"):
         claim_folder(tmp_path / "new", "output")
+
+
+def test_only_what_dead_writers_left_is_removed(tmp_path):
+    host = os.uname().nodename
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = {f"a.tar{TEMPORARY}{host}-{dead.pid}": False, f"b.tar{TEMPORARY}{host}-{os.getpid()}": True}
+    left |= {f"c.tar{TEMPORARY}elsewhere-1": True, f"d.tar{TEMPORARY}elsewhere-2": False, "e.tar": True}
+    for name in left:
+        (tmp_path / name).write_text("")
+    old = time.time() - 2 * DAY
+    os.utime(tmp_path / f"d.tar{TEMPORARY}elsewhere-2", (old, old))
+    remove_partial(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in left} == left

@@ -319,6 +319,11 @@ def test_wrong_labels(tmp_path):
             build(tmp_path / "in", tmp_path / "out", words, config="ptbxl")
     with pytest.raises(UserError, match="need a table"):
         build(tmp_path / "in", tmp_path / "out", "labels=[strat_fold]")
+    (tmp_path / "in" / "ptbxl_database.csv").write_text("ecg_id\n1\n")
+    with pytest.raises(
+        UserError, match=r"known data set, which this config does not read: use configs/shard/ptbxl.yaml"
+    ):
+        build(tmp_path / "in", tmp_path / "other")
     with pytest.raises(UserError, match=r"holds none of ptbxl_database.csv"):
         build(tmp_path / "in" / "records100", tmp_path / "out", config="ptbxl")
 

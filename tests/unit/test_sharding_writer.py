@@ -53,10 +53,3 @@ def test_wrong_shapes_are_refused(tmp_path):
             shard.add(np.zeros((5, 2), "<i2"), bytes(512))
         with pytest.raises(AssertionError):
             shard.add(np.zeros((2, 5), "<i4"), bytes(512))
-
-
-def test_remove_partial_removes_nothing_else(tmp_path):
-    (tmp_path / f"a.tar{writer.TEMPORARY}host-1").write_text("")
-    (tmp_path / "a.tar").write_text("")
-    writer.remove_partial(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]

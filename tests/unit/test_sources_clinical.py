@@ -11,10 +11,11 @@ import zlib
 
 import numpy as np
 import pytest
+import recordings
 
 from sharding.config import UserError
 from sharding.options import REASONS
-from sharding.sources import Rejected, SourceConfig, clinical
+from sharding.sources import SourceConfig, clinical
 
 OPTIONS = SourceConfig("c", "clinical")
 NAME, DATE = "ROE", "1950"
@@ -32,13 +33,7 @@ def read(folder, record, wanted):
 
 
 def reason_of(folder, record, wanted=("I", "II")):
-    """Why a record is rejected; nothing if it is not. Any other exception fails the test."""
-    try:
-        head = clinical.head(folder, record, OPTIONS)
-        assert clinical.read(folder, record, wanted, OPTIONS).mv.shape[1] == head.samples
-    except Rejected as error:
-        return error.reason
-    return ""
+    return recordings.reason_of(clinical, folder, record, OPTIONS, wanted)
 
 
 def shorts(values):

@@ -10,12 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import recordings
 
 from sharding import deidentify
 from sharding.config import UserError, load
 from sharding.metadata import read_table
 from sharding.options import REASONS, BuildConfig
-from sharding.sources import ArrayConfig, Rejected, SourceConfig, hdf5
+from sharding.sources import ArrayConfig, SourceConfig, hdf5
 
 CONFIGS = Path(__file__).parents[2] / "configs/shard"
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
@@ -33,13 +34,7 @@ def options(**keys) -> SourceConfig:
 
 
 def reason_of(root, record, config, wanted=("I", "II")):
-    """Why a record is rejected; nothing if it is not. Any other exception fails the test."""
-    try:
-        head = hdf5.head(root, record, config)
-        assert hdf5.read(root, record, wanted, config).mv.shape[1] <= head.samples
-    except Rejected as error:
-        return error.reason
-    return ""
+    return recordings.reason_of(hdf5, root, record, config, wanted, trims=True)
 
 
 def write_code15(root: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import recordings
 from openpyxl import Workbook
 from recordings import beats
 
@@ -17,7 +18,7 @@ from sharding import deidentify
 from sharding.config import UserError, load
 from sharding.metadata import read_table
 from sharding.options import REASONS, BuildConfig
-from sharding.sources import ArrayConfig, Rejected, SourceConfig, table
+from sharding.sources import ArrayConfig, SourceConfig, table
 
 CONFIGS = Path(__file__).parents[2] / "configs/shard"
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
@@ -28,13 +29,7 @@ def options(**keys) -> SourceConfig:
 
 
 def reason_of(root, record, config, wanted=("I", "II")):
-    """Why a record is rejected; nothing if it is not. Any other exception fails the test."""
-    try:
-        head = table.head(root, record, config)
-        assert table.read(root, record, wanted, config).mv.shape[1] == head.samples
-    except Rejected as error:
-        return error.reason
-    return ""
+    return recordings.reason_of(table, root, record, config, wanted)
 
 
 def millivolts(root, record, config, wanted=("I", "II")):
