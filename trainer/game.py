@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from sharding.config import UserError, check_ranges
 from trainer.losses import nt_xent, paper_penalty
-from trainer.views.random import Key, integers
+from trainer.views.masks import BlockMask
+from trainer.views.random import Key, integers, uniform
 
 MASK_VIEW = 2
 LEAST_SPREAD = 1e-3
@@ -30,18 +31,20 @@ class GameConfig:
     """The dials of the game.
 
     `enabled`: false plays without a masker (the rivals). `masks`: N, the masks drawn per ECG. `use`: `one` of the N,
-    drawn per ECG, or `all` N (N terms in the loss, as in ADIOS). `coverage`: share of time that is hidden. `threshold`:
-    `coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`). `slope`: steepness k of the
-    soft binarisation, per standard deviation of the mask over time (with `half` per unit of the mask, as published).
-    `resolution_s`: seconds per cell of the mask. `strength`: factor on the adversary's gradient. `penalty`: `none`, or
-    `paper`: alpha / sin(pi ratio c). `schedule`: `simultaneous`, or `alternating` (the masker sees the encoder after
-    its update). `masker_interval`: the masker trains every k-th step.
+    drawn per ECG, or `all` N (N terms in the loss, as in ADIOS). `coverage`: share of time that is hidden. `share`:
+    share of the ECGs, drawn anew each epoch, that the masker hides; the others get a random block of the same coverage.
+    `threshold`: `coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`). `slope`:
+    steepness k of the soft binarisation, per standard deviation of the mask over time (with `half` per unit of the
+    mask, as published). `resolution_s`: seconds per cell of the mask. `strength`: factor on the adversary's gradient.
+    `penalty`: `none`, or `paper`: alpha / sin(pi ratio c). `schedule`: `simultaneous`, or `alternating` (the masker
+    sees the encoder after its update). `masker_interval`: the masker trains every k-th step.
     """
 
     enabled: bool = True
     masks: int = 1
     use: str = "one"
     coverage: float = 0.5
+    share: float = 1.0
     threshold: str = "coverage"
     slope: float = 20.0
     resolution_s: float = 0.4
@@ -78,6 +81,7 @@ _CHOICES = {
 _RANGES = {
     "masks": ">= 1",
     "coverage": "> 0 and < 1",
+    "share": "> 0 and <= 1",
     "slope": "> 0",
     "resolution_s": "> 0",
     "strength": ">= 0",
@@ -136,6 +140,15 @@ def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
     fixed = masks.detach()
     spread = fixed.std(-1, keepdim=True).clamp_min(LEAST_SPREAD)
     return torch.sigmoid(cfg.slope * (masks - quantile(fixed, 1 - cfg.coverage)) / spread)
+
+
+def spare(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
+    """[n, B, 1, T] -> the same, with a random block in place of the mask for `1 - share` of the ECGs, drawn by key."""
+    if cfg.share == 1:
+        return hidden
+    played = uniform(key, "share") < cfg.share
+    block = BlockMask(op="share.block", coverage=cfg.coverage).hidden(key, 1, hidden.shape[-1])
+    return torch.where(played[None, :, None, None], hidden, block[None].to(hidden.dtype))
 
 
 def quantile(masks: Tensor, share: float) -> Tensor:
@@ -239,8 +252,8 @@ class Game:
 
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
         """(raw masks [B, N, T], soft-binarised chosen ones [n, B, 1, T]) for a pair."""
-        masks = soft_masks(masker(pair.v))
-        return masks, binarise(choose(masks, pair.key.with_view(MASK_VIEW), self.cfg.use), self.cfg)
+        masks, key = soft_masks(masker(pair.v)), pair.key.with_view(MASK_VIEW)
+        return masks, spare(binarise(choose(masks, key, self.cfg.use), self.cfg), key, self.cfg)
 
     @torch.no_grad()
     def evaluate(self, pair: Pair) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,7 @@ from trainer.transfer import (
 STEPS = "steps.jsonl"
 ROOT = Path(__file__).parents[1]
 UNTRAINED = ("random", "scratch")
+JUDGES = ("test", "validation")
 RESOLVABLE = 2.8
 
 
@@ -62,10 +63,12 @@ class ShardStep:
 
 @dataclass
 class StudyConfig:
-    """`methods`: names of configs/pretrain/*.yaml, `random` (untrained encoder) or `scratch` (trained with labels).
+    """`methods`: names of configs/pretrain/*.yaml or of `variants` of them (name: [YAML, key=value, ...]), `random`
+    (untrained encoder) or `scratch` (trained with labels).
 
     `reference` is compared with each of the others. `tasks`: names of configs/transfer/*.yaml. `pretrain` and
-    `transfer`: `key=value` words for every pre-training and every test. `minutes`: time limit of one step.
+    `transfer`: `key=value` words for every pre-training and every test. `minutes`: time limit of one step. `judge`:
+    `test`, or `validation` to choose between variants: the rotation's test fold is not touched then.
     """
 
     name: str = ""
@@ -74,7 +77,9 @@ class StudyConfig:
     shard: ShardStep = field(default_factory=ShardStep)
     folds: int = 10
     rotations: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    judge: str = "test"
     methods: list[str] = field(default_factory=list)
+    variants: dict[str, list[str]] = field(default_factory=dict)
     reference: str = "adversarial"
     seeds: list[int] = field(default_factory=lambda: [0])
     tasks: list[str] = field(default_factory=lambda: ["rhythm", "sex"])
@@ -84,6 +89,10 @@ class StudyConfig:
     transfer: list[str] = field(default_factory=list)
     bootstrap: int = 2000
     minutes: float = 120.0
+
+    def words(self, method: str) -> list[str]:
+        """The YAML of a pre-trained method and what it adds to it."""
+        return self.variants.get(method, [method])
 
 
 @dataclass(frozen=True)
@@ -126,14 +135,18 @@ def _check(config: StudyConfig) -> None:
         raise UserError("methods: at least one must be pre-trained, the untrained ones take its architecture")
     if config.reference not in config.methods:
         raise UserError(f"reference '{config.reference}' is not among the methods {', '.join(config.methods)}")
-    wanted = [("pretrain", m) for m in trained] + [("transfer", t) for t in config.tasks]
+    if config.judge not in JUDGES:
+        raise UserError(f"judge={config.judge} is unknown; use {' or '.join(JUDGES)}")
+    if empty := [name for name, words in config.variants.items() if not words]:
+        raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
+    wanted = [("pretrain", config.words(m)[0]) for m in trained] + [("transfer", t) for t in config.tasks]
     for kind, name in [*wanted, ("shard", config.shard.config)]:
         path = config_path(kind, name)
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
             raise UserError(f"{path} does not exist; there are: {known}")
     for rotation in config.rotations:
-        folds_of(rotation, config.folds)
+        folds_of(rotation, config.folds, config.judge)
     for task in config.tasks:
         load(TransferConfig, config_path("transfer", task), config.transfer)
 
@@ -146,32 +159,46 @@ def _as_typed(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def folds_of(rotation: int, folds: int) -> tuple[list[int], list[int], list[int]]:
-    """Folds (1 to `folds`) of train, val and test: rotation r tests on fold 2r+1 and chooses on fold 2r+2."""
+def folds_of(rotation: int, folds: int, judge: str = "test") -> tuple[list[int], list[int], list[int]]:
+    """Folds (1 to `folds`) of train, val and test: rotation r tests on fold 2r+1 and chooses on fold 2r+2.
+
+    Where `validation` judges, fold 2r+2 is the test, the next one (of the circle) is chosen on, and 2r+1 is left out.
+    """
     test, val = 2 * rotation + 1, 2 * rotation + 2
     if rotation < 0 or val > folds:
         raise UserError(f"rotation {rotation} needs folds {test} and {val}, there are {folds}: leave it out")
-    return [f for f in range(1, folds + 1) if f not in (test, val)], [val], [test]
+    unseen = [test]
+    if judge == "validation":
+        test, val = val, val % folds + 1
+    return [f for f in range(1, folds + 1) if f not in (*unseen, test, val)], [val], [test]
+
+
+FREE = (
+    "rotations",
+    "methods",
+    "seeds",
+    "tasks",
+    "fractions",
+    "reference",
+    "bootstrap",
+    "minutes",
+    "output",
+    "processes",
+)
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """What must stay: a variant may be added, not changed."""
+    variants = {f"variants.{name}": words for name, words in (config.get("variants") or {}).items()}
+    return {key: value for key, value in config.items() if key not in (*FREE, "variants")} | variants
 
 
 def _keep_config(config: StudyConfig, output: Path) -> None:
     """Writes the config; refuses an output of another study, but lets its lists of cells and its limits change."""
     path = output / "config.yaml"
     if path.is_file():
-        free = {
-            "rotations",
-            "methods",
-            "seeds",
-            "tasks",
-            "fractions",
-            "reference",
-            "bootstrap",
-            "minutes",
-            "output",
-            "processes",
-        }
-        old, new = yaml.safe_load(path.read_text()), yaml.safe_load(dump(config))
-        changed = sorted(k for k in new if k not in free and old.get(k) != new[k])
+        old, new = (_comparable(yaml.safe_load(text)) for text in (path.read_text(), dump(config)))
+        changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': take a new output or the old value")
     write_text(path, dump(config))
@@ -290,7 +317,7 @@ def _finished(run_directory: Path) -> bool:
 
 
 def shard_command(config: StudyConfig, rotation: int, base: Path) -> list[str | Path]:
-    train, val, test = folds_of(rotation, config.folds)
+    train, val, test = folds_of(rotation, config.folds, config.judge)
     split = [f"split.train={train}", f"split.val={val}", f"split.test={test}"]
     words = [f"input={config.data}", f"output={base / 'data'}", *config.shard.overrides]
     words += [f"split.column={config.shard.column}", *(word.replace(" ", "") for word in split)]
@@ -305,9 +332,11 @@ def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) ->
     return [
         *launcher,
         _as_typed(ROOT / "trainer" / "pretrain.py"),
-        config_path("pretrain", method),
+        config_path("pretrain", config.words(method)[0]),
         *place,
+        *([f"method={method}"] if method in config.variants else []),
         *config.pretrain,
+        *config.words(method)[1:],
     ]
 
 
@@ -513,7 +542,7 @@ def _explained(config: StudyConfig, rows: list[dict]) -> str:
     )
     return (
         f"{len(config.rotations)} rotations of {config.folds} folds, seeds {config.seeds}. "
-        f"Pooled test records: {counts}. "
+        f"Pooled {config.judge} records: {counts}. "
         "Scores are pooled as ranks within their rotation, for each rotation has a probe of its own; the two last "
         "columns pool the probabilities as they are, and average the rotations. Intervals: 95 %, "
         f"{config.bootstrap} resamples of the test patients, the same for all methods; they do not hold the spread of "

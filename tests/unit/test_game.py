@@ -3,7 +3,19 @@ import torch
 from torch import nn
 
 from sharding.config import UserError
-from trainer.game import MASK_VIEW, Game, GameConfig, Pair, binarise, choose, contrast, penalty, quantile, soft_masks
+from trainer.game import (
+    MASK_VIEW,
+    Game,
+    GameConfig,
+    Pair,
+    binarise,
+    choose,
+    contrast,
+    penalty,
+    quantile,
+    soft_masks,
+    spare,
+)
 from trainer.losses import nt_xent
 from trainer.models.masker import UNet
 from trainer.views import Key
@@ -148,6 +160,22 @@ def test_one_of_n_is_drawn_per_ecg_and_all_are_drawn():
     drawn = choose(masks, Key(0, 0, torch.arange(300)), "one")[0, :, 0, 0]
     assert [int((drawn == n).sum()) for n in range(3)] == pytest.approx([100] * 3, abs=30)
     assert choose(masks, Key(0, 0, torch.arange(300)), "all").shape == (3, 300, 1, 2)
+
+
+def test_a_share_of_the_ecgs_gets_a_random_block_that_the_masker_has_no_gradient_from():
+    cfg, key = GameConfig(share=0.6, coverage=0.3), Key(0, 0, torch.arange(500))
+    hidden = torch.full((1, 500, 1, 50), 0.5, requires_grad=True)
+    mixed = spare(hidden, key, cfg)
+    mixed.sum().backward()
+    played = hidden.grad[0, :, 0, 0].bool()
+    assert int(played.sum()) == pytest.approx(300, abs=35)
+    assert torch.equal(mixed[0, played], hidden[0, played])
+    blocks = mixed[0, ~played, 0].detach()
+    assert torch.equal(blocks.sum(-1), torch.full((len(blocks),), 15.0))
+    assert ((blocks.diff() != 0).sum(-1) <= 2).all()
+    half = spare(hidden[:, 250:], Key(0, 0, torch.arange(250, 500)), cfg)
+    assert torch.equal(half, mixed[:, 250:])
+    assert spare(hidden, key, GameConfig()) is hidden
 
 
 def test_quantile_equals_numpys_midpoint():

@@ -52,6 +52,14 @@ def test_five_rotations_of_ten_folds_test_and_choose_on_each_fold_once():
         folds_of(5, 10)
 
 
+def test_where_validation_judges_the_test_fold_of_a_rotation_is_never_seen():
+    for r in range(5):
+        train, val, test = folds_of(r, 10, "validation")
+        assert test == folds_of(r, 10)[1]
+        assert len(train) == 7
+        assert set(train + val + test) == set(range(1, 11)) - set(folds_of(r, 10)[2])
+
+
 def test_a_step_that_is_too_slow_ends_with_all_its_processes(tmp_path):
     mark = f"umbra-{time.time_ns()}"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', '{mark}'])"
@@ -210,6 +218,15 @@ def test_another_study_in_the_same_output_is_refused(tmp_path, stand_ins):
         study.main(words(output, "pretrain=[optim.epochs=3]", "transfer=[]"))
 
 
+def test_a_variant_may_be_added_to_a_study_but_not_changed(tmp_path):
+    output = _made(tmp_path / "out")
+    kept = dict(name="tiny", data="somewhere", output=str(output))
+    study._keep_config(StudyConfig(**kept, variants={"a": ["none"]}), output)
+    study._keep_config(StudyConfig(**kept, variants={"a": ["none"], "b": ["none", "epochs=2"]}), output)
+    with pytest.raises(UserError, match=r"another 'variants\.b'"):
+        study._keep_config(StudyConfig(**kept, variants={"b": ["none", "epochs=3"]}), output)
+
+
 def _made(path):
     path.mkdir()
     return path
@@ -222,6 +239,9 @@ def _made(path):
         (["methods=[random]", "reference=random"], "at least one must be pre-trained"),
         (["reference=best"], "'best' is not among the methods"),
         (["tasks=[rythm]", "methods=[adversarial]"], "does not exist; there are"),
+        (["variants={a: [nothing]}", "methods=[a]", "reference=a"], "nothing.yaml does not exist; there are"),
+        (["variants={a: []}"], "variants.a is empty"),
+        (["judge=train"], "judge=train is unknown; use test or validation"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, more, said):
@@ -240,3 +260,10 @@ def test_commands_are_those_that_one_types(tmp_path):
     assert pretrain.endswith(
         "none.yaml data.path=out/rotation-1/data run=out/rotation-1/runs/none-seed4 seed=4 epochs=3"
     )
+
+
+def test_a_variant_adds_its_words_to_a_methods_config_and_has_the_last_one():
+    config = study_of("out", pretrain=["epochs=3"], variants={"long": ["none", "epochs=9"]})
+    command = study.shown(study.pretrain_command(config, "long", 0, Path("out/rotation-1")))
+    assert "none.yaml " in command
+    assert command.endswith("run=out/rotation-1/runs/long-seed0 seed=0 method=long epochs=3 epochs=9")
