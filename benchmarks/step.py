@@ -18,7 +18,8 @@ from sharding.config import command, load
 from trainer import dist
 from trainer.config import PlayerConfig, PretrainConfig
 from trainer.engines import make_engine
-from trainer.game import Game, GameConfig, Pair, Recogniser, contrast
+from trainer.game import Game, Pair, Recogniser, contrast
+from trainer.masking import GameConfig
 from trainer.models import build_encoder
 from trainer.models.masker import UNet
 from trainer.models.projector import Projector
@@ -68,9 +69,8 @@ def build(cfg: StepConfig, world: dist.World, adversarial: bool) -> Game:
     game = GameConfig(enabled=adversarial)
     masker = None
     if adversarial:
-        stride = max(1, round(game.resolution_s * cfg.rate))
-        masker = make_engine(UNet(12, game.masks, stride), PlayerConfig(lr=1e-4), run, world.device)
-    return Game(encoder, masker, game, 0.1)
+        masker = make_engine(UNet(12, game.masks, game.hop(cfg.rate)), PlayerConfig(lr=1e-4), run, world.device)
+    return Game(encoder, masker, game, 0.1, game.hop(cfg.rate))
 
 
 def make_pair(cfg: StepConfig, device: torch.device) -> Pair:
@@ -81,10 +81,10 @@ def make_pair(cfg: StepConfig, device: torch.device) -> Pair:
 def count_flops(game: Game, pair: Pair) -> int:
     """Forward and backward of one step's networks, on the modules behind the engines."""
     with FlopCounterMode(display=False) as counter:
-        hidden = None
+        seconds = [pair.v]
         if game.masker is not None:
-            _, hidden = game.hide(game.masker.module, pair)
-        loss, _ = contrast(game.encoder.module, pair, hidden, game.temperature)
+            seconds = game.covered(pair.v, game.hide(game.masker.module, pair)[1])
+        loss, _ = contrast(game.encoder.module, pair.x, seconds, game.temperature)
         loss.backward()
     for engine in (game.encoder, game.masker):
         if engine is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sharding.config import UserError, check_ranges
-from trainer.game import GameConfig
+from trainer.masking import GameConfig
 from trainer.metrics import MODES, WandbConfig
 
 
@@ -127,7 +127,7 @@ RANGES = {
     "log.figure_every": ">= 0",
     "checkpoint.every": ">= 0",
     "checkpoint.keep": ">= 1",
-}  # the dials of the game have their ranges in `trainer/game.py`
+}  # the dials of the game have their ranges in `trainer/masking.py`
 
 
 @dataclass

@@ -73,6 +73,15 @@ def ecg_with_masks(
     _save(figure, path)
 
 
+def bands(masks: Array, samples: int) -> Array:
+    """Masks [N, R, T] or [N, 1, bins, frames] for `ecg_with_masks`; of a spectrum the mean over its bins."""
+    if masks.ndim == 4:
+        masks = masks.mean(2)
+    if masks.shape[-1] != samples:
+        masks = masks[..., np.arange(samples) * masks.shape[-1] // samples]
+    return masks[:, 0] if masks.shape[1] == 1 else masks
+
+
 def _bands(masks: Any, shape: tuple[int, int]) -> Array:
     """Masks as [N, leads, T] in 0..1."""
     if masks is None:
@@ -195,7 +204,9 @@ _PANELS = (
     ("contrastive loss", ("loss",), ("heldout/loss",), "linear"),
     ("share of pairs found", ("accuracy",), ("heldout/accuracy",), "from 0"),
     ("masker: penalty", ("penalty",), (), "linear"),
-    ("coverage", ("coverage",), (), "from 0"),
+    ("share hidden", ("coverage", "hidden", "mask_sameness", "extreme_coverage"), (), "from 0"),
+    ("held-out loss by mask", (), ("heldout/masked_loss", "heldout/others_masks_loss"), "linear"),
+    ("embeddings", ("alignment", "uniformity"), (), "linear"),
     ("learning rate", ("lr/",), (), "linear"),
     ("gradient norm", ("grad_norm/",), (), "log"),
     ("samples/s", ("samples_per_s",), (), "from 0"),

@@ -17,78 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sharding.config import UserError, check_ranges
-from trainer.losses import nt_xent, paper_penalty
-from trainer.views.masks import BlockMask
-from trainer.views.random import Key, integers, uniform
+from trainer.health import embedding_figures, mask_figures
+from trainer.losses import nt_xent
+from trainer.masking import GameConfig, binarise, choose, cost, cover, soft_masks, spare
+from trainer.views.random import Key
 
 MASK_VIEW = 2
-LEAST_SPREAD = 1e-3
-
-
-@dataclass
-class GameConfig:
-    """The dials of the game.
-
-    `enabled`: false plays without a masker (the rivals). `masks`: N, the masks drawn per ECG. `use`: `one` of the N,
-    drawn per ECG, or `all` N (N terms in the loss, as in ADIOS). `coverage`: share of time that is hidden. `share`:
-    share of the ECGs, drawn anew each epoch, that the masker hides; the others get a random block of the same coverage.
-    `threshold`: `coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`). `slope`:
-    steepness k of the soft binarisation, per standard deviation of the mask over time (with `half` per unit of the
-    mask, as published). `resolution_s`: seconds per cell of the mask. `strength`: factor on the adversary's gradient.
-    `penalty`: `none`, or `paper`: alpha / sin(pi ratio c). `schedule`: `simultaneous`, or `alternating` (the masker
-    sees the encoder after its update). `masker_interval`: the masker trains every k-th step.
-    """
-
-    enabled: bool = True
-    masks: int = 1
-    use: str = "one"
-    coverage: float = 0.5
-    share: float = 1.0
-    threshold: str = "coverage"
-    slope: float = 20.0
-    resolution_s: float = 0.4
-    strength: float = 1.0
-    penalty: str = "none"
-    alpha: float = 0.1
-    ratio: float = 1.0
-    schedule: str = "simultaneous"
-    masker_interval: int = 1
-
-    def check(self) -> None:
-        """Raises `UserError` for a value out of range or a combination that cannot work."""
-        for key, known in _CHOICES.items():
-            if getattr(self, key) not in known:
-                raise UserError(f"game.{key}={getattr(self, key)} is unknown; use {' or '.join(known)}")
-        check_ranges(self, _RANGES, "game.")
-        if self.penalty == "paper" and self.ratio > 1:
-            raise UserError(
-                f"game.ratio={self.ratio}: the paper's penalty has a pole inside (0, 1) beyond 1; use 1 or less"
-            )
-        if self.penalty == "paper" and self.masks > 2:
-            raise UserError(
-                f"game.penalty=paper cannot hold {self.masks} masks that share the time axis near a half each; "
-                "use game.masks of 1 or 2, or game.penalty=none"
-            )
-
-
-_CHOICES = {
-    "use": ("one", "all"),
-    "threshold": ("coverage", "half"),
-    "penalty": ("none", "paper"),
-    "schedule": ("simultaneous", "alternating"),
-}
-_RANGES = {
-    "masks": ">= 1",
-    "coverage": "> 0 and < 1",
-    "share": "> 0 and <= 1",
-    "slope": "> 0",
-    "resolution_s": "> 0",
-    "strength": ">= 0",
-    "alpha": ">= 0",
-    "ratio": "> 0",
-    "masker_interval": ">= 1",
-}
 
 
 @dataclass(frozen=True)
@@ -111,71 +45,12 @@ class Recogniser(nn.Module):
         return self.projector(self.backbone(x))
 
 
-# ---- pure parts -----------------------------------------------------------------------------------------------------
-
-
-def soft_masks(logits: Tensor) -> Tensor:
-    """Logits [B, N, T] -> masks in (0, 1), fp32 or wider: softmax over N, or sigmoid for N = 1."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
-
-
-def choose(masks: Tensor, key: Key, use: str) -> Tensor:
-    """[B, N, T] -> [n, B, 1, T]: one keyed draw of the N per ECG (n = 1), or all N."""
-    if use == "all":
-        return masks.transpose(0, 1)[:, :, None]
-    drawn = integers(key, "mask", (), masks.shape[1])
-    return masks[torch.arange(len(masks), device=masks.device), drawn][None, :, None]
-
-
-def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
-    """sigmoid(k (mask - threshold)) over [..., T].
-
-    `half`: the threshold is 0.5, as published. `coverage`: it is each mask's (1 - coverage) quantile, and k counts in
-    standard deviations of the mask over time, both detached: whatever the masker's scale, about `coverage` of the time
-    is hidden, and hidden rather than dimmed.
-    """
-    if cfg.threshold == "half":
-        return torch.sigmoid(cfg.slope * (masks - 0.5))
-    fixed = masks.detach()
-    spread = fixed.std(-1, keepdim=True).clamp_min(LEAST_SPREAD)
-    return torch.sigmoid(cfg.slope * (masks - quantile(fixed, 1 - cfg.coverage)) / spread)
-
-
-def spare(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
-    """[n, B, 1, T] -> the same, with a random block in place of the mask for `1 - share` of the ECGs, drawn by key."""
-    if cfg.share == 1:
-        return hidden
-    played = uniform(key, "share") < cfg.share
-    block = BlockMask(op="share.block", coverage=cfg.coverage).hidden(key, 1, hidden.shape[-1])
-    return torch.where(played[None, :, None, None], hidden, block[None].to(hidden.dtype))
-
-
-def quantile(masks: Tensor, share: float) -> Tensor:
-    """The value that `share` of the last axis lies at or under, halfway to the next: [..., T] -> [..., 1]."""
-    length = masks.shape[-1]
-    k = min(max(round(share * length), 1), length - 1)
-    low = masks.kthvalue(k, -1, keepdim=True).values
-    high = masks.kthvalue(k + 1, -1, keepdim=True).values
-    return (low + high) / 2
-
-
-def contrast(recognise: Callable[[Tensor], Tensor], pair: Pair, hidden: Tensor | None, temperature: float) -> Any:
-    """One encoder pass over view 1 and every masked view 2 -> (NT-Xent, accuracy), the mean over the masks.
-
-    `hidden`: [n, B, 1, T], 1 = hidden; None leaves view 2 as it is.
-    """
-    seconds = [pair.v] if hidden is None else [pair.v * (1 - h) for h in hidden.to(pair.v.dtype)]
-    z1, *others = recognise(torch.cat([pair.x, *seconds])).chunk(1 + len(seconds))
+def contrast(recognise: Callable[[Tensor], Tensor], x: Tensor, seconds: Sequence[Tensor], temperature: float) -> Any:
+    """One encoder pass over view 1 [B, leads, T] and every second view -> (NT-Xent, its figures), means over these."""
+    z1, *others = recognise(torch.cat([x, *seconds])).chunk(1 + len(seconds))
     losses, accuracies = zip(*(nt_xent(z1, z2, temperature) for z2 in others))
-    return torch.stack(losses).mean(), torch.stack(accuracies).mean()
-
-
-def penalty(masks: Tensor, cfg: GameConfig) -> Tensor:
-    """The masker's penalty on its raw masks [B, N, T]; zero without one."""
-    if cfg.penalty == "paper":
-        return paper_penalty(masks, cfg.alpha, cfg.ratio)
-    return masks.new_zeros(())
+    figures = {"accuracy": torch.stack(accuracies).mean(), **embedding_figures(z1.detach(), others[0].detach())}
+    return torch.stack(losses).mean(), figures
 
 
 # ---- under engines --------------------------------------------------------------------------------------------------
@@ -186,16 +61,23 @@ class NonFiniteError(RuntimeError):
 
 
 class Game:
-    """Plays one optimiser step from `len(pairs)` contrast batches on the two engines (`masker` None: no adversary)."""
+    """Plays one optimiser step from `len(pairs)` contrast batches on the two engines (`masker` None: no adversary).
 
-    def __init__(self, encoder: Any, masker: Any | None, cfg: GameConfig, temperature: float) -> None:
-        self.encoder, self.masker, self.cfg, self.temperature = encoder, masker, cfg, temperature
+    `hop`: samples per cell of a mask. `total`: steps of the run, which the dials' schedules are shares of.
+    """
+
+    def __init__(
+        self, encoder: Any, masker: Any | None, cfg: GameConfig, temperature: float, hop: int = 1, total: int = 1
+    ) -> None:
+        self.encoder, self.masker, self.temperature = encoder, masker, temperature
+        self.dials, self._cfg, self._hop, self._total = cfg.at(1.0), cfg, hop, total
 
     def step(self, pairs: Sequence[Pair], step: int, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
         """Both players' updates. Returns this rank's figures (means over the pairs, on the device) and whether any
         rank was asked to stop. Raises `NonFiniteError` on all ranks before the player concerned is updated."""
-        trains = self.masker is not None and step % self.cfg.masker_interval == 0
-        if trains and self.cfg.schedule == "alternating":
+        self.dials = self._cfg.at(step / self._total)
+        trains = self.masker is not None and step % self.dials.masker_interval == 0 and self.dials.share > 0
+        if trains and self.dials.schedule == "alternating":
             figures, stop = self._encoder_phase(pairs, False, stop)
             self._masker_phase(pairs)
             return figures, stop
@@ -216,23 +98,23 @@ class Game:
 
     def _play(self, pair: Pair, both: bool, accumulation: int) -> tuple[dict[str, Tensor], Tensor]:
         if self.masker is None:
-            loss, accuracy = contrast(self.encoder, pair, None, self.temperature)
+            loss, figures = contrast(self.encoder, pair.x, [pair.v], self.temperature)
             self.encoder.backward(loss)
-            return {"loss": loss.detach(), "accuracy": accuracy}, loss.detach().isfinite()
+            return {"loss": loss.detach(), **figures}, loss.detach().isfinite()
         with contextlib.nullcontext() if both else torch.no_grad():
             masks, chosen = self.hide(self.masker, pair)
         hidden = chosen.detach().requires_grad_(both)
-        loss, accuracy = contrast(self.encoder, pair, hidden, self.temperature)
+        loss, figures = contrast(self.encoder, pair.x, self.covered(pair.v, hidden), self.temperature)
         self.encoder.backward(loss)
-        cost = penalty(masks, self.cfg)
-        finite = loss.detach().isfinite() & cost.detach().isfinite()
+        price = cost(masks, self.dials)
+        finite = loss.detach().isfinite() & price.detach().isfinite()
         if both:
             assert hidden.grad is not None
             finite = finite & hidden.grad.isfinite().all()
-            adversary = -self.cfg.strength * accumulation * hidden.grad
-            self.masker.backward((chosen * adversary).sum() + cost)
-        figures = {"loss": loss.detach(), "accuracy": accuracy, "penalty": cost.detach()}
-        return figures | health(masks.detach(), hidden.detach()), finite
+            adversary = -self.dials.strength * accumulation * hidden.grad
+            self.masker.backward((chosen * adversary).sum() + price)
+        figures = {"loss": loss.detach(), "penalty": price.detach(), **figures}
+        return figures | mask_figures(masks.detach(), hidden.detach()), finite
 
     def _masker_phase(self, pairs: Sequence[Pair]) -> None:
         """The second half of the alternating schedule: the updated encoder, frozen, called past its engine."""
@@ -240,32 +122,52 @@ class Game:
             masks, chosen = self.hide(self.masker, pair)
             chosen.retain_grad()
             with _frozen(self.encoder.module), _autocast(self.encoder):
-                loss, _ = contrast(self.encoder.module, pair, chosen, self.temperature)
-            cost = penalty(masks, self.cfg)
-            self.masker.backward(-self.cfg.strength * loss + cost)
+                loss, _ = contrast(self.encoder.module, pair.x, self.covered(pair.v, chosen), self.temperature)
+            price = cost(masks, self.dials)
+            self.masker.backward(-self.dials.strength * loss + price)
             assert chosen.grad is not None
-            finite = loss.detach().isfinite() & cost.detach().isfinite() & chosen.grad.isfinite().all()
+            finite = loss.detach().isfinite() & price.detach().isfinite() & chosen.grad.isfinite().all()
             self._finite = finite if n == 0 else self._finite & finite
             if n == len(pairs) - 1:
                 self._agree(self._finite, False, "the masker was not changed by it, the encoder is one step further")
             self.masker.step()
 
+    def masks_of(self, masker: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        """The raw masks [B, N, R, *S] of signals [B, leads, T]."""
+        return soft_masks(masker(v), self.dials, self._hop)
+
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
-        """(raw masks [B, N, T], soft-binarised chosen ones [n, B, 1, T]) for a pair."""
-        masks, key = soft_masks(masker(pair.v)), pair.key.with_view(MASK_VIEW)
-        return masks, spare(binarise(choose(masks, key, self.cfg.use), self.cfg), key, self.cfg)
+        """(raw masks [B, N, R, *S], soft-binarised chosen ones [n, B, R, *S]) for a pair."""
+        masks, key = self.masks_of(masker, pair.v), pair.key.with_view(MASK_VIEW)
+        return masks, spare(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
+
+    def covered(self, v: Tensor, hidden: Tensor) -> list[Tensor]:
+        """The second views: v under each of the n masks [n, B, R, *S]."""
+        return [cover(v, h, self.dials, self._hop) for h in hidden]
 
     @torch.no_grad()
-    def evaluate(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """(NT-Xent, accuracy) of a pair without an update, over all ranks."""
+    def evaluate(self, pair: Pair) -> dict[str, Tensor]:
+        """NT-Xent `loss` and `accuracy` of a pair without an update, over all ranks.
+
+        With a masker also `masked_loss`, without the random blocks of `share`, and `others_masks_loss`, where each ECG
+        gets the mask of another: the control that tells what the masker has learned about an ECG.
+        """
         modules = [e.module for e in (self.encoder, self.masker) if e is not None]
         try:
             for module in modules:
                 module.eval()
-            hidden = None
+            seconds = [pair.v]
             if self.masker is not None:
-                _, hidden = self.hide(self.masker, pair)
-            return contrast(self.encoder, pair, hidden, self.temperature)
+                masks, hidden = self.hide(self.masker, pair)
+                seconds = self.covered(pair.v, hidden)
+            loss, figures = contrast(self.encoder, pair.x, seconds, self.temperature)
+            result = {"loss": loss, "accuracy": figures["accuracy"]}
+            if self.masker is not None:
+                own = binarise(choose(masks, pair.key.with_view(MASK_VIEW), self.dials.use), self.dials)
+                for name, other in (("masked_loss", own), ("others_masks_loss", own.roll(1, 1))):
+                    seconds = self.covered(pair.v, other)
+                    result[name] = contrast(self.encoder, pair.x, seconds, self.temperature)[0]
+            return result
         finally:
             for module in modules:
                 module.train()
@@ -278,19 +180,6 @@ class Game:
         if broken:
             raise NonFiniteError(f"the loss or the gradient at the mask is not finite on at least one rank; {kept}")
         return bool(stop_any)
-
-
-@torch.no_grad()
-def health(masks: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-    """Coverage (time mean of the binarised mask), share of time that is hidden (beyond 0.9, not only dimmed), share of
-    ECGs with under 5 or over 95 % coverage, entropy of the raw masks."""
-    coverage = hidden.mean((-1, -2))
-    p = masks.clamp(1e-6, 1 - 1e-6)
-    entropy = -(p * p.log()).sum(1) if masks.shape[1] > 1 else -(p * p.log() + (1 - p) * (1 - p).log()).sum(1)
-    extreme = ((coverage < 0.05) | (coverage > 0.95)).float()
-    full = (hidden > 0.9).float().mean()
-    found = {"coverage": coverage.mean(), "hidden": full, "extreme_coverage": extreme.mean()}
-    return {**found, "mask_entropy": entropy.mean()}
 
 
 @contextlib.contextmanager

@@ -18,7 +18,9 @@ from trainer.data.order import Order
 from trainer.data.shards import Shards
 from trainer.data.stream import Batch, Stream, bottleneck, millivolts
 from trainer.engines import gradient_norm, set_learning_rate
-from trainer.game import Game, NonFiniteError, Pair, binarise, soft_masks
+from trainer.game import Game, NonFiniteError, Pair
+from trainer.health import alarms
+from trainer.masking import binarise
 from trainer.metrics import Metrics, Throughput
 from trainer.models.encoder import Scaling
 from trainer.resilience import Stop
@@ -101,8 +103,8 @@ def heldout_loss(run: Run) -> dict[str, Tensor]:
     indices = np.arange(world.rank * share, (world.rank + 1) * share)
     signals = torch.from_numpy(run.heldout.gather(indices, _empty(run.heldout, share))).to(world.device)
     rows = torch.from_numpy(indices + run.heldout.rows.start).to(world.device)
-    loss, accuracy = run.game.evaluate(make_pair(run, signals, Key(run.cfg.seed, 0, rows)))
-    return {"heldout/loss": loss, "heldout/accuracy": accuracy}
+    figures = run.game.evaluate(make_pair(run, signals, Key(run.cfg.seed, 0, rows)))
+    return {f"heldout/{name}": value for name, value in figures.items()}
 
 
 def _empty(shards: Shards, n: int) -> np.ndarray:
@@ -142,7 +144,11 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
             speed |= {"data_wait": worst["data_wait"], "queue_depth": -worst["queue_depth"]}
             speed["data_mb_per_s"] = speed["samples_per_s"] * run.train.manifest.geometry.array_bytes / 1e6
             run.metrics.note(bottleneck(worst["data_wait"], -worst["queue_depth"], cfg.data.threads, cfg.data.ahead))
-        run.metrics.log(step, {**dist.mean_over_ranks(values), **rates, **norms, **speed})
+        means = dist.mean_over_ranks(values)
+        said = alarms(means, cfg.contrast, step / run.total)
+        for alarm in said:
+            run.metrics.note(alarm)
+        run.metrics.log(step, {**means, **rates, **norms, **speed, "alarms": len(said)})
         due = cfg.log.figure_every and (step % cfg.log.figure_every < cfg.log.every or step == run.total)
         if due and "masker" in run.engines:
             _draw_masks(run, step)
@@ -160,7 +166,8 @@ def _draw_masks(run: Run, step: int) -> None:
         examples["recording"] = run.train.read_mv(np.array([0]))[0]
     for name, example in examples.items():
         signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]
-        masks = binarise(soft_masks(run.engines["masker"](run.scaling(signal))), run.cfg.game)[0].cpu().numpy()
+        raw = run.game.masks_of(run.engines["masker"], run.scaling(signal))
+        masks = figures.bands(binarise(raw, run.game.dials)[0].cpu().numpy(), manifest.samples)
         if run.world.is_main:
             path = run.folder / "figures" / f"{name}-{step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ class Metrics:
         self._total = int(run_info.get("steps") or 0)
         self._origin = (start_step, time.perf_counter())
         self._last: int | None = None
-        self._noted = False
+        self._noted: set[str] = set()
         if not enabled:
             return
         path = Path(run_dir) / METRICS
@@ -99,9 +99,9 @@ class Metrics:
         self._mirror.log(step, numbers)
 
     def note(self, text: str | None) -> None:
-        """Prints a line on the terminal, unless it is None or another note came before it."""
-        if self._enabled and text and not self._noted:
-            self._noted = True
+        """Prints a line on the terminal, unless it is None or one that began alike (up to its colon) came before it."""
+        if self._enabled and text and (subject := text.partition(":")[0]) not in self._noted:
+            self._noted.add(subject)
             print(f"# {text}", flush=True)
 
     def figure(self, step: int, name: str, path: str | Path, recording: bool = False) -> None:

@@ -3,8 +3,8 @@
     deepspeed trainer/pretrain.py CONFIG.yaml data.path=DIR run=DIR key=value ...
 
 The configs of the methods are in configs/pretrain/; the keys are described in trainer/config.py and, those of the game,
-in trainer/game.py. With `--dry-run` all keys are printed, and what would be done. The same command again goes on from
-the newest checkpoint of the run directory.
+in trainer/masking.py. With `--dry-run` all keys are printed, and what would be done. The same command again goes on
+from the newest checkpoint of the run directory.
 """
 
 from __future__ import annotations
@@ -86,15 +86,16 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, UNet |
         encoder = Recogniser(backbone, Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out))
     if not cfg.game.enabled:
         return encoder, None
-    stride = max(1, round(cfg.game.resolution_s * manifest.rate))
-    if stride >= manifest.samples:
+    hop = cfg.game.hop(manifest.rate)
+    if hop >= manifest.samples:
         seconds = manifest.samples / manifest.rate
         raise UserError(
             f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a window of {seconds:g} s: use less"
         )
-    shape = (len(manifest.leads), cfg.game.masks, stride, cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
+    leads = len(manifest.leads)
     with building("masker"):
-        return encoder, UNet(*shape)
+        shape = (cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
+        return encoder, UNet(leads, cfg.game.channels(leads, hop), hop, *shape)
 
 
 def describe(
@@ -139,7 +140,8 @@ def _run(
         _write_run(folder, cfg, info, "running")
         print(describe(cfg, train, order, encoder, masker, total), end="", flush=True)
         print(f"# run {folder}: step {start} to {total} on {world.size} x {world.device.type}", flush=True)
-    game = Game(engines["encoder"], engines.get("masker"), cfg.game, cfg.temperature)
+    hop = cfg.game.hop(train.manifest.rate)
+    game = Game(engines["encoder"], engines.get("masker"), cfg.game, cfg.temperature, hop, total)
     metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
     try:

@@ -16,8 +16,10 @@ from trainer import dist
 from trainer.checkpoint import whole_weights
 from trainer.config import BatchConfig, PlayerConfig, PretrainConfig
 from trainer.engines import _deepspeed_config
-from trainer.game import MASK_VIEW, Game, GameConfig, Pair, binarise, choose, penalty, soft_masks
+from trainer.game import MASK_VIEW, Game, Pair
 from trainer.losses import nt_xent
+from trainer.masking import GameConfig, binarise, choose, soft_masks
+from trainer.masking import cost as price
 from trainer.views import Key
 
 RATES = {"encoder": 0.5, "masker": 2.0}
@@ -55,12 +57,12 @@ def reference(cfg: GameConfig, accumulation: int, world: int) -> dict[str, nn.Mo
         def losses(pairs=pairs):
             total, cost = 0.0, 0.0
             for pair in pairs:
-                masks = soft_masks(both["masker"](pair.v))
+                masks = soft_masks(both["masker"](pair.v), cfg)
                 hidden = binarise(choose(masks, pair.key.with_view(MASK_VIEW), cfg.use), cfg)
                 seconds = [pair.v * (1 - h) for h in hidden]
                 z1 = both["encoder"](pair.x)
                 pair_loss = sum(nt_xent_alone(z1, both["encoder"](s)) for s in seconds) / len(seconds)
-                total, cost = total + pair_loss / len(pairs), cost + penalty(masks, cfg) / len(pairs)
+                total, cost = total + pair_loss / len(pairs), cost + price(masks, cfg) / len(pairs)
             return total, cost
 
         loss, cost = losses()

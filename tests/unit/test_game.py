@@ -3,20 +3,9 @@ import torch
 from torch import nn
 
 from sharding.config import UserError
-from trainer.game import (
-    MASK_VIEW,
-    Game,
-    GameConfig,
-    Pair,
-    binarise,
-    choose,
-    contrast,
-    penalty,
-    quantile,
-    soft_masks,
-    spare,
-)
+from trainer.game import MASK_VIEW, Game, Pair, contrast
 from trainer.losses import nt_xent
+from trainer.masking import GameConfig, binarise, choose, cost, cover, quantile, soft_masks, spare
 from trainer.models.masker import UNet
 from trainer.views import Key
 
@@ -53,6 +42,7 @@ class Accumulating(PlainEngine):
             self.optimizer.step()
 
 
+HOP = 8
 ALTERNATING = GameConfig(schedule="alternating")
 
 
@@ -72,36 +62,81 @@ def gradients(module: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in module.parameters()])
 
 
+def settings(**more):
+    return GameConfig(slope=7, strength=1.7, **more)
+
+
+def reference_hidden(logits: torch.Tensor, cfg: GameConfig, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw masks [B, N, R, cells] and hidden ones [n, B, R, *S], written out once more."""
+    batch, length = len(logits), logits.shape[-1]
+    if cfg.family == "spectral":
+        at = [min(frame * HOP, length - 1) for frame in range(length // HOP + 1)]
+        raw = logits[:, :, at].reshape(batch, cfg.masks, 1, -1)
+    else:
+        raw = logits.reshape(batch, cfg.masks, -1, length)
+    raw = raw.sigmoid() if cfg.masks == 1 else raw.softmax(1)
+    drawn = choose(raw, pair.key.with_view(MASK_VIEW), cfg.use)
+    line, unit = torch.full_like(drawn[..., :1], 0.5), 1.0
+    if cfg.threshold == "coverage":
+        fixed = drawn.detach()
+        line = fixed.quantile(0.5, -1, keepdim=True, interpolation="midpoint")
+        unit = (fixed - fixed.mean(-1, keepdim=True)).square().sum(-1, keepdim=True).div(raw.shape[-1] - 1).sqrt()
+    hidden = torch.sigmoid(7 * (drawn - line) / unit)
+    return raw, hidden.unflatten(-1, (HOP + 1, -1)) if cfg.family == "spectral" else hidden
+
+
+def reference_cover(v: torch.Tensor, hidden: torch.Tensor, cfg: GameConfig) -> torch.Tensor:
+    if cfg.family != "spectral":
+        return v * (1 - hidden)
+    window = torch.hann_window(2 * HOP, dtype=v.dtype)
+    made = []
+    for signals, mask in zip(v, hidden):
+        arguments = dict(n_fft=2 * HOP, hop_length=HOP, window=window)
+        spectrum = torch.stft(signals, **arguments, pad_mode="constant", return_complex=True)
+        made.append(torch.istft(spectrum * (1 - mask), **arguments, length=v.shape[-1]))
+    return torch.stack(made)
+
+
+def reference_cost(raw: torch.Tensor, cfg: GameConfig) -> torch.Tensor:
+    total = raw.sum() * 0
+    if cfg.penalty == "paper":
+        mean = raw.mean(-1).float().flatten(1)
+        total = total + 0.1 * sum((1 / torch.sin(torch.pi * mean[:, n])).mean() for n in range(mean.shape[1]))
+    both = torch.stack([raw[:, 0], 1 - raw[:, 0]], 1) if cfg.masks == 1 else raw
+    total = total + cfg.entropy * (both * both.log()).sum(1).neg().mean()
+    grid = raw.unflatten(-1, (HOP + 1, -1)) if cfg.family == "spectral" else raw
+    return total + cfg.smoothness * (grid[..., 1:] - grid[..., :-1]).abs().sum(-1).mean()
+
+
 @pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("family", ["time", "lead", "spectral"])
 @pytest.mark.parametrize("masks", [1, 2, 3])
 @pytest.mark.parametrize("use", ["one", "all"])
-@pytest.mark.parametrize(("threshold", "cost"), [("coverage", "none"), ("half", "none"), ("half", "paper")])
-def test_both_players_gradients_equal_plain_autograd(schedule, masks, use, threshold, cost):
-    if cost == "paper" and masks > 2:
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(), dict(threshold="half"), dict(threshold="half", penalty="paper"), dict(entropy=0.3),
+        dict(smoothness=0.2), dict(share=0.5),
+    ],
+)  # fmt: skip
+def test_both_players_gradients_equal_plain_autograd(schedule, family, masks, use, more):
+    if more.get("penalty") == "paper" and masks > 2:
         pytest.skip("refused by the config")
-    cfg = GameConfig(masks=masks, use=use, threshold=threshold, penalty=cost, slope=7, strength=1.7, schedule=schedule)
-    encoder, masker, pair = players(masks)
-    Game(PlainEngine(encoder), PlainEngine(masker), cfg, 0.3).step([pair], 0)
+    cfg = settings(masks=masks, use=use, family=family, schedule=schedule, **more)
+    encoder, masker, pair = players(cfg.channels(3, HOP))
+    Game(PlainEngine(encoder), PlainEngine(masker), cfg, 0.3, HOP).step([pair], 0)
     got = gradients(encoder), gradients(masker)
 
     encoder.zero_grad(), masker.zero_grad()
-    logits = masker(pair.v)
-    raw = logits.sigmoid() if masks == 1 else logits.softmax(1)
-    drawn = choose(raw, pair.key.with_view(MASK_VIEW), use)
-    line, unit = torch.full_like(drawn[..., :1], 0.5), 1.0
-    if threshold == "coverage":
-        line = drawn.detach().quantile(0.5, -1, keepdim=True, interpolation="midpoint")
-        unit = (drawn.detach() - drawn.detach().mean(-1, keepdim=True)).square().sum(-1, keepdim=True).div(39).sqrt()
-    hidden = torch.sigmoid(7 * (drawn - line) / unit)
-    loss = torch.stack([nt_xent(encoder(pair.x), encoder(pair.v * (1 - h)), 0.3)[0] for h in hidden]).mean()
-    extra = 0.0
-    if cost == "paper":
-        extra = 0.1 * sum((1 / torch.sin(torch.pi * raw[:, n].mean(-1).float())).mean() for n in range(masks))
+    raw, hidden = reference_hidden(masker(pair.v), cfg, pair)
+    hidden = spare(hidden, pair.key.with_view(MASK_VIEW), cfg)
+    seconds = [reference_cover(pair.v, h, cfg) for h in hidden]
+    loss = torch.stack([nt_xent(encoder(pair.x), encoder(second), 0.3)[0] for second in seconds]).mean()
     encoder_gradient = torch.autograd.grad(loss, list(encoder.parameters()), retain_graph=True)
-    masker_gradient = torch.autograd.grad(-1.7 * loss + extra, list(masker.parameters()))
+    masker_gradient = torch.autograd.grad(-1.7 * loss + reference_cost(raw, cfg), list(masker.parameters()))
     for ours, reference in zip(got, (encoder_gradient, masker_gradient)):
         flat = torch.cat([g.flatten() for g in reference])
-        assert (ours - flat).norm() / flat.norm() < 1e-5
+        assert (ours - flat).norm() / flat.norm() < (1e-5 if "penalty" in more else 1e-10)
 
 
 def test_the_masker_raises_the_loss_and_the_encoder_lowers_it():
@@ -109,8 +144,8 @@ def test_the_masker_raises_the_loss_and_the_encoder_lowers_it():
     encoder, masker, pair = players(1)
 
     def loss() -> float:
-        hidden = binarise(choose(soft_masks(masker(pair.v)), pair.key, "one"), cfg)
-        return contrast(encoder, pair, hidden, 0.3)[0].item()
+        hidden = binarise(choose(soft_masks(masker(pair.v), cfg), pair.key, "one"), cfg)
+        return contrast(encoder, pair.x, [cover(pair.v, hidden[0], cfg)], 0.3)[0].item()
 
     start = loss()
     Game(PlainEngine(encoder, 0.0), PlainEngine(masker, 0.3), cfg, 0.3).step([pair], 0)
@@ -135,7 +170,7 @@ def test_the_masker_waits_for_its_interval():
 def test_the_coverage_is_what_the_config_says_for_a_decided_mask(coverage, masks):
     torch.manual_seed(1)
     cfg = GameConfig(masks=masks, coverage=coverage, slope=1e5)
-    raw = soft_masks(torch.randn(6, masks, 400))
+    raw = soft_masks(torch.randn(6, masks, 400), cfg)
     hidden = binarise(choose(raw, Key(0, 0, torch.arange(6)), "one"), cfg)
     assert hidden.shape == (1, 6, 1, 400)
     assert torch.allclose(hidden.mean(-1), torch.tensor(coverage), atol=5e-3)
@@ -149,14 +184,14 @@ def test_an_untrained_masker_hides_what_the_config_says_at_the_default_slope(cov
     masker, x = UNet(12, masks, stride=10), torch.randn(16, 12, 1000).cumsum(-1) / 10
     cfg = GameConfig(masks=masks, coverage=coverage)
     with torch.no_grad():
-        hidden = binarise(choose(soft_masks(scale * masker(x)), Key(0, 0, torch.arange(16)), "one"), cfg)
+        hidden = binarise(choose(soft_masks(scale * masker(x), cfg), Key(0, 0, torch.arange(16)), "one"), cfg)
     assert float(hidden.mean()) == pytest.approx(coverage, abs=0.1)
     assert float((hidden > 0.5).float().mean()) == pytest.approx(coverage, abs=0.02)
     assert float((hidden > 0.9).float().mean()) > 0.2 * coverage
 
 
 def test_one_of_n_is_drawn_per_ecg_and_all_are_drawn():
-    masks = torch.arange(3.0)[None, :, None].expand(300, 3, 2)
+    masks = torch.arange(3.0)[None, :, None, None].expand(300, 3, 1, 2)
     drawn = choose(masks, Key(0, 0, torch.arange(300)), "one")[0, :, 0, 0]
     assert [int((drawn == n).sum()) for n in range(3)] == pytest.approx([100] * 3, abs=30)
     assert choose(masks, Key(0, 0, torch.arange(300)), "all").shape == (3, 300, 1, 2)
@@ -247,7 +282,7 @@ def test_a_masker_gradient_that_is_not_finite_does_not_reach_the_masker():
         dict(masks=0), dict(coverage=0.0), dict(slope=-1.0), dict(use="some"), dict(penalty="paper", ratio=1.2),
         dict(penalty="paper", masks=3), dict(schedule="other"), dict(masker_interval=0), dict(slope=float("nan")),
         dict(strength=float("nan")), dict(strength=-1.0), dict(resolution_s=0.0), dict(alpha=float("inf")),
-        dict(ratio=0.0),
+        dict(ratio=0.0), dict(family="frequency"), dict(share=0.0), dict(warmup=1.0), dict(entropy=-1.0),
     ],
 )  # fmt: skip
 def test_dials_that_cannot_work_are_refused(wrong):
@@ -255,5 +290,51 @@ def test_dials_that_cannot_work_are_refused(wrong):
         GameConfig(**wrong).check()
 
 
-def test_no_penalty_costs_nothing():
-    assert penalty(torch.rand(2, 2, 5), GameConfig()) == 0
+def test_no_cost_costs_nothing():
+    assert cost(torch.rand(2, 2, 1, 5), GameConfig()) == 0
+
+
+def test_a_spectrum_is_inverted_exactly_and_a_hidden_band_is_gone():
+    cfg, rate, hop = GameConfig(family="spectral"), 100.0, 40
+    time = torch.arange(1000, dtype=torch.float64) / rate
+    v = torch.stack([torch.sin(2 * torch.pi * 5 * time), torch.sin(2 * torch.pi * 20 * time)])[None]
+    hidden = torch.zeros(1, 1, hop + 1, 1000 // hop + 1, dtype=torch.float64)
+    assert torch.equal(cover(v, hidden, cfg, hop), v)
+    assert cover(v, hidden + 1, cfg, hop).abs().max() < 1e-12
+    hidden[:, :, 12:] = 1  # bins of 1.25 Hz: from 15 Hz on
+    left = cover(v, hidden, cfg, hop)[0, :, 100:-100]
+    assert (left[0] - v[0, 0, 100:-100]).abs().max() < 0.02
+    assert left[1].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("family", ["time", "lead", "spectral"])
+def test_every_family_hides_what_the_config_says(family):
+    torch.manual_seed(3)
+    cfg = GameConfig(family=family, coverage=0.3, slope=200)
+    masker, x = UNet(12, cfg.channels(12, 40), stride=40), torch.randn(8, 12, 1000)
+    with torch.no_grad():
+        game = Game(None, masker, cfg, 0.1, 40)
+        _, hidden = game.hide(masker, Pair(x, x, Key(0, 0, torch.arange(8))))
+    assert hidden.shape == {"time": (1, 8, 1, 1000), "lead": (1, 8, 12, 1000), "spectral": (1, 8, 1, 41, 26)}[family]
+    assert torch.allclose(hidden.flatten(3).mean(-1), torch.tensor(0.3), atol=0.03)
+    assert all(second.shape == x.shape for second in game.covered(x, hidden))
+
+
+def test_dials_follow_their_schedules():
+    cfg = GameConfig(warmup=0.2, strength=2.0, strength_rise=0.4, slope=20, slope_start=5, slope_rise=0.5, share=0.7)
+    assert [cfg.at(p).share for p in (0.0, 0.19, 0.2, 1.0)] == [0.0, 0.0, 0.7, 0.7]
+    assert [cfg.at(p).strength for p in (0.1, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.0, 0.0, 1.0, 2.0, 2.0])
+    assert [cfg.at(p).slope for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([5.0, 10.0, 20.0, 20.0])
+    assert GameConfig().at(0.0) == GameConfig()
+
+
+def test_before_its_warm_up_ends_the_masker_rests_and_blocks_are_hidden():
+    encoder, masker, pair = players(1)
+    game = Game(PlainEngine(encoder), PlainEngine(masker), GameConfig(warmup=0.5), 0.3, 1, total=4)
+    seen: list[torch.Tensor] = []
+    game.covered = lambda v, hidden: seen.append(hidden) or Game.covered(game, v, hidden)
+    game.step([pair], 1)
+    assert all(p.grad is None for p in masker.parameters())
+    assert set(seen[0].unique().tolist()) == {0.0, 1.0}
+    game.step([pair], 2)
+    assert all(p.grad is not None for p in masker.parameters())

@@ -9,6 +9,8 @@ from sharding.config import load
 from trainer import loop
 from trainer.config import PretrainConfig
 from trainer.data.shards import Shards
+from trainer.game import Game
+from trainer.masking import GameConfig
 from trainer.models.encoder import Scaling
 from trainer.models.masker import UNet
 
@@ -18,13 +20,15 @@ def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upl
     """A synthetic ECG by default; with `wandb.upload_ecgs` the first training ECG too, marked as a recording."""
     train, drawn, sent = Shards(make_shards(tmp_path / "s", {"train": ["SR", "AFIB"]}), "train"), [], []
     monkeypatch.setattr("trainer.figures.ecg_with_masks", lambda ecg, masks, *more: drawn.append((ecg, masks)))
+    masker = UNet(12, 1, 8, width=8)
     run = types.SimpleNamespace(
         cfg=load(PretrainConfig, None, [f"wandb.upload_ecgs={upload}"]),
         world=types.SimpleNamespace(device=torch.device("cpu"), is_main=True),
         folder=tmp_path,
         train=train,
         scaling=Scaling([0.0] * 12, [0.5] * 12),
-        engines={"masker": UNet(12, 1, 8, width=8)},
+        engines={"masker": masker},
+        game=Game(None, masker, GameConfig(), 0.1, 8),
         metrics=types.SimpleNamespace(figure=lambda step, name, path, recording: sent.append((name, recording))),
     )
     loop._draw_masks(run, 7)

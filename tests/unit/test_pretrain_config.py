@@ -6,7 +6,7 @@ import pytest
 from handmade import make_shards
 
 from sharding.config import _keys, command
-from trainer import config, game, pretrain
+from trainer import config, masking, pretrain
 
 SMALL = ["batch.global=16", "encoder.args.width=8", "projector.hidden=16", "masker.width=8", "wandb.mode=disabled"]
 MISTAKES = [
@@ -93,7 +93,7 @@ def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):
 
 def test_every_number_of_the_config_has_a_range():
     numbers = {key for key, kind in _keys(config.PretrainConfig) if kind in (int, float)}
-    dials = {f"game.{key}" for key in game._RANGES}
+    dials = {f"game.{key}" for key in masking._RANGES}
     assert numbers == set(config.RANGES) | dials | {"zero"}
 
 

@@ -339,10 +339,10 @@ def test_the_depth_of_the_queue_is_a_mean_and_a_note_comes_once(tmp_path, capsys
     assert meter.take()["queue_depth"] == 1.25
     assert meter.take() == {}
     metrics = Metrics(tmp_path, WandbConfig(mode="disabled"), {})
-    for text in (None, "slow", "slower"):
+    for text in (None, "slow: 1", "slow: 2", "hot: 1"):
         metrics.note(text)
     metrics.close()
-    assert capsys.readouterr().out == "# slow\n"
+    assert capsys.readouterr().out == "# slow: 1\n# hot: 1\n"
 
 
 def test_the_depth_of_a_stream(dataset):

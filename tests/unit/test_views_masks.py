@@ -138,3 +138,16 @@ def test_gradient_flows_through_what_is_shown_only():
 def test_arguments_out_of_range_are_refused(args, message):
     with pytest.raises(UserError, match=message):
         build([{"name": "block_mask", **args}], LEADS)
+
+
+def test_lead_dropout_hides_whole_leads_with_its_probability_and_never_all_of_them():
+    hidden = mask({"name": "lead_dropout", "p": 0.3}, batch=2000, samples=20)
+    whole = hidden.all(-1)
+    assert torch.equal(hidden.any(-1), whole)
+    assert float(whole.float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert not mask({"name": "lead_dropout", "p": 0.0}).any()
+    few = mask({"name": "lead_dropout", "p": 0.95}, batch=500, samples=4).all(-1)
+    assert few.sum(1).max() == 11
+    assert torch.equal(mask({"name": "lead_dropout", "p": 0.3}, batch=8, samples=20, start=5).all(-1), whole[5:13])
+    with pytest.raises(UserError, match="lead_dropout"):
+        build([{"name": "lead_dropout", "p": 1.0}], LEADS)

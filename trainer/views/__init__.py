@@ -14,12 +14,18 @@ from torch import Tensor
 
 from sharding.config import UserError
 from trainer.views.base import View
-from trainer.views.masks import BlockMask, TimeMask
+from trainer.views.masks import BlockMask, LeadDropout, TimeMask
 from trainer.views.noise import Gaussian
 from trainer.views.random import Key
 from trainer.views.vcg import VCG
 
-VIEWS: dict[str, type[View]] = {"gaussian": Gaussian, "vcg": VCG, "block_mask": BlockMask, "time_mask": TimeMask}
+VIEWS: dict[str, type[View]] = {
+    "gaussian": Gaussian,
+    "vcg": VCG,
+    "block_mask": BlockMask,
+    "time_mask": TimeMask,
+    "lead_dropout": LeadDropout,
+}
 
 __all__ = ["VIEWS", "Key", "View", "Views", "build"]
 

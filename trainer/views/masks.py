@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.views.base import View
-from trainer.views.random import Key, integers
+from trainer.views.random import Key, integers, uniform
 
 
 @dataclass(kw_only=True)
@@ -63,3 +63,20 @@ class TimeMask(BlockMask):
 
     wrap: ClassVar[bool] = True
     per_lead: bool = True
+
+
+@dataclass(kw_only=True)
+class LeadDropout(View):
+    """Hides each lead whole with probability `p`, but never all of them."""
+
+    stage: ClassVar[str] = "mask"
+    p: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(0 <= self.p < 1, f"p must be at least 0 and under 1, not {self.p:g}")
+
+    def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
+        drawn = uniform(key, f"{self.op}.lead", (x.shape[1],))
+        hidden = (drawn < self.p) & (drawn < drawn.amax(1, keepdim=True))
+        return x.masked_fill(hidden[..., None], 0)

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from test_game import PlainEngine, players
+from torch import nn
+
+from trainer.game import Game, Pair
+from trainer.health import alarms, embedding_figures, mask_figures
+from trainer.masking import GameConfig
+from trainer.views import Key
+
+
+def figures(
+    cfg: GameConfig, encoder: nn.Module, masker: nn.Module, x: torch.Tensor, steps: int = 1, rate: float = 0.0
+) -> dict:
+    """The last of some steps of a real game, beside what it does on the same ECGs held out."""
+    game = Game(PlainEngine(encoder), PlainEngine(masker, rate), cfg, 0.1)
+    for engine in (game.encoder, game.masker):
+        engine.step = lambda engine=engine: (engine.optimizer.step(), engine.optimizer.zero_grad())
+    pair = Pair(x, x, Key(0, 0, torch.arange(len(x))))
+    for step in range(steps):
+        values, _ = game.step([pair], step)
+    return {**values, **{f"heldout/{name}": value for name, value in game.evaluate(pair).items()}}
+
+
+def said(values: dict, contrast: int = 16, progress: float = 1.0) -> str:
+    return " ".join(alarms({name: float(value) for name, value in values.items()}, contrast, progress))
+
+
+def ecgs(n: int = 16) -> torch.Tensor:
+    return torch.randn(n, 3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_young_game_raises_no_alarm():
+    encoder, masker, _ = players(1)
+    assert said(figures(GameConfig(), encoder, masker, ecgs()), progress=0.0) == ""
+
+
+def test_an_encoder_that_gives_all_ecgs_one_embedding_has_collapsed():
+    encoder, masker, _ = players(1)
+    encoder[-1].weight.data.zero_()
+    assert "the encoder has collapsed" in said(figures(GameConfig(), encoder, masker, ecgs()))
+
+
+def test_an_encoder_that_sees_noise_in_the_second_view_cannot_learn():
+    encoder, masker, _ = players(1)
+    values = figures(GameConfig(coverage=0.97, slope=1e4), encoder, masker, ecgs())
+    assert "the encoder cannot learn" in said({**values, "uniformity": -2.0}, progress=0.5)
+    assert "cannot learn" not in said({**values, "uniformity": -2.0}, progress=0.1)
+
+
+def test_masks_that_are_the_same_everywhere_have_collapsed():
+    encoder, masker, _ = players(1)
+    masker[-1].weight.data.zero_()
+    assert "a mask is the same everywhere" in said(figures(GameConfig(), encoder, masker, ecgs()))
+
+
+class Half(nn.Module):
+    """Hides the first half of every ECG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        return (self.weight * torch.linspace(3, -3, x.shape[-1], dtype=x.dtype)).expand(len(x), 1, -1)
+
+
+def test_masks_that_are_the_same_for_all_ecgs_have_collapsed():
+    encoder, _, _ = players(1)
+    assert "all ECGs have the same one" in said(figures(GameConfig(), encoder, Half(), ecgs()))
+
+
+class AllOrNothing(Half):
+    def forward(self, x):
+        level = torch.where(torch.arange(len(x)) % 2 == 0, 9.0, -9.0).to(x)[:, None, None]
+        return self.weight * level + 0.5 * torch.randn(len(x), 1, x.shape[-1], dtype=x.dtype)
+
+
+def test_masks_that_hide_all_or_nothing_are_named():
+    encoder, _, _ = players(1)
+    assert "all or nothing: 100 %" in said(figures(GameConfig(threshold="half"), encoder, AllOrNothing(), ecgs()))
+
+
+def test_a_masker_that_helps_the_encoder_has_lost_and_one_that_plays_has_not():
+    for sign, lost in ((1.0, False), (-1.0, True)):
+        encoder, masker, _ = players(1)
+        values = figures(GameConfig(slope=2, strength=sign), encoder, masker, ecgs(), steps=60, rate=0.5)
+        assert ("the masker has lost" in said(values)) == lost
+        assert "the masker has lost" not in said(values, progress=0.3)
+
+
+def test_mask_figures_of_masks_made_by_hand():
+    hidden = torch.zeros(1, 4, 1, 10)
+    hidden[0, :2, 0, :5] = 1
+    hidden[0, 2:, 0, 5:] = 1
+    masks = torch.stack([hidden[0], 1 - hidden[0]], 1) * 0.98 + 0.01
+    found = {name: float(value) for name, value in mask_figures(masks, hidden).items()}
+    assert found["coverage"] == found["hidden"] == 0.5
+    assert found["mask_switches"] == 1
+    assert found["mask_sameness"] == pytest.approx(0, abs=1e-6)
+    assert found["mask_overlap"] == found["extreme_coverage"] == 0
+    assert found["mask_entropy"] == pytest.approx(-(0.99 * math.log(0.99) + 0.01 * math.log(0.01)), rel=1e-4)
+    same = mask_figures(masks[:1].expand(4, -1, -1, -1), hidden[:, :1].expand(-1, 4, -1, -1))
+    assert float(same["mask_sameness"]) == pytest.approx(1)
+    both = mask_figures(torch.full((4, 2, 1, 10), 0.5), torch.ones(1, 4, 1, 10))
+    assert float(both["mask_overlap"]) == float(both["extreme_coverage"]) == 1
+    assert float(both["mask_contrast"]) == 0
+
+
+def test_alignment_and_uniformity_by_their_definitions():
+    torch.manual_seed(0)
+    z1, z2 = torch.randn(2, 7, 5)
+    found = embedding_figures(z1, z2)
+    a, b = (z / z.norm(dim=1, keepdim=True) for z in (z1, z2))
+    assert float(found["alignment"]) == pytest.approx(float(((a - b) ** 2).sum(1).mean()), rel=1e-5)
+    apart = [float(((a[i] - a[j]) ** 2).sum()) for i in range(7) for j in range(7) if i != j]
+    assert float(found["uniformity"]) == pytest.approx(math.log(sum(math.exp(-2 * d) for d in apart) / 42), rel=1e-5)
+    assert float(embedding_figures(z1[:1].expand(7, -1), z2)["uniformity"]) == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,226 @@
+"""From the masker's logits to what is hidden: pure functions, and the dials of the game.
+
+Masks are [B, N, R, *S]: N masks an ECG, R rows that each have masks of their own (1, or the leads), S the grid of a
+mask: (T,), or (bins, frames) of the spectrum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sharding.config import UserError, check_ranges
+from trainer.losses import paper_penalty
+from trainer.views.masks import BlockMask
+from trainer.views.random import Key, integers, uniform
+
+LEAST_SPREAD = 1e-3
+
+
+@dataclass
+class GameConfig:
+    """The dials of the game. Shares of the run (`warmup` and so on) count in its steps.
+
+    `enabled`: false plays without a masker (the rivals). `family`: what a mask hides: `time` (a stretch of all leads),
+    `lead` (each lead has a mask of its own), `spectral` (cells of the short-time spectrum, of all leads). `masks`: N,
+    the masks drawn per ECG. `use`: `one` of the N, drawn per ECG, or `all` N (N terms in the loss, as in ADIOS).
+    `coverage`: share of the mask that is hidden. `threshold`: `coverage` takes each mask's own quantile, `half` a fixed
+    0.5 (with `penalty: paper`). `resolution_s`: seconds per cell of the mask.
+
+    `slope`: steepness k of the soft binarisation, per standard deviation of the mask over its grid (with `half` per
+    unit of the mask, as published); it grows to that from `slope_start` (0: it does not) over the share `slope_rise`.
+
+    How strong the adversary is. `share`: share of the ECGs, drawn anew each epoch, that the masker hides; the others
+    get a random block of the same coverage. `warmup`: share of the run before the masker plays: random blocks until
+    then. `strength`: factor on the adversary's gradient, risen to from 0 over the share `strength_rise` after that;
+    AdamW is blind to a constant factor, so it weighs against the costs below, while `optim.masker.lr` sets the pace.
+    `masker_interval`: the masker trains every k-th step. `schedule`: `simultaneous`, or `alternating` (the masker sees
+    the encoder after its update).
+
+    What masks cost the masker. `penalty`: `none`, or `paper`: alpha / sin(pi ratio c). `entropy`: weight of the mean
+    entropy over the masks, in nats (low: decided). `smoothness`: weight of a mask's switches along time.
+    """
+
+    enabled: bool = True
+    family: str = "time"
+    masks: int = 1
+    use: str = "one"
+    coverage: float = 0.5
+    threshold: str = "coverage"
+    resolution_s: float = 0.4
+    slope: float = 20.0
+    slope_start: float = 0.0
+    slope_rise: float = 0.0
+    share: float = 1.0
+    warmup: float = 0.0
+    strength: float = 1.0
+    strength_rise: float = 0.0
+    masker_interval: int = 1
+    schedule: str = "simultaneous"
+    penalty: str = "none"
+    alpha: float = 0.1
+    ratio: float = 1.0
+    entropy: float = 0.0
+    smoothness: float = 0.0
+
+    def check(self) -> None:
+        """Raises `UserError` for a value out of range or a combination that cannot work."""
+        for key, known in _CHOICES.items():
+            if getattr(self, key) not in known:
+                raise UserError(f"game.{key}={getattr(self, key)} is unknown; use {' or '.join(known)}")
+        check_ranges(self, _RANGES, "game.")
+        if self.penalty == "paper" and self.ratio > 1:
+            raise UserError(
+                f"game.ratio={self.ratio}: the paper's penalty has a pole inside (0, 1) beyond 1; use 1 or less"
+            )
+        if self.penalty == "paper" and self.masks > 2:
+            raise UserError(
+                f"game.penalty=paper cannot hold {self.masks} masks that share the time axis near a half each; "
+                "use game.masks of 1 or 2, or game.penalty=none"
+            )
+
+    def at(self, progress: float) -> GameConfig:
+        """The dials at this share of the run: 0 at its first step, 1 at its end."""
+        played = progress - self.warmup
+        slope, start = self.slope, self.slope_start or self.slope
+        return replace(
+            self,
+            share=self.share if played >= 0 else 0.0,
+            strength=self.strength * _risen(played, self.strength_rise),
+            slope=start * (slope / start) ** _risen(progress, self.slope_rise),
+        )
+
+    def hop(self, rate: float) -> int:
+        """Samples per cell of a mask at `rate` Hz."""
+        return max(1, round(self.resolution_s * rate))
+
+    def channels(self, leads: int, hop: int) -> int:
+        """Channels that the masker needs: a mask's rows and, of a spectrum, bins."""
+        return self.masks * {"time": 1, "lead": leads, "spectral": hop + 1}[self.family]
+
+
+def _risen(progress: float, over: float) -> float:
+    return min(1.0, progress / over) if over > 0 and progress >= 0 else float(progress >= 0)
+
+
+_CHOICES = {
+    "family": ("time", "lead", "spectral"),
+    "use": ("one", "all"),
+    "threshold": ("coverage", "half"),
+    "penalty": ("none", "paper"),
+    "schedule": ("simultaneous", "alternating"),
+}
+_RANGES = {
+    "masks": ">= 1",
+    "coverage": "> 0 and < 1",
+    "resolution_s": "> 0",
+    "slope": "> 0",
+    "slope_start": ">= 0",
+    "slope_rise": ">= 0 and <= 1",
+    "share": "> 0 and <= 1",
+    "warmup": ">= 0 and < 1",
+    "strength": ">= 0",
+    "strength_rise": ">= 0 and <= 1",
+    "masker_interval": ">= 1",
+    "alpha": ">= 0",
+    "ratio": "> 0",
+    "entropy": ">= 0",
+    "smoothness": ">= 0",
+}
+
+
+def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
+    """The masker's logits [B, channels, T] -> masks [B, N, R, *S] in (0, 1), fp32 or wider.
+
+    Sigmoid for N = 1, else softmax over N. `hop`: samples per cell; the spectrum has T // hop + 1 frames.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    batch, length = len(logits), logits.shape[-1]
+    if cfg.family == "spectral":
+        frames = torch.arange(length // hop + 1, device=logits.device) * hop
+        logits = logits[..., frames.clamp_max(length - 1)].view(batch, cfg.masks, 1, hop + 1, -1)
+    else:
+        logits = logits.view(batch, cfg.masks, -1, length)
+    return logits.sigmoid() if cfg.masks == 1 else logits.softmax(1)
+
+
+def choose(masks: Tensor, key: Key, use: str) -> Tensor:
+    """[B, N, R, *S] -> [n, B, R, *S]: one keyed draw of the N per ECG (n = 1), or all N."""
+    if use == "all":
+        return masks.transpose(0, 1)
+    drawn = integers(key, "mask", (), masks.shape[1])
+    return masks[torch.arange(len(masks), device=masks.device), drawn][None]
+
+
+def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
+    """sigmoid(k (mask - threshold)) over masks [n, B, R, *S].
+
+    `half`: the threshold is 0.5, as published. `coverage`: it is each mask's (1 - coverage) quantile, and k counts in
+    standard deviations of the mask over its grid, both detached: whatever the masker's scale, about `coverage` of it
+    is hidden, and hidden rather than dimmed.
+    """
+    if cfg.threshold == "half":
+        return torch.sigmoid(cfg.slope * (masks - 0.5))
+    flat = masks.flatten(3)
+    fixed = flat.detach()
+    spread = fixed.std(-1, keepdim=True).clamp_min(LEAST_SPREAD)
+    return torch.sigmoid(cfg.slope * (flat - quantile(fixed, 1 - cfg.coverage)) / spread).view_as(masks)
+
+
+def quantile(masks: Tensor, share: float) -> Tensor:
+    """The value that `share` of the last axis lies at or under, halfway to the next: [..., T] -> [..., 1]."""
+    length = masks.shape[-1]
+    k = min(max(round(share * length), 1), length - 1)
+    low = masks.kthvalue(k, -1, keepdim=True).values
+    high = masks.kthvalue(k + 1, -1, keepdim=True).values
+    return (low + high) / 2
+
+
+def spare(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
+    """[n, B, R, *S] -> the same, with a random block in place of the mask for `1 - share` of the ECGs, drawn by key."""
+    if cfg.share == 1:
+        return hidden
+    played = uniform(key, "share") < cfg.share
+    rows = BlockMask(op="share.block", coverage=cfg.coverage, per_lead=True)
+    block = rows.hidden(key, hidden.shape[2], hidden.shape[-1]).to(hidden.dtype)
+    if hidden.dim() == 5:
+        block = block[..., None, :].expand(hidden.shape[1:])
+    return torch.where(played.view(1, -1, *[1] * (hidden.dim() - 2)), hidden, block[None])
+
+
+def cover(v: Tensor, hidden: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
+    """The signals v [B, leads, T] with what [B, R, *S] hides taken out; 0 hides nothing, exactly.
+
+    Of the spectrum cells are taken out: a Hann window of 2 `hop` samples every `hop` of them, inverted exactly.
+    """
+    hidden = hidden.to(v.dtype)
+    if cfg.family != "spectral":
+        return v * (1 - hidden)
+    flat = v.flatten(0, 1).to(torch.promote_types(v.dtype, torch.float32))
+    window = torch.hann_window(2 * hop, dtype=flat.dtype, device=v.device)
+    spectrum = torch.stft(flat, 2 * hop, hop, window=window, return_complex=True, pad_mode="constant")
+    lost = spectrum.view(*v.shape[:2], *spectrum.shape[1:]) * hidden.to(flat.dtype)
+    gone = torch.istft(lost.flatten(0, 1), 2 * hop, hop, window=window, length=v.shape[-1])
+    return v - gone.view_as(v).to(v.dtype)
+
+
+def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
+    """What the raw masks [B, N, R, *S] cost the masker, a scalar; zero without any cost."""
+    total = masks.new_zeros(())
+    if cfg.penalty == "paper":
+        total = total + paper_penalty(masks.flatten(3).flatten(1, 2), cfg.alpha, cfg.ratio)
+    if cfg.entropy:
+        total = total + cfg.entropy * entropy(masks)
+    if cfg.smoothness:
+        total = total + cfg.smoothness * masks.diff(dim=-1).abs().sum(-1).mean()
+    return total
+
+
+def entropy(masks: Tensor) -> Tensor:
+    """Mean entropy of the N masks at a place, in nats; of a single mask that of hidden or not."""
+    p = masks.clamp(1e-6, 1 - 1e-6)
+    if masks.shape[1] == 1:
+        p = torch.cat([p, 1 - p], 1)
+    return -(p * p.log()).sum(1).mean()
