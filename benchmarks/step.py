@@ -1,42 +1,56 @@
-"""What does the adversary cost? `python -m benchmarks.step [key=value]`: the adversarial step against plain SimCLR's.
+"""What does the adversary cost? `python -m benchmarks.step [key=value]`: the adversarial step against plain SimCLR's,
+against the published schedule played honestly with the same networks, and against the published setting.
 
-The same encoder, batch and precision, both under DeepSpeed in this one process, steps taken in turn; medians.
+Same encoder, batch and precision, all under DeepSpeed in this one process, steps taken in turn; medians.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from sharding.config import command, load
 from trainer import dist
-from trainer.config import PlayerConfig, PretrainConfig
+from trainer.config import MaskerConfig, PlayerConfig, PretrainConfig
 from trainer.engines import make_engine
-from trainer.game import Game, Pair, Recogniser, contrast
-from trainer.masking import GameConfig
-from trainer.models import build_encoder
-from trainer.models.masker import UNet
+from trainer.game import Game, Pair, Recogniser, frozen
+from trainer.losses import nt_xent
+from trainer.masking import GameConfig, cost, cover
+from trainer.models import build_encoder, build_masker
 from trainer.models.projector import Projector
 from trainer.views import Key
+
+SIMCLR, OURS, FIVE, PAPER = "SimCLR", "adversarial", "five passes", "paper"
 
 
 @dataclass
 class StepConfig:
-    """The step to time: `batch` ECGs of `samples` at `rate` Hz; `steps` of either kind, after two warm ones."""
+    """The steps to time: `batch` ECGs of each of `samples` at `rate` Hz with each of the `encoders`; `steps` of either
+    kind, after two warm ones. `paper_width`: of the published masker (0: leave it out), timed with `paper_batch` ECGs.
+    """
 
-    encoder: str = "resnet18"
+    encoders: list[str] = field(default_factory=lambda: ["resnet18"])
     args: dict[str, Any] = field(default_factory=dict)
     batch: int = 16
-    samples: int = 1000
+    samples: list[int] = field(default_factory=lambda: [1000, 2500])
     rate: float = 100.0
     steps: int = 7
     threads: int = 0
+    paper_width: int = 512
+    paper_batch: int = 2
+    paper_steps: int = 2
+
+
+Step = Callable[[Pair, int], object]
 
 
 def main(argv: list[str]) -> int:
@@ -44,68 +58,139 @@ def main(argv: list[str]) -> int:
     world = dist.initialise()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    sides = {"SimCLR": build(cfg, world, False), "adversarial": build(cfg, world, True)}
-    pair = make_pair(cfg, world.device)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for step in range(cfg.steps + 2):
-        for name, game in sides.items():
-            began = time.perf_counter()
-            game.step([pair], step)
-            if world.device.type == "cuda":
-                torch.cuda.synchronize()
-            if step >= 2:
-                times[name].append(time.perf_counter() - began)
-    flops = {name: count_flops(game, pair) for name, game in sides.items()}
-    print_table(cfg, world.device, {n: median(t) for n, t in times.items()}, flops)
+    rows = [compare(cfg, world, name, samples) for name in cfg.encoders for samples in cfg.samples]
+    first = {
+        "adversarial_over_simclr": rows[0][OURS] / rows[0][SIMCLR],
+        "five_pass_over_ours": rows[0][FIVE] / rows[0][OURS],
+    }
+    if cfg.paper_width:
+        paper = compare(cfg, world, cfg.encoders[0], cfg.samples[0], paper=True)
+        first["paper_over_ours"] = paper[PAPER] / paper[OURS]
+    worst = max(row[OURS] / row[SIMCLR] for row in rows)
+    figures = {**first, "worst_adversarial_over_simclr": worst}
+    print(json.dumps({**{k: round(v, 3) for k, v in figures.items()}, "device": world.device.type}))
     dist.finalise()
     return 0
 
 
-def build(cfg: StepConfig, world: dist.World, adversarial: bool) -> Game:
-    run = PretrainConfig()
+def compare(cfg: StepConfig, world: dist.World, name: str, samples: int, paper: bool = False) -> dict[str, float]:
+    """Times the sides in turn, prints their table -> seconds a step of each."""
+    gc.collect()
+    batch, steps = (cfg.paper_batch, cfg.paper_steps) if paper else (cfg.batch, cfg.steps)
+    sides: dict[str, Game] = {OURS: build(cfg, world, name, samples, GameConfig())}
+    if paper:
+        setting = GameConfig(masks=2, threshold="half", slope=50, penalty="paper", schedule="alternating")
+        sides[PAPER] = build(cfg, world, name, samples, setting, MaskerConfig("paper", cfg.paper_width))
+    else:
+        sides = {SIMCLR: build(cfg, world, name, samples, GameConfig(enabled=False)), **sides}
+        sides[FIVE] = build(cfg, world, name, samples, GameConfig())
+    pair = make_pair(batch, samples, world.device)
+    played = {side: player(side, game) for side, game in sides.items()}
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for step in range(steps + 2 - paper):
+        for side, play in played.items():
+            began = time.perf_counter()
+            play(pair, step)
+            if world.device.type == "cuda":
+                torch.cuda.synchronize()
+            if step >= 2 - paper:
+                times[side].append(time.perf_counter() - began)
+    seconds = {side: median(t) for side, t in times.items()}
+    print(f"{name} {cfg.args or ''} batch {batch} x 12 x {samples}, {world.device.type}")
+    print(f"{'step':<14}{'ms':>10}{'GFLOP':>10}{'ECG/s':>10}{'peak MiB':>10}")
+    for side, play in played.items():
+        flops, memory = measured(lambda play=play: play(pair, 0), world.device)
+        print(f"{side:<14}{seconds[side] * 1e3:>10.1f}{flops:>10.2f}{batch / seconds[side]:>10.1f}{memory:>10.0f}")
+    return seconds
+
+
+def build(
+    cfg: StepConfig, world: dist.World, name: str, samples: int, game: GameConfig, masker: MaskerConfig | None = None
+) -> Game:
+    run, size = PretrainConfig(), masker or MaskerConfig()
     torch.manual_seed(0)
-    backbone = build_encoder(cfg.encoder, 12, cfg.samples, cfg.args)
+    backbone = build_encoder(name, 12, samples, cfg.args)
     encoder = make_engine(Recogniser(backbone, Projector(backbone.dim)), PlayerConfig(), run, world.device)
-    game = GameConfig(enabled=adversarial)
-    masker = None
-    if adversarial:
-        masker = make_engine(UNet(12, game.masks, game.hop(cfg.rate)), PlayerConfig(lr=1e-4), run, world.device)
-    return Game(encoder, masker, game, 0.1, game.hop(cfg.rate))
+    hop, adversary = game.hop(cfg.rate), None
+    if game.enabled:
+        network = build_masker(size.name, 12, game.channels(12, hop), hop, size.width, size.depth, size.kernel)
+        adversary = make_engine(network, PlayerConfig(lr=1e-4), run, world.device)
+    return Game(encoder, adversary, game, 0.1, hop)
 
 
-def make_pair(cfg: StepConfig, device: torch.device) -> Pair:
-    x, v = torch.randn(2, cfg.batch, 12, cfg.samples, device=device)
-    return Pair(x, v, Key(0, 0, torch.arange(cfg.batch, device=device)))
+def player(side: str, game: Game) -> Step:
+    if side in (FIVE, PAPER):
+        return lambda pair, step: five_passes(game, pair)
+    return lambda pair, step: game.step([pair], step)
 
 
-def count_flops(game: Game, pair: Pair) -> int:
-    """Forward and backward of one step's networks, on the modules behind the engines."""
+def five_passes(game: Game, pair: Pair) -> None:
+    """A step as published, but honest: the encoder learns from both views, one pass each, with the masks detached;
+    then the masker, the encoder frozen, from two passes more; a fifth pass looks at the clean second view."""
+    loss, _ = _two_passes(game, game.encoder, pair, detached=True)
+    game.encoder.backward(loss)
+    game.encoder.step()
+    with frozen(game.encoder.module):
+        loss, masks = _two_passes(game, game.encoder.module, pair, detached=False)
+    game.masker.backward(-game.dials.strength * loss + cost(masks, game.dials))
+    game.masker.step()
+    with torch.no_grad():
+        game.encoder.module(pair.v)
+
+
+def _two_passes(game: Game, recognise: Any, pair: Pair, detached: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(NT-Xent of the two views, each passed by itself; the raw masks)."""
+    masks, chosen = game.hide(game.masker, pair)
+    hidden = chosen[0].detach() if detached else chosen[0]
+    z1, z2 = recognise(pair.x), recognise(cover(pair.v, hidden, game.dials, game.hop))
+    return nt_xent(z1, z2, game.temperature)[0], masks
+
+
+def make_pair(batch: int, samples: int, device: torch.device) -> Pair:
+    x, v = torch.randn(2, batch, 12, samples, device=device)
+    return Pair(x, v, Key(0, 0, torch.arange(batch, device=device)))
+
+
+def measured(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """GFLOP of a step's networks, forward and backward, and its peak memory in MiB beyond weights and optimiser.
+
+    On a GPU the peak is the allocator's; elsewhere it is what autograd keeps for the backward.
+    """
     with FlopCounterMode(display=False) as counter:
-        seconds = [pair.v]
-        if game.masker is not None:
-            seconds = game.covered(pair.v, game.hide(game.masker.module, pair)[1])
-        loss, _ = contrast(game.encoder.module, pair.x, seconds, game.temperature)
-        loss.backward()
-    for engine in (game.encoder, game.masker):
-        if engine is not None:
-            engine.module.zero_grad()
-    return counter.get_total_flops()
+        step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return counter.get_total_flops() / 1e9, (torch.cuda.max_memory_allocated() - before) / 2**20
+    alive = Kept()
+    with saved_tensors_hooks(alive.pack, alive.unpack):
+        step()
+    return counter.get_total_flops() / 1e9, alive.most / 2**20
 
 
-def print_table(cfg: StepConfig, device: torch.device, seconds: dict[str, float], flops: dict[str, int]) -> None:
-    print(f"{cfg.encoder} {cfg.args or ''} batch {cfg.batch} x 12 x {cfg.samples}, {device.type}")
-    print(f"{'step':<14}{'ms':>10}{'GFLOP':>10}{'ECG/s':>10}")
-    for name, s in seconds.items():
-        print(f"{name:<14}{s * 1e3:>10.1f}{flops[name] / 1e9:>10.2f}{cfg.batch / s:>10.1f}")
-    print(
-        json.dumps(
-            {
-                "adversarial_over_simclr": round(seconds["adversarial"] / seconds["SimCLR"], 4),
-                "flops_adversarial_over_simclr": round(flops["adversarial"] / flops["SimCLR"], 4),
-                "device": device.type,
-            }
-        )
-    )
+class Kept:
+    """Counts the bytes that autograd holds on to at a time, each storage once."""
+
+    def __init__(self) -> None:
+        self.most, self._now, self._users = 0, 0, {}
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        where = storage.data_ptr()
+        if self._users.get(where, 0) == 0:
+            self._now += storage.nbytes()
+            self.most = max(self.most, self._now)
+        self._users[where] = self._users.get(where, 0) + 1
+        return tensor
+
+    def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        where = storage.data_ptr()
+        self._users[where] = self._users.get(where, 1) - 1
+        if self._users[where] == 0:
+            self._now -= storage.nbytes()
+        return tensor
 
 
 if __name__ == "__main__":

@@ -48,8 +48,11 @@ class ProjectorConfig:
 
 @dataclass
 class MaskerConfig:
-    """The U-Net: `width` channels at its finest level, `depth` levels under it."""
+    """`name`: `unet`, lean, `width` channels at its finest level of cells of `game.resolution_s`, `depth` levels under
+    it; or `paper`, the published one on every sample (`width` 512 there, 152 M parameters; its depth is fixed).
+    """
 
+    name: str = "unet"
     width: int = 32
     depth: int = 2
     kernel: int = 5

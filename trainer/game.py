@@ -70,7 +70,7 @@ class Game:
         self, encoder: Any, masker: Any | None, cfg: GameConfig, temperature: float, hop: int = 1, total: int = 1
     ) -> None:
         self.encoder, self.masker, self.temperature = encoder, masker, temperature
-        self.dials, self._cfg, self._hop, self._total = cfg.at(1.0), cfg, hop, total
+        self.dials, self._cfg, self.hop, self._total = cfg.at(1.0), cfg, hop, total
 
     def step(self, pairs: Sequence[Pair], step: int, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
         """Both players' updates. Returns this rank's figures (means over the pairs, on the device) and whether any
@@ -121,7 +121,7 @@ class Game:
         for n, pair in enumerate(pairs):
             masks, chosen = self.hide(self.masker, pair)
             chosen.retain_grad()
-            with _frozen(self.encoder.module), _autocast(self.encoder):
+            with frozen(self.encoder.module), _autocast(self.encoder):
                 loss, _ = contrast(self.encoder.module, pair.x, self.covered(pair.v, chosen), self.temperature)
             price = cost(masks, self.dials)
             self.masker.backward(-self.dials.strength * loss + price)
@@ -134,7 +134,7 @@ class Game:
 
     def masks_of(self, masker: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         """The raw masks [B, N, R, *S] of signals [B, leads, T]."""
-        return soft_masks(masker(v), self.dials, self._hop)
+        return soft_masks(masker(v), self.dials, self.hop)
 
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
         """(raw masks [B, N, R, *S], soft-binarised chosen ones [n, B, R, *S]) for a pair."""
@@ -143,7 +143,7 @@ class Game:
 
     def covered(self, v: Tensor, hidden: Tensor) -> list[Tensor]:
         """The second views: v under each of the n masks [n, B, R, *S]."""
-        return [cover(v, h, self.dials, self._hop) for h in hidden]
+        return [cover(v, h, self.dials, self.hop) for h in hidden]
 
     @torch.no_grad()
     def evaluate(self, pair: Pair) -> dict[str, Tensor]:
@@ -183,7 +183,8 @@ class Game:
 
 
 @contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
+    """The module's parameters take no gradient inside."""
     trained = [p for p in module.parameters() if p.requires_grad]
     try:
         for p in trained:

@@ -21,6 +21,7 @@ if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
     del sys.path[0]  # the launcher puts this folder first, where `dist` or `metrics` would hide other modules
 
 import torch
+from torch import nn
 
 from sharding.config import UserError, as_dict, command, dump, load
 from sharding.files import claim_folder, write_text
@@ -31,9 +32,8 @@ from trainer.data.shards import Shards
 from trainer.engines import make_engine, uses_bf16
 from trainer.game import Game, Recogniser
 from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
-from trainer.models import build_encoder, building
+from trainer.models import build_encoder, build_masker, building
 from trainer.models.encoder import Scaling
-from trainer.models.masker import UNet
 from trainer.models.projector import Projector
 from trainer.resilience import Stop
 from trainer.views import Views, build
@@ -77,7 +77,7 @@ def make_order(cfg: PretrainConfig, train: Shards) -> Order:
     return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards)
 
 
-def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, UNet | None]:
+def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Module | None]:
     """Encoder with projector, and masker (None without the game), with weights from the seed, the same on all ranks."""
     manifest = train.manifest
     torch.manual_seed(cfg.seed)
@@ -93,13 +93,12 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, UNet |
             f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a window of {seconds:g} s: use less"
         )
     leads = len(manifest.leads)
-    with building("masker"):
-        shape = (cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
-        return encoder, UNet(leads, cfg.game.channels(leads, hop), hop, *shape)
+    shape = (cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
+    return encoder, build_masker(cfg.masker.name, leads, cfg.game.channels(leads, hop), hop, *shape)
 
 
 def describe(
-    cfg: PretrainConfig, train: Shards, order: Order, encoder: Recogniser, masker: UNet | None, total: int
+    cfg: PretrainConfig, train: Shards, order: Order, encoder: Recogniser, masker: nn.Module | None, total: int
 ) -> str:
     """What a run would do: steps, parameters, memory of weights and optimiser, storage of the checkpoints."""
     sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in (encoder, masker)]
@@ -121,7 +120,7 @@ def _run(
     heldout: Shards | None,
     order: Order,
     encoder: Recogniser,
-    masker: UNet | None,
+    masker: nn.Module | None,
     views: list[Views],
     total: int,
 ) -> int:

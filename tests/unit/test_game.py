@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.step import five_passes
 from sharding.config import UserError
 from trainer.game import MASK_VIEW, Game, Pair, contrast
 from trainer.losses import nt_xent
@@ -154,6 +155,17 @@ def test_the_masker_raises_the_loss_and_the_encoder_lowers_it():
     encoder.zero_grad()
     Game(PlainEngine(encoder, 0.05), PlainEngine(masker, 0.0), cfg, 0.3).step([pair], 0)
     assert loss() < harder - 1e-6
+
+
+@pytest.mark.parametrize("more", [dict(), dict(masks=2, threshold="half", penalty="paper")])
+def test_one_pass_gives_the_gradients_of_the_published_schedule_of_five(more):
+    got = []
+    for play in (lambda game, pair: game.step([pair], 0), five_passes):
+        encoder, masker, pair = players(more.get("masks", 1))
+        play(Game(PlainEngine(encoder), PlainEngine(masker), settings(**more), 0.3, HOP), pair)
+        got.append((gradients(encoder), gradients(masker)))
+    for ours, published in zip(*got):
+        assert (ours - published).norm() / published.norm() < 1e-9
 
 
 def test_the_masker_waits_for_its_interval():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sharding.config import UserError
-from trainer.models import ENCODERS, build_encoder, building
+from trainer.models import ENCODERS, build_encoder, build_masker, building
 from trainer.models.encoder import Encoder, Scaling
 from trainer.models.masker import UNet
 from trainer.models.projector import Projector
@@ -99,3 +99,37 @@ def test_building_leaves_other_errors_alone():
         raise KeyError("ours")
     with pytest.raises(UserError, match=r"^the first$"), building("masker"):
         raise UserError("the first")
+
+
+def test_the_papers_masker_has_the_published_size_without_the_parts_its_forward_never_uses():
+    """247,077,697 parameters with one mask, of which a fifth level and the gates' linear maps are never used."""
+
+    def conv(i, o, k=5):
+        return i * o * k + o + 2 * o
+
+    def gate(c):
+        return c * (c // 8) + c // 8 + (c // 8) * c + c
+
+    widths = [512, 1024, 1536, 2048]
+    down = sum(conv(i, o) + 2 * conv(o, o) + gate(o) for i, o in zip([12, 512, 1036, 1548], widths))
+    used = down + conv(3584, 1536) + conv(2560, 1024) + conv(1536, 512) + 512 * 5 + 1
+    fifth = conv(2060, 2560) + 2 * conv(2560, 2560) + gate(2560)
+    linear = sum(2 * (c // 8) + (c // 8) * c + c for c in [*widths, 2560])
+    assert used + fifth + linear == 247_077_697
+    with torch.device("meta"):
+        masker = build_masker("paper", 12, 1, 1, 512, 0, 5)
+    assert sum(p.numel() for p in masker.parameters()) == used
+
+
+@pytest.mark.parametrize("length", [250, 999, 1000, 1003])
+def test_the_papers_masker_keeps_the_length_and_every_parameter_learns(length):
+    masker = build_masker("paper", 12, 2, 1, 64, 0, 5)
+    out = masker(torch.randn(2, 12, length))
+    assert out.shape == (2, 2, length)
+    (out * torch.randn_like(out)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in masker.parameters())
+
+
+def test_an_unknown_masker_is_refused():
+    with pytest.raises(UserError, match=r"masker\.name=large is unknown; use unet or paper"):
+        build_masker("large", 12, 1, 10, 8, 1, 5)

@@ -1,4 +1,4 @@
-"""The registry of encoders: a new one is one file and one line here."""
+"""The registry of encoders, and the two maskers: a new one is one file and one line here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from sharding.config import UserError
+from trainer.models.masker import UNet
+from trainer.models.paper_masker import PaperUNet
 from trainer.models.resnet import ResNet, resnet18, resnet34
 
 ENCODERS = {"resnet18": resnet18, "resnet34": resnet34}
@@ -36,6 +38,19 @@ def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | No
             raise UserError(f"encoder.args.{key}={value} must be of type {known[key].__name__}")
     with building("encoder"):
         return ENCODERS[name](leads, samples, **args)
+
+
+def build_masker(name: str, leads: int, channels: int, hop: int, width: int, depth: int, kernel: int) -> nn.Module:
+    """A masker with random weights: [B, leads, T] scaled -> logits [B, channels, T], `hop` samples per cell.
+
+    Raises `UserError` for an unknown name and for sizes that cannot work.
+    """
+    with building("masker"):
+        if name == "unet":
+            return UNet(leads, channels, hop, width, depth, kernel)
+        if name == "paper":
+            return PaperUNet(leads, channels, width, kernel)
+    raise UserError(f"masker.name={name} is unknown; use unet or paper")
 
 
 @contextlib.contextmanager
