@@ -1,4 +1,7 @@
-"""Pictures, drawn without a display: an ECG with its masks on ECG paper, the curves of a run, a study's dot plot."""
+"""Pictures, drawn without a display: an ECG with its masks on ECG paper, the curves of a run, a study's dot plot.
+
+`python -m trainer.figures masks RUN` draws ECGs with their masks and measures where these fall (trainer/meaning.py).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sharding.config import UserError, command
 from trainer.metrics import read_metrics
 
 Array = NDArray[np.float64]
@@ -325,3 +329,15 @@ def _plain(axes: Any) -> None:
 def _save(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def main(argv: list[str]) -> None:
+    from trainer import meaning
+
+    if argv[:1] != ["masks"]:
+        raise UserError(f"say what to draw: {meaning.USAGE}")
+    meaning.main(argv[1:])
+
+
+if __name__ == "__main__":
+    command(main)

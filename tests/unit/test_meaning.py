@@ -1,0 +1,113 @@
+import json
+
+import handmade
+import numpy as np
+import pytest
+import torch
+from handmade import make_shards
+
+from sharding.config import UserError, dump
+from trainer import figures, meaning, pretrain
+from trainer.figures import synthetic_example
+from trainer.hub import save_weights
+
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
+
+def test_the_waves_of_a_synthetic_beat_are_found_where_they_were_put():
+    """`synthetic_example` puts R at 0.35 s and then every 0.82 s or so, P 165 ms before it, T about 260 ms after it."""
+    signal = synthetic_example(LEADS, 1000, 100.0)[1].astype(np.float32)
+    p, qrs, t, between = meaning.delineate(signal, 100.0)
+    beats = [n for n in range(60, 900) if signal[n] == signal[max(0, n - 30) : n + 30].max() and signal[n] > 0.5]
+    assert len(beats) >= 9
+    assert np.mean([qrs[n] for n in beats]) > 0.9
+    assert np.mean([p[n - 16] for n in beats]) > 0.8
+    assert np.mean([t[n + 27] for n in beats]) > 0.8
+    assert 0.03 < qrs.mean() < 0.2
+    assert np.array_equal(between, ~(p | qrs | t))
+
+
+def test_a_line_without_beats_is_not_delineated():
+    assert meaning.delineate(np.zeros(1000, np.float32), 100.0) is None
+
+
+def test_lift_is_one_by_chance_and_what_was_planted_otherwise():
+    rng = np.random.default_rng(0)
+    wave = rng.random((400, 500)) < 0.2
+    patient = np.arange(400) // 2
+    chance, low, high = meaning.lift((rng.random((400, 500)) < 0.4).astype(np.float32), wave, patient, 300)
+    assert low < 1 < high
+    assert chance == pytest.approx(1, abs=0.02)
+    planted = np.where(wave, rng.random((400, 500)) < 0.6, rng.random((400, 500)) < 0.3).astype(np.float32)
+    value, low, high = meaning.lift(planted, wave, patient, 300)
+    assert value == pytest.approx(0.6 / (0.2 * 0.6 + 0.8 * 0.3), abs=0.03)
+    assert low < value < high
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of an untrained masker, on synthetic ECGs of 6 s."""
+    monkeypatch.setattr(handmade, "SAMPLES", 600)
+    monkeypatch.setattr(
+        handmade, "ecg", lambda kind, rng: (1000 * synthetic_example(LEADS, 600, 100.0, rng.integers(99))).astype("<i2")
+    )
+    data = make_shards(tmp_path / "data", {"train": ["SR"] * 16, "val": ["SR"] * 12 + ["AFIB"] * 12})
+    cfg = pretrain.read_config([f"data.path={data}", "batch.global=16", "encoder.args.width=8", "masker.width=8"])
+    train = pretrain.Shards(data, "train")
+    _, masker = pretrain.make_players(cfg, train)
+    step = tmp_path / "run" / "checkpoints" / "step-3"
+    step.mkdir(parents=True)
+    save_weights(step / "weights.safetensors", {f"masker.{k}": v for k, v in masker.state_dict().items()})
+    (step / "COMMITTED").touch()
+    (tmp_path / "run" / "config.yaml").write_text(dump(cfg))
+    return tmp_path / "run"
+
+
+def test_masks_of_a_run_are_measured_drawn_and_written(run, capsys):
+    figures.main(["masks", str(run), "ecgs=24", "draw=2", "bootstrap=50"])
+    out = capsys.readouterr().out
+    assert "24 of 24 ECGs" in out
+    assert all(f"{group}: 12 ECGs" in out for group in ("SR", "AFIB"))
+    rows = json.loads((run / "figures" / "meaning.json").read_text())
+    assert {row["masks"] for row in rows} == set(meaning.MASKS)
+    assert len(rows) == 3 * 3 * 4
+    block = [row["lift"] for row in rows if row["masks"] == "random block" and row["group"] == "all"]
+    assert block == pytest.approx([1] * 4, abs=0.25)
+    assert (run / "figures" / "meaning-1.png").is_file()
+    assert not (run / "figures" / "meaning-2.png").exists()
+
+
+def test_masks_are_those_of_the_checkpoint(run):
+    cfg = pretrain.load(pretrain.PretrainConfig, run / "config.yaml")
+    shards = pretrain.Shards(cfg.data.path, "val")
+    ecgs = shards.read_mv(np.arange(4))
+    before = meaning.masks_of_run(run, cfg, shards, ecgs)
+    assert before.shape == (4, 1, 600)
+    assert before.mean() == pytest.approx(0.5, abs=0.1)
+    path = run / "checkpoints" / "step-3" / "weights.safetensors"
+    _, masker = pretrain.make_players(cfg, shards)
+    torch.manual_seed(7)
+    save_weights(path, {f"masker.{k}": torch.randn_like(v) for k, v in masker.state_dict().items()})
+    assert not np.array_equal(meaning.masks_of_run(run, cfg, shards, ecgs), before)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "say what to draw: python -m trainer.figures masks RUN"),
+        (["masks"], "say which run"),
+        (["masks", "RUN", "lead=V9"], "lead=V9 is not among the leads"),
+        (["masks", "RUN", "by=rythm"], "by=rythm: .* does not exist"),
+        (["masks", "RUN", "data=/no/where"], "/no/where"),
+    ],
+)
+def test_mistakes_are_one_clear_line(run, words, said):
+    with pytest.raises(UserError, match=said):
+        figures.main([word.replace("RUN", str(run)) for word in words])
+
+
+def test_a_run_without_a_masker_has_no_masks(run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("enabled: true", "enabled: false"))
+    with pytest.raises(UserError, match="without a masker"):
+        figures.main(["masks", str(run)])
