@@ -130,6 +130,44 @@ def test_the_rivals_run(method, shards, tmp_path):
     assert not (tmp_path / "run" / "checkpoints" / "step-4" / "masker").exists()
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "dials",
+    [
+        ["game.family=lead", "game.warmup=0.3", "game.slope_start=5", "game.slope_rise=0.5"],
+        ["game.family=spectral", "game.masks=3", "game.entropy=0.1", "game.smoothness=0.01", "game.strength_rise=0.5"],
+        ["game.masks=2", "game.use=all", "game.share=0.5", "views.first=[lead_dropout]", "game.masker_interval=2"],
+    ],
+)
+def test_the_families_and_dials_run_and_are_drawn(dials, shards, tmp_path):
+    code, output = launch(pretrain(shards, tmp_path / "run", "steps=6", "log.figure_every=6", *dials), 2)
+    assert code == 0, output[-3000:]
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert np.isfinite([[r["loss"], r["penalty"], r["uniformity"], r["mask_sameness"]] for r in rows]).all()
+    assert list((tmp_path / "run" / "figures").glob("masks-*.png"))
+
+
+@pytest.mark.full
+def test_the_published_setting_runs_with_a_smaller_masker(shards, tmp_path):
+    words = pretrain(shards, tmp_path / "run", "steps=2", "masker.width=16", method="paper")
+    code, output = launch(words, 2)
+    assert code == 0, output[-3000:]
+    assert [r["penalty"] > 0 for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [True, True]
+
+
+@pytest.mark.full
+def test_loss_curves_of_200_steps_are_the_same_on_one_two_and_four_processes(shards, tmp_path):
+    curves = []
+    for processes in (1, 2, 4):
+        run = tmp_path / f"of-{processes}"
+        code, output = launch(pretrain(shards, run, "steps=200", "log.every=10", "log.heldout_every=0"), processes)
+        assert code == 0, output[-3000:]
+        curves.append(losses(run))
+    assert len(curves[0]) == 20
+    assert curves[1] == pytest.approx(curves[0], rel=2e-2)
+    assert curves[2] == pytest.approx(curves[0], rel=2e-2)
+
+
 def test_a_run_goes_on_under_its_own_config_only(whole, shards):
     run, _ = whole
     before = (run / "config.yaml").read_bytes()
