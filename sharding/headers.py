@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from sharding.options import BuildConfig
 from sharding.schema import SAMPLE_COLUMNS, SAMPLES
 
 CHUNK = 1024
+MOST_WORDS = 1000
 # Trouble that another try does not end; any other (EIO, ESTALE, ...) stops the planning, so that nothing is lost.
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -96,18 +97,23 @@ def describe_all(
     known: Survey,
     pool: Executor | None,
     tick: Callable[[int], object],
-) -> pa.Table:
-    """One row a record, in the order of `known.records`, each column one contiguous array."""
+) -> tuple[pa.Table, Counter[str]]:
+    """(one row a record in the order of `known.records`, each column one contiguous array; the commonest words in code
+    fields that are no known codes)."""
     job = partial(describe, config, key)
     parts: dict[str, Any] = {name: [] for name in COLUMNS if name != "record"}
-    for part in in_order(job, known.chunks(), pool):
+    unknown: Counter[str] = Counter()
+    for part, words in in_order(job, known.chunks(), pool):
+        unknown.update(words)
+        if len(unknown) > 20 * MOST_WORDS:  # names without end; the commonest are there in every chunk
+            unknown = Counter(dict(unknown.most_common(MOST_WORDS)))
         for name in parts:
             parts[name] += part.column(name).chunks
         tick(len(part))
     for name in parts:  # one after the other, so that no more than one column is there twice
         column = pa.chunked_array(parts[name], COLUMNS[name])
         parts[name] = (column.unify_dictionaries() if COLUMNS[name] == _WORD else column).combine_chunks()
-    return pa.table({"record": known.records, **parts})
+    return pa.table({"record": known.records, **parts}), unknown
 
 
 def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | None, ahead: int = 64) -> Iterator[Any]:
@@ -123,19 +129,29 @@ def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | N
 
 def describe(
     config: BuildConfig, key: deidentify.PseudonymKey, chunk: tuple[list[str], dict[str, list[str]]]
-) -> pa.Table:
-    """The rows of some records; words from the table go before those of the header."""
+) -> tuple[pa.Table, Counter[str]]:
+    """(the rows of some records, the words of their code fields that are no known codes).
+
+    Words from the table go before those of the header.
+    """
     records, words = chunk
     source, root = sources.module(config.source.format), Path(config.input)
     kinds = list(words)
     per_record = zip(*words.values()) if kinds else (() for _ in records)
-    vocabulary = frozenset(config.source.vocabulary)
+    vocabulary, unknown = _vocabulary(config.source), Counter[str]()
     rows = [
-        _describe(source, root, config, key, vocabulary, record, dict(zip(kinds, values)))
+        _describe(source, root, config, key, vocabulary, unknown, record, dict(zip(kinds, values)))
         for record, values in zip(records, per_record)
     ]
     columns = zip(*rows)
-    return pa.table([pa.array(c, kind) for c, kind in zip(columns, COLUMNS.values())], names=list(COLUMNS))
+    table = pa.table([pa.array(c, kind) for c, kind in zip(columns, COLUMNS.values())], names=list(COLUMNS))
+    return table, unknown
+
+
+def _vocabulary(source: sources.SourceConfig) -> frozenset[str]:
+    """The codes that a config names: `source.vocabulary`, and what its table's words and columns stand for."""
+    translated = [*source.table.code_values.values(), *source.table.code_columns.values()]
+    return frozenset([*source.vocabulary, *" ".join(map(str, translated)).split()])
 
 
 def _describe(
@@ -144,10 +160,11 @@ def _describe(
     config: BuildConfig,
     key: deidentify.PseudonymKey,
     vocabulary: frozenset[str],
+    unknown: Counter[str],
     record: str,
     words: dict[str, str],
 ) -> tuple[Any, ...]:
-    """The values of `COLUMNS` of one record."""
+    """The values of `COLUMNS` of one record; counts in `unknown` what its code field holds beside codes."""
     present, windows = "", 0
     try:
         with watchdog.limit(config.timeout, lambda: f"the header of {record} {watchdog.HANGS}"):
@@ -168,6 +185,7 @@ def _describe(
             raise UserError(f"{record} cannot be read now ({error.strerror}): run the same command again") from error
         reason, detail, files = "unreadable", error.strerror or "", []
     codes, left_out = deidentify.codes(words.get("codes", ""), vocabulary)
+    unknown.update(word[:40] for word in left_out)
     patient = deidentify.identity(words.get("patient", ""))
     whom = ("patient", patient) if patient else ("record", record)
     pattern = file_pattern(record, files or [record.partition("#")[0]])
@@ -181,7 +199,7 @@ def _describe(
         deidentify.age(words.get("age", "")),
         deidentify.sex(words.get("sex", ""), config.source.table.sex_values),
         ";".join(codes),
-        left_out,
+        len(left_out),
         present,
         windows,
         pattern,

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sharding.config import UserError
-from sharding.deidentify import SCP, identity
+from sharding.deidentify import identity
+from sharding.vocabulary import SCP
 
 MAX_WORDS = 50
 MAX_NUMBER = 1e6  # whole numbers beyond are dates or identifiers

@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,7 @@ from sharding.options import BuildConfig, SplitConfig, content
 from sharding.schema import PRIVATE, SPLITS
 
 META_BYTES = 512
+MOST_UNKNOWN = 100
 PLAN_JSON, PLAN_ROWS = "plan.json", "plan.parquet"
 LABEL = "label:"
 ROWS = ("record", "reason", "detail", "patient", "age", "sex", "codes", "leads", "files", "bytes", "stamp")
@@ -51,7 +52,10 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan.json` holds. `content` is the config without paths and workers; `table`: the table's size and time."""
+    """What `plan.json` holds. `content` is the config without paths and workers; `table`: the table's size and time.
+
+    `unknown_codes`: the commonest words in code fields that are no known codes, with their numbers.
+    """
 
     content: dict[str, Any]
     table: list[int]
@@ -62,6 +66,7 @@ class Plan:
     records: int
     windows: int
     codes_left_out: int
+    unknown_codes: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
@@ -290,8 +295,9 @@ def draw_up(
 
     `tick(n)` is called as records are read.
     """
-    rows = headers.describe_all(config, key, known, pool, tick)
+    rows, unknown = headers.describe_all(config, key, known, pool, tick)
     plan, order, decided = make_plan(config, key.key_id, rows, known)
+    plan = dataclasses.replace(plan, unknown_codes=dict(unknown.most_common(MOST_UNKNOWN)))
     return plan, ordered(plan, order, rows, decided | {LABEL + name: values for name, values in known.labels.items()})
 
 

@@ -59,7 +59,7 @@ class ArrayConfig:
 class SourceConfig:
     """A data set's `name` (part of every pseudonym), `format`, table, arrays, and whether it is `public`.
 
-    `vocabulary` allows codes beside SNOMED CT concepts and PTB-XL's SCP statements.
+    `vocabulary` allows codes beside those of `sharding/vocabulary.py` (CinC's SNOMED CT concepts, PTB-XL's statements).
     """
 
     name: str = "wfdb"
