@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ REASONS = {
     "clipped": "a value that does not fit int16 at this resolution",
     "metadata": "metadata larger than its place in the shard",
 }
+
+
+def named(reasons: Counter[str]) -> str:
+    return ", ".join(f"{n} {reason} ({REASONS.get(reason, '')})" for reason, n in reasons.most_common())
 
 
 @dataclass
