@@ -8,6 +8,7 @@ import hmac
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -117,25 +118,48 @@ def age_band(years: float) -> str:
     return "90+" if years >= 90 else f"{int(years) // 10 * 10}-{int(years) // 10 * 10 + 9}"
 
 
-def merged_counts(cells: Iterable[tuple[str, int]]) -> dict[str, dict[str, int]]:
-    """Samples and patients per cell from (cell, patient) pairs, one a sample; no cell has fewer than 10 patients.
+class CellCounts:
+    """Samples and patients per cell (a sex, a code, ...), gathered part by part; a patient's samples in one part.
 
-    Smaller ones become `merged`, together with the next larger ones until it has 10; what then still has fewer is
-    left out.
+    Memory grows with the cells, not with the patients: only of cells under 10 patients these are kept, each with all
+    the cells that it is in.
     """
-    samples: dict[str, int] = {}
-    patients: dict[str, set[int]] = {}
-    for cell, patient in cells:
-        samples[cell] = samples.get(cell, 0) + 1
-        patients.setdefault(cell, set()).add(patient)
-    union: set[int] = set()
-    total = 0
-    for cell in sorted(samples, key=lambda c: (len(patients[c]), c)):
-        if len(patients[cell]) >= MIN_PATIENTS and (not union or len(union) >= MIN_PATIENTS):
-            break
-        union |= patients.pop(cell)
-        total += samples.pop(cell)
-    counts = {cell: {"samples": samples[cell], "patients": len(patients[cell])} for cell in sorted(samples)}
-    if len(union) >= MIN_PATIENTS:
-        counts["merged"] = {"samples": total, "patients": len(union)}
-    return counts
+
+    def __init__(self) -> None:
+        self.samples: Counter[str] = Counter()
+        self.patients: Counter[str] = Counter()
+        self._few: dict[str, dict[int, set[str]]] = {}
+
+    def add(self, cells: Iterable[tuple[str, int]]) -> None:
+        """Counts (cell, patient) pairs, one a sample and cell, of patients that no other part holds."""
+        of_patient: dict[int, set[str]] = {}
+        for cell, patient in cells:
+            self.samples[cell] += 1
+            of_patient.setdefault(patient, set()).add(cell)
+        for patient, its_cells in of_patient.items():
+            for cell in its_cells:
+                self.patients[cell] += 1
+                if self.patients[cell] < MIN_PATIENTS:
+                    self._few.setdefault(cell, {})[patient] = its_cells
+                else:
+                    self._few.pop(cell, None)
+
+    def merged(self) -> dict[str, dict[str, int]]:
+        """Samples and patients per cell; no cell has fewer than 10 patients.
+
+        Smaller ones become `merged`, together with the next larger one where they have fewer than 10 between them; what
+        then still has fewer is left out.
+        """
+        order = sorted(self.samples, key=lambda c: (self.patients[c], c))
+        small = [cell for cell in order if self.patients[cell] < MIN_PATIENTS]
+        union = {patient: cells for cell in small for patient, cells in self._few[cell].items()}
+        patients = len(union)
+        if 0 < patients < MIN_PATIENTS and len(small) < len(order):
+            larger = order[len(small)]
+            small.append(larger)
+            patients = self.patients[larger] + sum(larger not in cells for cells in union.values())
+        kept = sorted(set(order).difference(small))
+        counts = {cell: {"samples": self.samples[cell], "patients": self.patients[cell]} for cell in kept}
+        if patients >= MIN_PATIENTS:
+            counts["merged"] = {"samples": sum(self.samples[cell] for cell in small), "patients": patients}
+        return counts

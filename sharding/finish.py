@@ -66,7 +66,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         lead_std_mv=deviation,
         patient_ids=plan.patient_ids,
         key_id=plan.key_id,
-        counts={kind: deidentify.merged_counts(pairs) for kind, pairs in cells.items()},
+        counts={kind: counts.merged() for kind, counts in cells.items()},
         config=_public_config(plan.content),
         versions=_versions(),
     )
@@ -75,7 +75,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         remove_partial(folder)
     write_text(output / MANIFEST, manifest.to_json())
     flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
-    patients = len({patient for _, patient in cells["source"]})
+    patients = cells["source"].patients.total()
     return Outcome("built", sum(s.samples for s in shards), patients, len(shards), rejected, flags, plan.codes_left_out)
 
 
@@ -107,12 +107,12 @@ def _moments(stats: list[dict[str, Any]], config: BuildConfig) -> tuple[list[flo
     return [s / n * unit for s, n in zip(sums, counts)], [v**0.5 * unit for v in variances]
 
 
-Cells = dict[str, list[tuple[str, int]]]
+Cells = dict[str, deidentify.CellCounts]
 
 
 def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[str, int]) -> tuple[Cells, Counter[str]]:
-    """Writes both tables, shard by shard -> ((cell, patient) pairs of the kept windows, counts of the reasons)."""
-    cells: Cells = {"source": [], "sex": [], "age": [], "codes": []}
+    """Writes both tables, shard by shard -> (cells of the kept windows, counts of the reasons)."""
+    cells = {kind: deidentify.CellCounts() for kind in ("source", "sex", "age", "codes")}
     rejected: Counter[str] = Counter()
     public, private = tables(output)
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
@@ -222,10 +222,11 @@ def _records(
 
 
 def _count_cells(cells: Cells, table: pa.Table) -> None:
+    """Counts the samples of one shard: no patient has samples in another."""
     patient, source, age, sex, codes = (
         table.column(c).to_pylist() for c in ("patient", "source", "age", "sex", "codes")
     )
-    cells["source"] += zip(source, patient)
-    cells["sex"] += zip((s or "unknown" for s in sex), patient)
-    cells["age"] += zip(map(deidentify.age_band, age), patient)
-    cells["codes"] += ((code, p) for p, of_sample in zip(patient, codes) for code in of_sample)
+    cells["source"].add(zip(source, patient))
+    cells["sex"].add(zip((s or "unknown" for s in sex), patient))
+    cells["age"].add(zip(map(deidentify.age_band, age), patient))
+    cells["codes"].add((code, p) for p, of_sample in zip(patient, codes) for code in of_sample)

@@ -31,6 +31,7 @@ from sharding.schema import Geometry
 from sharding.writer import ShardWriter, metadata_bytes
 
 WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key")
+Row = tuple[int, int | None, str, str, str | None]
 
 
 @dataclass
@@ -40,7 +41,7 @@ class _Tally:
     sums: NDArray[np.int64]
     squares: NDArray[np.int64]
     counts: NDArray[np.int64]
-    rows: list[tuple[int, int | None, str, str, str | None]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     flags: Counter[str] = field(default_factory=Counter)
 
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
@@ -67,11 +68,7 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
         with contextlib.suppress(OSError):
             write_text(progress.failure_path(output, shard.name), f"{error}\n")
         raise
-    columns = {name: [row[i] for row in tally.rows] for i, name in enumerate(WINDOW_COLUMNS)}
-    types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string())
-    table = pa.table({name: pa.array(columns[name], kind) for name, kind in zip(WINDOW_COLUMNS, types)})
-    with atomic(progress.rows_path(output, shard.name)) as path:
-        pq.write_table(table, path)
+    write_rows(output, shard, tally.rows)
     stats = {
         "name": shard.name,
         "samples": count,
@@ -87,6 +84,14 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
     }
     write_text(progress.stats_path(output, shard.name), json.dumps(stats) + "\n")
     progress.failure_path(output, shard.name).unlink(missing_ok=True)
+
+
+def write_rows(output: Path, shard: ShardPlan, rows: Sequence[Row]) -> None:
+    """What became of each window of a shard, for the finish."""
+    types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string())
+    columns = (pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types))
+    with atomic(progress.rows_path(output, shard.name)) as path:
+        pq.write_table(pa.table(dict(zip(WINDOW_COLUMNS, columns))), path)
 
 
 def _write_shard(

@@ -1,6 +1,8 @@
 import hashlib
 import hmac
 import math
+import pickle
+import random
 from datetime import date
 
 import pytest
@@ -127,13 +129,46 @@ def test_synthetic_folder_needs_no_key(tmp_path, monkeypatch):
     assert d.load_key("", False, tmp_path).key_id == "public"
 
 
+def counted(pairs, parts=1):
+    """The merged counts of (cell, patient) pairs that come in `parts`, all of a patient in one."""
+    cells = d.CellCounts()
+    for part in range(parts):
+        cells.add([(cell, patient) for cell, patient in pairs if patient % parts == part])
+    return cells.merged()
+
+
 def test_small_cells_are_merged():
     cells = [("a", p) for p in range(40)] + [("a", 0)] + [("b", p) for p in range(12)]
     cells += [("c", p) for p in range(100, 104)] + [("d", p) for p in range(200, 203)]
-    counts = d.merged_counts(cells)
-    assert counts == {"a": {"samples": 41, "patients": 40}, "merged": {"samples": 19, "patients": 19}}
-    assert d.merged_counts([("a", 1), ("b", 2)]) == {}
-    assert d.merged_counts([("a", p) for p in range(10)]) == {"a": {"samples": 10, "patients": 10}}
+    counts = {"a": {"samples": 41, "patients": 40}, "merged": {"samples": 19, "patients": 19}}
+    assert counted(cells) == counted(cells, 7) == counts
+    assert counted([("a", 1), ("b", 2)]) == {}
+    assert counted([("a", p) for p in range(10)], 3) == {"a": {"samples": 10, "patients": 10}}
+
+
+def test_merged_cells_are_those_of_all_patients_at_once():
+    dice = random.Random(1)
+    for _ in range(300):
+        sizes = [dice.choice([1, 2, 5, 9, 10, 11, 30]) for _ in range(dice.randint(1, 6))]
+        pairs = [(chr(97 + n), dice.randrange(40)) for n, size in enumerate(sizes) for _ in range(size)]
+        patients = {cell: {p for c, p in pairs if c == cell} for cell, _ in pairs}
+        merged, union = [], set()
+        for cell in sorted(patients, key=lambda c: (len(patients[c]), c)):
+            if len(patients[cell]) < 10 or 0 < len(union) < 10:
+                merged.append(cell)
+                union |= patients[cell]
+        expected = {c: (sum(cell == c for cell, _ in pairs), len(ps)) for c, ps in patients.items() if c not in merged}
+        if len(union) >= 10:
+            expected["merged"] = (sum(cell in merged for cell, _ in pairs), len(union))
+        for parts in (1, 4):
+            assert {c: (n["samples"], n["patients"]) for c, n in counted(pairs, parts).items()} == expected
+
+
+def test_counts_do_not_grow_with_the_patients():
+    cells = d.CellCounts()
+    for part in range(50):
+        cells.add((("a", "b")[p % 2], p) for p in range(part * 100, part * 100 + 100))
+    assert len(pickle.dumps(cells)) < 500
 
 
 def test_age_bands():
