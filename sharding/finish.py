@@ -1,10 +1,14 @@
-"""From finished shards to a data set: `samples.parquet`, `private/records.parquet` and, last, the manifest."""
+"""From finished shards to a data set: `samples.parquet`, `private/records.parquet` and, last, the manifest.
+
+The hash of the private table stays in `private/`: it would confirm a guess at the records' names.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import platform
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,13 @@ import pyarrow.parquet as pq
 from sharding import deidentify, progress
 from sharding import plan as planning
 from sharding.config import UserError
-from sharding.files import atomic, remove_partial, write_text
+from sharding.files import atomic, remove_partial, sha256, write_text
 from sharding.options import BuildConfig, named
 from sharding.plan import Plan, ShardPlan
 from sharding.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, fingerprint
 from sharding.shard import WINDOW_COLUMNS
+
+RECORDS_HASH = "records.sha256"
 
 
 @dataclass
@@ -52,7 +58,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         raise UserError(f"no window of the train split passed the checks: {named(reasons) or 'the split is empty'}")
     shards = [Shard(s.name, s.split, t["samples"], t["bytes"], t["sha256"]) for s, t in kept]
     cells, rejected = _write_tables(output, config, plan, {s.name: i for i, s in enumerate(shards)})
-    mean, deviation = _moments([t for s, t in kept if s.split == "train"], config)
+    mean, deviation = moments([t for s, t in kept if s.split == "train"], config.resolution_uv)
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
     manifest = Manifest(
         fingerprint=fingerprint(shards, geometry, config.rate, config.leads, config.resolution_uv),
@@ -69,6 +75,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         counts={kind: counts.merged() for kind, counts in cells.items()},
         config=_public_config(plan.content),
         versions=_versions(),
+        tables={SAMPLES: sha256(tables(output)[0])},
     )
     remove_partial(output)
     for folder in (output / PRIVATE, output / PRIVATE / progress.STATS):
@@ -98,11 +105,11 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _moments(stats: list[dict[str, Any]], config: BuildConfig) -> tuple[list[float], list[float]]:
+def moments(stats: Sequence[Mapping[str, Any]], resolution_uv: float) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each lead in mV, from exact integer sums: the same whatever the order."""
     sums, squares, counts = ([sum(v) for v in zip(*(t[k] for t in stats))] for k in ("sums", "squares", "counts"))
     counts = [max(n, 1) for n in counts]
-    unit = config.resolution_uv / 1000.0
+    unit = resolution_uv / 1000.0
     variances = [(q * n - s * s) / (n * n) for s, q, n in zip(sums, squares, counts)]
     return [s / n * unit for s, n in zip(sums, counts)], [v**0.5 * unit for v in variances]
 
@@ -110,9 +117,13 @@ def _moments(stats: list[dict[str, Any]], config: BuildConfig) -> tuple[list[flo
 Cells = dict[str, deidentify.CellCounts]
 
 
+def new_cells() -> Cells:
+    return {kind: deidentify.CellCounts() for kind in ("source", "sex", "age", "codes")}
+
+
 def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[str, int]) -> tuple[Cells, Counter[str]]:
     """Writes both tables, shard by shard -> (cells of the kept windows, counts of the reasons)."""
-    cells = {kind: deidentify.CellCounts() for kind in ("source", "sex", "age", "codes")}
+    cells = new_cells()
     rejected: Counter[str] = Counter()
     public, private = tables(output)
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
@@ -125,7 +136,7 @@ def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[st
             if shard.name in number:
                 table = _samples_of_shard(rows, windows, config, number[shard.name])
                 samples.write(table)
-                _count_cells(cells, table)
+                count_cells(cells, table)
             rejected.update(r for r in windows.column("reason").to_pylist() if r)
             over = sum(rows.column("over").to_pylist())
             rejected.update({"patient_overflow": over} if over else {})
@@ -142,6 +153,7 @@ def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[st
                     None,
                 )
             )
+    write_text(output / PRIVATE / RECORDS_HASH, f"{sha256(private)}  {private.name}\n")  # as sha256sum writes it
     return cells, rejected
 
 
@@ -221,7 +233,7 @@ def _records(
     )
 
 
-def _count_cells(cells: Cells, table: pa.Table) -> None:
+def count_cells(cells: Cells, table: pa.Table) -> None:
     """Counts the samples of one shard: no patient has samples in another."""
     patient, source, age, sex, codes = (
         table.column(c).to_pylist() for c in ("patient", "source", "age", "sex", "codes")

@@ -1,7 +1,10 @@
 """Whole builds of small folders, against arrays that the test wrote itself."""
 
+import itertools
+import json
 import os
 import random
+import shutil
 import signal as signals
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from recordings import LEADS, beats, write_folder, write_record
@@ -115,6 +119,78 @@ def test_verify_finds_one_wrong_byte(folder, tmp_path):
     shard.write_bytes(data)
     with pytest.raises(UserError, match=r"val-000000.tar has sha256"):
         verify(tmp_path / "out")
+
+
+def without_first_row(table):
+    return table.slice(1)
+
+
+def of_another_age(table):
+    ages = table.column("age").to_pylist()
+    return table.set_column(table.column_names.index("age"), "age", pa.array([ages[0] + 1, *ages[1:]], pa.float32()))
+
+
+def with_another_key(table):
+    keys = table.column("key").to_pylist()
+    return table.set_column(table.column_names.index("key"), "key", pa.array(["000009-000009", *keys[1:]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "old", "message"),
+    [
+        ("samples.parquet", of_another_age, False, r"samples.parquet has another sha256"),
+        ("samples.parquet", of_another_age, True, r"the row of sample 000000-000000 is not what its shard says"),
+        ("samples.parquet", with_another_key, True, r"the row of sample 000000-000000 is not"),
+        ("samples.parquet", without_first_row, True, r"has 7 rows, the shards 8 samples"),
+        ("private/records.parquet", without_first_row, False, r"records.parquet has another sha256"),
+        ("private/records.parquet", with_another_key, True, r"its kept windows are not the samples"),
+        ("private/records.parquet", lambda t: t.slice(0, 8), True, r"accounts for 8 of 9 records"),
+    ],
+)
+def test_verify_reads_the_tables(tmp_path, name, change, old, message):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 8)
+    write_record(root, "short", beats(1)[:10])
+    build(root, output)
+    assert verify(output).tables.keys() == {"samples.parquet"}
+    file = pq.ParquetFile(output / name)
+    parts = [file.read_row_group(i) for i in range(file.num_row_groups)]
+    sizes = np.cumsum([0, *map(len, parts)])
+    whole = change(pq.read_table(output / name))
+    with pq.ParquetWriter(output / name, whole.schema) as writer:  # the same row groups
+        for start, stop in itertools.pairwise(sizes):
+            writer.write_table(whole.slice(start, stop - start))
+    if old:  # a data set of before the hashes were kept
+        (output / "private" / "records.sha256").unlink()
+        content = json.loads((output / "manifest.json").read_text())
+        del content["tables"]
+        (output / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        verify(output)
+
+
+def test_verify_works_out_moments_and_counts_anew(tmp_path):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 12)
+    write_record(root, "padded", beats(77)[:800])
+    write_record(root, "two", beats(78, leads=2), leads=("I", "II"))
+    build(root, output, "min_seconds=5", "missing_leads=zero", "samples_per_shard=3", "split.val=0", "split.train=1.0",
+          "split.test=0")  # fmt: skip
+    assert sum(s.samples for s in verify(output).shards) == 14
+    manifest = json.loads((output / "manifest.json").read_text())
+    for key, place, message in (
+        ("lead_mean_mv", 11, "lead_mean_mv of V6 is"),
+        ("lead_std_mv", 0, "lead_std_mv of I is"),
+        ("counts", "sex", "counts by sex are not"),
+    ):
+        wrong = json.loads(json.dumps(manifest))
+        wrong[key][place] = {} if key == "counts" else wrong[key][place] * (1 + 1e-7)
+        (output / "manifest.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=message):
+            verify(output)
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(output / "private")  # shards are copied without it
+    assert verify(output)
 
 
 def test_same_bytes_with_any_number_of_workers_and_tasks(folder, output, tmp_path):
