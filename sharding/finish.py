@@ -180,7 +180,7 @@ def _samples_of_shard(rows: pa.Table, windows: pa.Table, config: BuildConfig, nu
             "index": pa.array(range(count), pa.int32()),
             "key": kept.column("key"),
             "patient": of_row.column("patient"),
-            "source": pa.array([config.source.name] * count, pa.string()),
+            "source": of_row.column("part").cast(pa.string()),
             "age": of_row.column("age"),
             "sex": of_row.column("sex"),
             "codes": _lists(of_row.column("codes"), ";"),

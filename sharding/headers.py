@@ -42,6 +42,7 @@ COLUMNS = {
     "sex": _WORD,
     "codes": _WORD,  # joined by ;
     "left_out": pa.int32(),  # words in code fields that are no known codes
+    "part": _WORD,  # name of the source, by `source.parts`
     "leads": _WORD,  # of the wanted ones, those present or derivable, joined by spaces
     "windows": pa.int32(),
     "files": _WORD,  # joined by line ends; * stands for the record's name
@@ -200,11 +201,20 @@ def _describe(
         deidentify.sex(words.get("sex", ""), config.source.table.sex_values),
         ";".join(codes),
         len(left_out),
+        _part(record, config.source),
         present,
         windows,
         pattern,
         *stamp(root, record, pattern),
     )
+
+
+def _part(record: str, source: sources.SourceConfig) -> str:
+    """The name of a record's source, by the folders that it lies in."""
+    if not source.parts:
+        return source.name
+    folders = record.partition("#")[0].split("/")[:-1]
+    return next((source.parts[folder] for folder in folders if folder in source.parts), source.name)
 
 
 @lru_cache(maxsize=4096)

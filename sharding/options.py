@@ -129,8 +129,9 @@ def validated(config: BuildConfig) -> BuildConfig:
     names = [name for lead in config.leads if (name := leads.canonical(lead))]
     if not names or len(names) < len(config.leads) or len(set(names)) < len(names):
         raise UserError(f"leads={config.leads} must be different ones of {', '.join(leads.CANONICAL)}")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", config.source.name):
-        raise UserError(f"source.name={config.source.name} must be 1 to 40 letters, digits, - and _: it is public")
+    for key, name in {"name": config.source.name, **{f"parts.{k}": v for k, v in config.source.parts.items()}}.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(name)):
+            raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _: it is public")
     sources.module(config.source.format).check(config.source)
     return dataclasses.replace(config, leads=names)
 

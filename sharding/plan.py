@@ -36,7 +36,7 @@ META_BYTES = 512
 MOST_UNKNOWN = 100
 PLAN_JSON, PLAN_ROWS = "plan.json", "plan.parquet"
 LABEL = "label:"
-ROWS = ("record", "reason", "detail", "patient", "age", "sex", "codes", "leads", "files", "bytes", "stamp")
+ROWS = ("record", "reason", "detail", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp")
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ def _raw_reason(config: BuildConfig, recording: sources.Recording, window: int) 
 def _metadata(config: BuildConfig, row: dict[str, Any], rate: float, flags: Sequence[str]) -> dict[str, Any]:
     age, there = row["age"], row["leads"].split()
     meta = {
-        "source": config.source.name,
+        "source": row["part"],
         "patient": row["patient"],
         "age": None if age != age else age,
         "sex": row["sex"],

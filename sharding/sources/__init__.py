@@ -59,12 +59,15 @@ class ArrayConfig:
 class SourceConfig:
     """A data set's `name` (part of every pseudonym), `format`, table, arrays, and whether it is `public`.
 
+    `parts`: folder -> the name of the source (a site, a set) whose records lie below any folder of that name; the
+    others are `name`'s.
     `vocabulary` allows codes beside those of `sharding/vocabulary.py` (CinC's SNOMED CT concepts, PTB-XL's statements).
     """
 
     name: str = "wfdb"
     format: str = "wfdb"
     public: bool = False
+    parts: dict[str, str] = field(default_factory=dict)
     vocabulary: list[str] = field(default_factory=list)
     table: TableConfig = field(default_factory=TableConfig)
     array: ArrayConfig = field(default_factory=ArrayConfig)

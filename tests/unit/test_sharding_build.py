@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from recordings import LEADS, beats, write_folder, write_record
@@ -380,6 +381,53 @@ def test_both_tables_of_ptbxl(tmp_path, table, separator):
         build(tmp_path / "in", tmp_path / "high", "rate=250", config="ptbxl")
         names = pq.read_table(tmp_path / "high" / "private" / "records.parquet").column("record").to_pylist()
         assert all(name.startswith("records500") for name in names)
+
+
+def test_parts_of_cinc_are_sources_and_spread_over_all_shards(tmp_path):
+    parts = {"training/cpsc_2018/g1": "cinc-cpsc", "training/ptb-xl/g22": "cinc-ptbxl", "WFDB_Ga": "cinc-georgia"}
+    for n, folder in enumerate(("elsewhere", *parts)):
+        for i in range(60 if n else 2):
+            write_record(tmp_path / "in" / folder, f"{'XAHE'[n]}{i:04d}", beats(1000 * n + i))
+    outcome = build(tmp_path / "in", tmp_path / "out", "samples_per_shard=30", config="cinc")
+    assert (outcome.kept, outcome.patients) == (182, 182)
+    manifest, table = verify(tmp_path / "out"), pq.read_table(tmp_path / "out" / "samples.parquet")
+    first = {"A": "cinc-cpsc", "H": "cinc-ptbxl", "E": "cinc-georgia", "X": "cinc"}
+    rows = pq.read_table(tmp_path / "out" / "private" / "records.parquet").to_pylist()
+    expected = {row["key"]: first[row["record"].rpartition("/")[2][0]] for row in rows}
+    assert dict(zip(*(table.column(c).to_pylist() for c in ("key", "source")))) == expected
+    shards = [(s, table.filter(pc.equal(table.column("shard"), i))) for i, s in enumerate(manifest.shards)]
+    assert all({*parts.values()} <= {*rows.column("source").to_pylist()} for s, rows in shards if s.samples == 30)
+    assert manifest.counts["source"]["merged"] == {"samples": 62, "patients": 62}  # two of the unnamed part are few
+    with pytest.raises(UserError, match=r"source.parts.x=New York must be 1 to 40 letters"):
+        build(tmp_path / "in", tmp_path / "new", "source.parts={x: New York}")
+
+
+def test_data_sets_are_joined_by_reading_their_shards(tmp_path):
+    """As README has it: the windows of two built sets, each with its source's name, spread over new shards."""
+    for n, name in enumerate(("one", "two")):
+        write_folder(tmp_path / name, 20 * (n + 1), 2)
+        build(tmp_path / name, tmp_path / "built" / name, f"source.name={name}")
+    words = ["source.array.rate=100", "source.array.units=uV", "source.array.signals=ecg.npy", "samples_per_shard=30"]
+    words += ["source.array.meta=meta.json", f"source.array.leads=[{','.join(LEADS)}]", "source.parts={one: A, two: B}"]
+    outcome = build(tmp_path / "built", tmp_path / "joined", *words, config="tars")
+    assert (outcome.kept, outcome.patients) == (120, 60)
+
+    def windows(output: Path) -> set[tuple]:
+        manifest, found = read_manifest(output), set()
+        for row in pq.read_table(output / "samples.parquet").to_pylist():
+            start = manifest.geometry.first + row["index"] * manifest.geometry.stride
+            data = (output / manifest.shards[row["shard"]].name).read_bytes()[start : start + 24000]
+            found.add((row["age"], row["sex"], *row["codes"], data))
+        return found
+
+    joined = windows(tmp_path / "joined")
+    assert len(joined) == 80  # the first set's records stand in the second as well
+    assert joined == windows(tmp_path / "built" / "one") | windows(tmp_path / "built" / "two")
+    table = pq.read_table(tmp_path / "joined" / "samples.parquet")
+    assert table.column("source").to_pylist().count("A") == 40
+    places = {*zip(*(table.column(c).to_pylist() for c in ("shard", "source")))}
+    shards = read_manifest(tmp_path / "joined").shards
+    assert all((i, name) in places for i, shard in enumerate(shards) for name in "AB" if shard.samples == 30)
 
 
 def test_wrong_labels(tmp_path):
