@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import multiprocessing
 import os
 import threading
@@ -23,12 +22,11 @@ from sharding import deidentify, headers, progress
 from sharding import plan as planning
 from sharding.config import UserError
 from sharding.finish import Outcome, finish, tables
+from sharding.lock import lock
 from sharding.options import BuildConfig, named, validated
 from sharding.plan import Plan, ShardPlan
 from sharding.schema import MANIFEST, PRIVATE, Geometry
 from sharding.shard import build_shard
-
-LOCK_WAIT = 6 * 3600.0
 
 
 def build(config: BuildConfig, pool: Executor | None = None) -> Outcome:
@@ -50,7 +48,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
     with _out_of_space(output), _broken_workers(output):
         plan = _ensure_plan(output, config, key, pool)
-        with _lock(output / PRIVATE / "plan.lock"):
+        with lock(output / PRIVATE / "plan.lock"):
             done = progress.finished(output, plan)
             if (output / MANIFEST).is_file():
                 if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
@@ -60,7 +58,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
         _build_shards(config, plan, todo, pool)
         if len(progress.finished(output, plan)) < len(plan.shards):
             return Outcome("waiting", seconds=time.monotonic() - started)
-        with _lock(output / PRIVATE / "plan.lock"):
+        with lock(output / PRIVATE / "plan.lock"):
             if (output / MANIFEST).is_file():
                 return Outcome("already built")
             outcome = finish(output, config, plan)
@@ -144,7 +142,7 @@ def _die_with_parent() -> None:
 
 def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey, pool: Executor | None) -> Plan:
     """The plan of the output: read and compared if there is one, else made by the first task that comes."""
-    with _lock(output / PRIVATE / "plan.lock"):
+    with lock(output / PRIVATE / "plan.lock"):
         if (output / PRIVATE / planning.PLAN_JSON).is_file():
             plan = planning.read_plan(output)
             planning.refuse_other_config(output, plan, config, key.key_id)
@@ -165,25 +163,6 @@ def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey
 
 def _reasons(rows: Iterable[pa.Table]) -> Counter[str]:
     return sum((Counter(r for r in part.column("reason").to_pylist() if r) for part in rows), Counter[str]())
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with its process. Without file locks all plan: they write equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        limit = time.monotonic() + LOCK_WAIT
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > limit:
-                    raise UserError(f"another process has planned for {LOCK_WAIT / 3600:.0f} h: see {path}") from error
-                time.sleep(0.2)
-            except OSError:
-                break
-        yield
 
 
 def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], pool: Executor | None) -> None:

@@ -36,11 +36,11 @@ def remove_partial(folder: Path) -> None:
         host, _, process = path.name.partition(TEMPORARY)[2].rpartition("-")
         with contextlib.suppress(FileNotFoundError):
             here = host == os.uname().nodename and process.isdigit()
-            if not _alive(int(process)) if here else time.time() - path.stat().st_mtime > DAY:
+            if not alive(int(process)) if here else time.time() - path.stat().st_mtime > DAY:
                 path.unlink()
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
