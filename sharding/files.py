@@ -31,13 +31,19 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what killed writers left in `folder`: files of this host's dead processes, of other hosts' a day old."""
+    """Removes what killed writers left in `folder`."""
     for path in folder.glob(f"*{TEMPORARY}*"):
-        host, _, process = path.name.partition(TEMPORARY)[2].rpartition("-")
         with contextlib.suppress(FileNotFoundError):
-            here = host == os.uname().nodename and process.isdigit()
-            if not alive(int(process)) if here else time.time() - path.stat().st_mtime > DAY:
+            if left_over(path):
                 path.unlink()
+
+
+def left_over(path: Path) -> bool:
+    """Whether a temporary file is of a dead process of this host, or of another host and a day old."""
+    host, _, process = path.name.partition(TEMPORARY)[2].rpartition("-")
+    if host == os.uname().nodename and process.isdigit():
+        return not alive(int(process))
+    return time.time() - path.stat().st_mtime > DAY
 
 
 def alive(process: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sharding.files import TEMPORARY
+from sharding.files import TEMPORARY, left_over
 from sharding.options import REASONS
 from sharding.plan import Plan, read_plan
 from sharding.schema import MANIFEST, PRIVATE
@@ -85,7 +85,7 @@ def status(output: Path) -> str:
     """What is done, running, failed and left, with the rate and the time to go."""
     plan = read_plan(output)
     done = finished(output, plan)
-    running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*")}
+    running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*") if not left_over(p)}
     failures = {s.name: failure_path(output, s.name) for s in plan.shards if s.name not in done}
     failed = {name: path.read_text().strip() for name, path in failures.items() if path.is_file()}
     records = sum(s.records for s in plan.shards if s.name in done)

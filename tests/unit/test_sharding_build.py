@@ -290,6 +290,18 @@ def test_bad_records_are_counted_and_the_rest_is_built(tmp_path):
     assert sum(outcome.rejected.values()) == 11
 
 
+def test_headers_in_capitals_are_records_too(tmp_path):
+    signals = write_folder(tmp_path / "in", 3)
+    write_record(tmp_path / "in" / "old", "REC", beats(7))
+    (tmp_path / "in" / "old" / "REC.hea").rename(tmp_path / "in" / "old" / "REC.HEA")
+    assert build(tmp_path / "in", tmp_path / "out").kept == 4
+    rows = pq.read_table(tmp_path / "out" / "private" / "records.parquet").column("record").to_pylist()
+    assert sorted(rows) == ["old/REC.HEA", *signals]
+    (tmp_path / "in" / "old" / "REC.HEA").touch()
+    with pytest.raises(UserError, match=r"record old/REC.HEA has changed"):
+        build(tmp_path / "in", tmp_path / "out")
+
+
 def test_values_that_do_not_fit_are_refused_not_clipped(tmp_path):
     root = tmp_path / "in"
     write_folder(root, 3)
@@ -598,6 +610,16 @@ def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, words, messa
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_status_counts_no_dead_writers(tmp_path):
+    write_folder(tmp_path / "in", 6)
+    build(tmp_path / "in", tmp_path / "out")
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait(60)
+    for process in (os.getpid(), ended.pid):
+        (tmp_path / "out" / f"train-00000{process == ended.pid:d}.tar.partial-{os.uname().nodename}-{process}").touch()
+    assert "1 being written" in building.progress.status(tmp_path / "out")
 
 
 def test_status_and_dry_run(folder, output, tmp_path, capsys):
