@@ -54,7 +54,7 @@ def entries(count: int) -> types.ModuleType:
         words = {"age": str(number % 100), "sex": "FM"[number % 2], "codes": CODES[number % 4]}
         return Head(500.0, 5000, list(CANONICAL), [], words | {"patient": f"p{number * 2 // 5}"})
 
-    module.check, module.find, module.head = check, find, head  # type: ignore[attr-defined]
+    vars(module).update(check=check, find=find, head=head, ENDINGS=(".entry",))
     return module
 
 

@@ -143,22 +143,29 @@ def _die_with_parent() -> None:
 def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey, pool: Executor | None) -> Plan:
     """The plan of the output: read and compared if there is one, else made by the first task that comes."""
     with lock(output / PRIVATE / "plan.lock"):
-        if (output / PRIVATE / planning.PLAN_JSON).is_file():
-            plan = planning.read_plan(output)
-            planning.refuse_other_config(output, plan, config, key.key_id)
-            planning.refuse_other_table(output, plan, config)
-            if config.tasks == 1:  # one task of many sees to the records of its own shards, as it reads them
-                known = headers.survey(config, planning.wanted_split)
-                with progress.bar(plan.records, "record", "compare") as bar:
-                    planning.refuse_other_input(output, plan, config, known, pool, bar.update)
-            return plan
-        known = headers.survey(config, planning.wanted_split)
-        with progress.bar(len(known.records), "record", "headers") as bar:
-            plan, rows = planning.draw_up(config, key, known, pool, bar.update)
-        if not plan.shards:
-            raise UserError(f"none of {plan.records} records in {config.input} can be used: {named(_reasons(rows))}")
-        planning.write_plan(output, plan, rows)
-        return plan
+        if not (output / PRIVATE / planning.PLAN_JSON).is_file():
+            return _new_plan(output, config, key, pool)
+    plan = planning.read_plan(output)
+    planning.refuse_other_config(output, plan, config, key.key_id)
+    planning.refuse_other_table(output, plan, config)
+    if config.tasks > 1 and headers.listing(config) == plan.listing:
+        return plan  # each task sees to the files of its own shards, as it reads them
+    known = headers.survey(config, planning.wanted_split)
+    planning.refuse_other_records(output, known)
+    if config.tasks == 1:
+        with progress.bar(plan.records, "record", "compare") as bar:
+            planning.refuse_other_files(output, config, pool, bar.update)
+    return plan
+
+
+def _new_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey, pool: Executor | None) -> Plan:
+    known = headers.survey(config, planning.wanted_split)
+    with progress.bar(len(known.records), "record", "headers") as bar:
+        plan, rows = planning.draw_up(config, key, known, pool, bar.update)
+    if not plan.shards:
+        raise UserError(f"none of {plan.records} records in {config.input} can be used: {named(_reasons(rows))}")
+    planning.write_plan(output, plan, rows)
+    return plan
 
 
 def _reasons(rows: Iterable[pa.Table]) -> Counter[str]:

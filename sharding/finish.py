@@ -41,6 +41,7 @@ class Outcome:
     rejected: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     codes_left_out: int = 0
+    remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -83,7 +84,9 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
     write_text(output / MANIFEST, manifest.to_json())
     flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
     patients = cells["source"].patients.total()
-    return Outcome("built", sum(s.samples for s in shards), patients, len(shards), rejected, flags, plan.codes_left_out)
+    remarks = progress.remarks(plan)
+    kept_windows = sum(s.samples for s in shards)
+    return Outcome("built", kept_windows, patients, len(shards), rejected, flags, plan.codes_left_out, remarks)
 
 
 def _public_config(content: dict[str, Any]) -> dict[str, Any]:

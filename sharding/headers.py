@@ -6,6 +6,7 @@ into memory. Raw patient ids and names of records become pseudonyms here; `recor
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sharding import deidentify, leads, signal, sources, watchdog
+from sharding import deidentify, leads, metadata, signal, sources, watchdog
 from sharding.config import UserError
 from sharding.metadata import Table, label, read_table
 from sharding.options import BuildConfig
@@ -28,6 +29,7 @@ from sharding.schema import SAMPLE_COLUMNS, SAMPLES
 
 CHUNK = 1024
 MOST_WORDS = 1000
+Unknown = tuple[str, str]
 # Trouble that another try does not end; any other (EIO, ESTALE, ...) stops the planning, so that nothing is lost.
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -74,11 +76,36 @@ def all_records(config: BuildConfig, table: Table | None) -> pa.Array:
         if not len(table.records):
             raise UserError(f"{table.path} has no rows")
         return table.records.cast(pa.large_string())
+    found = _found(config)
+    if not len(found):
+        raise UserError(f"input folder {config.input} holds no {sources.FILES[config.source.format]} file")
+    return found
+
+
+def _found(config: BuildConfig) -> pa.Array:
     root = Path(config.input)
-    found = sources.module(config.source.format).find(root, inside(root, Path(config.output)), config.source)
-    if not found:
-        raise UserError(f"input folder {root} holds no {sources.FILES[config.source.format]} file")
+    with watchdog.limit(config.timeout, lambda: f"input folder {root} {watchdog.LISTING_HANGS}"):
+        found = sources.module(config.source.format).find(root, inside(root, Path(config.output)), config.source)
     return pa.array([_encodable(name) for name in found], pa.large_string())
+
+
+def unlisted(config: BuildConfig, known: Survey) -> pa.Array:
+    """The records below the input that no row of the table names; none without a table."""
+    if known.table is not None:
+        with contextlib.suppress(UserError):  # of files none of which can be read: each row gets its reason
+            return metadata.unlisted(known.table, config.source.table, _found(config))
+    return pa.array([], pa.large_string())
+
+
+def listing(config: BuildConfig) -> str:
+    """Hash of the names of all files that may hold records; empty with a table, whose own time tells."""
+    if config.source.table.file:
+        return ""
+    root = Path(config.input)
+    endings = sources.module(config.source.format).ENDINGS
+    with watchdog.limit(config.timeout, lambda: f"input folder {root} {watchdog.LISTING_HANGS}"):
+        names = sources.files_below(root, inside(root, Path(config.output)), endings)
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _encodable(name: str) -> str:
@@ -98,12 +125,12 @@ def describe_all(
     known: Survey,
     pool: Executor | None,
     tick: Callable[[int], object],
-) -> tuple[pa.Table, Counter[str]]:
-    """(one row a record in the order of `known.records`, each column one contiguous array; the commonest words in code
-    fields that are no known codes)."""
+) -> tuple[pa.Table, Counter[Unknown]]:
+    """(one row a record in the order of `known.records`, each column one contiguous array; the commonest words of
+    codes and sexes that are not known, as (kind, word))."""
     job = partial(describe, config, key)
     parts: dict[str, Any] = {name: [] for name in COLUMNS if name != "record"}
-    unknown: Counter[str] = Counter()
+    unknown: Counter[Unknown] = Counter()
     for part, words in in_order(job, known.chunks(), pool):
         unknown.update(words)
         if len(unknown) > 20 * MOST_WORDS:  # names without end; the commonest are there in every chunk
@@ -130,8 +157,8 @@ def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | N
 
 def describe(
     config: BuildConfig, key: deidentify.PseudonymKey, chunk: tuple[list[str], dict[str, list[str]]]
-) -> tuple[pa.Table, Counter[str]]:
-    """(the rows of some records, the words of their code fields that are no known codes).
+) -> tuple[pa.Table, Counter[Unknown]]:
+    """(the rows of some records, their words for codes and sexes that are not known).
 
     Words from the table go before those of the header.
     """
@@ -139,7 +166,7 @@ def describe(
     source, root = sources.module(config.source.format), Path(config.input)
     kinds = list(words)
     per_record = zip(*words.values()) if kinds else (() for _ in records)
-    vocabulary, unknown = _vocabulary(config.source), Counter[str]()
+    vocabulary, unknown = _vocabulary(config.source), Counter[Unknown]()
     rows = [
         _describe(source, root, config, key, vocabulary, unknown, record, dict(zip(kinds, values)))
         for record, values in zip(records, per_record)
@@ -161,11 +188,11 @@ def _describe(
     config: BuildConfig,
     key: deidentify.PseudonymKey,
     vocabulary: frozenset[str],
-    unknown: Counter[str],
+    unknown: Counter[Unknown],
     record: str,
     words: dict[str, str],
 ) -> tuple[Any, ...]:
-    """The values of `COLUMNS` of one record; counts in `unknown` what its code field holds beside codes."""
+    """The values of `COLUMNS` of one record; counts in `unknown` the words that it cannot make sense of."""
     present, windows = "", 0
     try:
         with watchdog.limit(config.timeout, lambda: f"the header of {record} {watchdog.HANGS}"):
@@ -186,7 +213,10 @@ def _describe(
             raise UserError(f"{record} cannot be read now ({error.strerror}): run the same command again") from error
         reason, detail, files = "unreadable", error.strerror or "", []
     codes, left_out = deidentify.codes(words.get("codes", ""), vocabulary)
-    unknown.update(word[:40] for word in left_out)
+    unknown.update(("codes", word[:40]) for word in left_out)
+    sex = deidentify.sex(words.get("sex", ""), config.source.table.sex_values)
+    if sex is None and (word := deidentify.identity(words.get("sex", ""))):
+        unknown["sex", word[:40]] += 1
     patient = deidentify.identity(words.get("patient", ""))
     whom = ("patient", patient) if patient else ("record", record)
     pattern = file_pattern(record, files or [record.partition("#")[0]])
@@ -198,7 +228,7 @@ def _describe(
         deidentify.pseudonym(key, config.source.name, *whom),
         not patient,
         deidentify.age(words.get("age", "")),
-        deidentify.sex(words.get("sex", ""), config.source.table.sex_values),
+        sex,
         ";".join(codes),
         len(left_out),
         _part(record, config.source),

@@ -54,7 +54,8 @@ class ShardPlan:
 class Plan:
     """What `plan.json` holds. `content` is the config without paths and workers; `table`: the table's size and time.
 
-    `unknown_codes`: the commonest words in code fields that are no known codes, with their numbers.
+    For the user: `unknown_words` by kind (codes, sex), the commonest with their numbers; `unlisted` records of the
+    folder that its table does not name. `listing`: hash of the files' names.
     """
 
     content: dict[str, Any]
@@ -66,7 +67,11 @@ class Plan:
     records: int
     windows: int
     codes_left_out: int
-    unknown_codes: dict[str, int] = field(default_factory=dict)
+    sexes_unknown: int = 0
+    unknown_words: dict[str, dict[str, int]] = field(default_factory=dict)
+    unlisted: int = 0
+    unlisted_examples: list[str] = field(default_factory=list)
+    listing: str = ""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
@@ -202,6 +207,7 @@ def make_plan(
         records=len(rows),
         windows=int(planned.sum()),
         codes_left_out=pc.sum(rows.column("left_out")).as_py() or 0,
+        sexes_unknown=rows.column("sex").take(pa.array(usable)).null_count,
     )
     decided = {
         "reason": reasons.column(),
@@ -295,9 +301,19 @@ def draw_up(
 
     `tick(n)` is called as records are read.
     """
+    listing, unlisted = headers.listing(config), headers.unlisted(config, known)
     rows, unknown = headers.describe_all(config, key, known, pool, tick)
     plan, order, decided = make_plan(config, key.key_id, rows, known)
-    plan = dataclasses.replace(plan, unknown_codes=dict(unknown.most_common(MOST_UNKNOWN)))
+    words: dict[str, dict[str, int]] = {"codes": {}, "sex": {}}
+    for (kind, word), count in unknown.most_common(MOST_UNKNOWN):
+        words[kind][word] = count
+    plan = dataclasses.replace(
+        plan,
+        unknown_words=words,
+        unlisted=len(unlisted),
+        unlisted_examples=unlisted[:3].to_pylist(),
+        listing=listing,
+    )
     return plan, ordered(plan, order, rows, decided | {LABEL + name: values for name, values in known.labels.items()})
 
 
@@ -377,12 +393,14 @@ def refuse_other_table(output: Path, plan: Plan, config: BuildConfig) -> None:
         raise UserError(f"{output} was planned from other input, {found} has changed: {_mend(output)}")
 
 
-def refuse_other_input(
-    output: Path, plan: Plan, config: BuildConfig, known: Survey, pool: Executor | None, tick: Callable[[int], object]
-) -> None:
-    """Raises `UserError`, naming what differs, if a record or a file is not the plan's."""
+def refuse_other_records(output: Path, known: Survey) -> None:
+    """Raises `UserError`, naming one, if a folder without a table holds other records than the plan's."""
     if known.table is None and (difference := _found_difference(output, known)):
         raise UserError(f"{output} was planned from other input, {difference}: {_mend(output)}")
+
+
+def refuse_other_files(output: Path, config: BuildConfig, pool: Executor | None, tick: Callable[[int], object]) -> None:
+    """Raises `UserError`, naming one, if a file of a record is not as it was at planning."""
     groups = iter(range(_rows(output).num_row_groups))
     for records, change in headers.in_order(partial(_changed_group, output, Path(config.input)), groups, pool):
         if change:

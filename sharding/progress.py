@@ -81,6 +81,27 @@ def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, in
     return "\n".join(f"  {name:<{width}} {n:>9,} {100 * n / max(total, 1):5.1f} %  {why}" for name, n, why in rows)
 
 
+def remarks(plan: Plan) -> list[str]:
+    """What a user should know of the input's words and files, a line each."""
+    lines = []
+    if plan.codes_left_out:
+        lines.append(
+            f"{plan.codes_left_out:,} words in code fields are no known codes and stay behind: the most frequent are "
+            "in private/plan.json (unknown_words), and source.vocabulary lets them in"
+        )
+    if plan.sexes_unknown:
+        lines.append(
+            f"{plan.sexes_unknown:,} usable records have no known sex: words that are none are in private/plan.json "
+            "(unknown_words), and source.table.sex_values translates them"
+        )
+    if plan.unlisted:
+        lines.append(
+            f"{plan.unlisted:,} records below the input are in no row of its table and are left out: private/plan.json "
+            "names three (unlisted_examples)"
+        )
+    return lines
+
+
 def status(output: Path) -> str:
     """What is done, running, failed and left, with the rate and the time to go."""
     plan = read_plan(output)

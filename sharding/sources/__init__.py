@@ -6,9 +6,9 @@
 `head(root, record, options) -> Head`         what the header says, without reading signals
 `read(root, record, wanted, options) -> Recording`   the leads needed for `wanted`, in millivolt
 
-`options` is the config's `source`. A record in a file of many is named `FILE#ID`. The functions raise `Rejected` for a
-record that cannot be used, `OSError` for a file that cannot be read, and `find` also `UserError` for options that fit
-no file.
+`ENDINGS` are those of its files, in lower case. `options` is the config's `source`. A record in a file of many is named
+`FILE#ID`. The functions raise `Rejected` for a record that cannot be used, `OSError` for a file that cannot be read,
+and `find` also `UserError` for options that fit no file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding import watchdog
 from sharding.config import UserError
 from sharding.metadata import TableConfig
 
@@ -127,6 +128,7 @@ def files_below(root: Path, without: str, endings: tuple[str, ...]) -> list[str]
     """
     found, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
+        watchdog.again()
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()

@@ -290,6 +290,49 @@ def test_bad_records_are_counted_and_the_rest_is_built(tmp_path):
     assert sum(outcome.rejected.values()) == 11
 
 
+def test_records_that_the_table_does_not_name_are_told(tmp_path):
+    ptbxl_folder(tmp_path / "in", "ptbxl_database.csv", "{")
+    for n in range(4):
+        write_record(tmp_path / "in" / "records100" / "00000", f"Schmidt{n}_lr", beats(n))
+    outcome = build(tmp_path / "in", tmp_path / "out", config="ptbxl")
+    assert (outcome.kept, len(outcome.remarks)) == (20, 1)  # the records of the other rate are named by their column
+    assert outcome.remarks[0].startswith("4 records below the input are in no row of its table")
+    assert plan.read_plan(tmp_path / "out").unlisted_examples == [f"records100/00000/Schmidt{n}_lr" for n in range(3)]
+    assert b"Schmidt" not in b"".join(public_bytes(tmp_path / "out").values())
+
+
+def test_unknown_sexes_are_told(tmp_path, capsys):
+    from sharding.__main__ import main
+
+    for n, sex in enumerate(("Female", "m", "Unknown", "weiblich", "weiblich", "")):
+        write_record(tmp_path / "in", f"r{n}", beats(n), comments=(f"Sex: {sex}",))
+    words = [f"input={tmp_path / 'in'}", "source.public=true"]
+    main(["build", str(CONFIGS / "wfdb.yaml"), *words, f"output={tmp_path / 'out'}"])
+    assert "  4 usable records have no known sex: words that are none" in capsys.readouterr().out
+    assert plan.read_plan(tmp_path / "out").unknown_words["sex"] == {"weiblich": 2}
+    outcome = build(tmp_path / "in", tmp_path / "new", "source.table.sex_values={weiblich: female}")
+    assert outcome.remarks[0].startswith("2 usable records")
+
+
+@pytest.mark.parametrize("change", ["is new", "is gone"])
+def test_one_task_of_many_notices_records_that_come_and_go(tmp_path, change):
+    write_folder(tmp_path / "in", 6)
+    words = ("samples_per_shard=2", "tasks=2")
+    assert build(tmp_path / "in", tmp_path / "out", *words, "task=0").state == "waiting"
+    write_record(tmp_path / "in", "other", beats(9))
+    gone = tmp_path / "in" / ("other.hea" if change == "is new" else "r0003_0.hea")
+    if change == "is gone":
+        gone.rename(tmp_path / "kept")
+        (tmp_path / "in" / "other.hea").unlink()
+    with pytest.raises(UserError, match=rf"planned from other input, record {gone.stem} {change}"):
+        build(tmp_path / "in", tmp_path / "out", *words, "task=1")
+    if change == "is gone":
+        (tmp_path / "kept").rename(gone)
+    else:
+        gone.unlink()
+    assert build(tmp_path / "in", tmp_path / "out", *words, "task=1").state == "built"
+
+
 def test_headers_in_capitals_are_records_too(tmp_path):
     signals = write_folder(tmp_path / "in", 3)
     write_record(tmp_path / "in" / "old", "REC", beats(7))

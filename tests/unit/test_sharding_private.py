@@ -204,4 +204,4 @@ def test_nothing_planted_leaves_private(tmp_path, source):
     if source in (wfdb, table, tars):
         assert all(row["codes"] == ["426783006"] and row["age"] == 63 for row in samples)
         assert outcome.codes_left_out >= 3 * COUNT
-        assert read_plan(output).unknown_codes["19200107"] == COUNT  # told to the user, in private/
+        assert read_plan(output).unknown_words["codes"]["19200107"] == COUNT  # told to the user, in private/
