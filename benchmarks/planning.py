@@ -1,8 +1,9 @@
-"""How planning grows: `python -m benchmarks.planning [sizes=[100000,1000000,10000000]]`.
+"""How planning and the finish grow: `python -m benchmarks.planning [sizes=[100000,1000000,10000000]]`.
 
 Each size is planned in a process of its own from that many made-up headers (patients of one to four records, twelve
 leads, age, sex and codes): everything that a build does before it reads signals, but for the reading of header files,
-which the last row shows by itself, on real WFDB headers written here. The plan is written to disk as in a build.
+which the last row shows by itself, on real WFDB headers written here. The plan is written to disk as in a build. Then
+another process finishes it, as if every shard had been built and every window kept: tables and manifest.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import tempfile
 import time
 import types
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from sharding import deidentify, headers, plan, sources
+from sharding import deidentify, finish, headers, plan, progress, shard, sources, writer
 from sharding.config import command, load
+from sharding.files import write_text
 from sharding.leads import CANONICAL
 from sharding.options import BuildConfig, validated
 from sharding.sources import Head
@@ -51,25 +54,51 @@ def entries(count: int) -> types.ModuleType:
         words = {"age": str(number % 100), "sex": "FM"[number % 2], "codes": CODES[number % 4]}
         return Head(500.0, 5000, list(CANONICAL), [], words | {"patient": f"p{number * 2 // 5}"})
 
-    module.check, module.find, module.head = check, find, head  # type: ignore[attr-defined]
+    vars(module).update(check=check, find=find, head=head, ENDINGS=(".entry",))
     return module
 
 
-def plan_entries(count: int) -> tuple[float, float, int]:
-    """(seconds, peak memory in GiB, shards) of one whole planning in this process."""
+def settings(folder: str, count: int) -> BuildConfig:
+    """The config of a build of `count` entries, in this process."""
     sources.FILES["entries"] = "made-up"
     sys.modules["sharding.sources.entries"] = entries(count)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "in").mkdir()
-        (Path(folder) / "in" / "x").touch()
-        words = [f"input={folder}/in", f"output={folder}/out", "source.format=entries", "samples_per_shard=1000"]
-        config = validated(load(BuildConfig, None, words))
-        started = time.perf_counter()
-        known = headers.survey(config, plan.wanted_split)
-        found, rows = plan.draw_up(config, KEY, known, None, lambda n: None)
-        plan.write_plan(Path(config.output), found, rows)
-        seconds = time.perf_counter() - started
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, len(found.shards)
+    words = [f"input={folder}/in", f"output={folder}/out", "source.format=entries", "samples_per_shard=1000"]
+    return validated(load(BuildConfig, None, words))
+
+
+def plan_entries(folder: str, count: int) -> tuple[float, float, int]:
+    """(seconds, peak memory in GiB, shards) of one whole planning in this process."""
+    (Path(folder) / "in").mkdir()
+    (Path(folder) / "in" / "x").touch()
+    config = settings(folder, count)
+    started = time.perf_counter()
+    known = headers.survey(config, plan.wanted_split)
+    found, rows = plan.draw_up(config, KEY, known, None, lambda n: None)
+    plan.write_plan(Path(config.output), found, rows)
+    seconds = time.perf_counter() - started
+    return seconds, peak_gib(), len(found.shards)
+
+
+def pretend_shards(folder: str) -> None:
+    """What built shards leave for the finish, if every window is kept; no tars."""
+    output = Path(folder) / "out"
+    for planned in plan.read_plan(output).shards:
+        keys = (writer.key(planned.ordinal, i) for i in range(planned.windows))
+        shard.write_rows(output, planned, [(i, 0, "", "", key) for i, key in enumerate(keys)])
+        sums = {name: [1] * len(CANONICAL) for name in ("sums", "squares", "counts")}
+        stats = {"samples": planned.windows, "bytes": 0, "sha256": "", "rejected": {}, "flags": {}, **sums}
+        write_text(progress.stats_path(output, planned.name), json.dumps({"name": planned.name, **stats}))
+
+
+def finish_entries(folder: str, count: int) -> tuple[float, float]:
+    """(seconds, peak memory in GiB) of the finish in this process."""
+    config, started = settings(folder, count), time.perf_counter()
+    finish.finish(Path(config.output), config, plan.read_plan(Path(config.output)))
+    return time.perf_counter() - started, peak_gib()
+
+
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def read_headers(files: int) -> float:
@@ -87,12 +116,18 @@ def read_headers(files: int) -> float:
 def main(words: list[str]) -> None:
     config = load(PlanningConfig, None, words)
     figures: dict[str, dict[str, float]] = {}
-    print(f"{'entries':>12} {'seconds':>9} {'µs each':>9} {'peak GiB':>9} {'shards':>8}")
+    print(f"{'':>12} {'planning':^29} {'':>8} {'finish':^19}")
+    print(f"{'entries':>12} {'seconds':>9} {'µs each':>9} {'peak GiB':>9} {'shards':>8} {'seconds':>9} {'peak GiB':>9}")
+    fresh = partial(multiprocessing.get_context("spawn").Pool, 1, maxtasksperchild=1)  # peaks are of one task
     for size in config.sizes:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            seconds, gib, shards = pool.apply(plan_entries, (size,))
-        print(f"{size:>12,} {seconds:>9.1f} {seconds / size * 1e6:>9.1f} {gib:>9.2f} {shards:>8,}", flush=True)
+        with tempfile.TemporaryDirectory() as folder, fresh() as pool:
+            seconds, gib, shards = pool.apply(plan_entries, (folder, size))
+            pool.apply(pretend_shards, (folder,))
+            finish_seconds, finish_gib = pool.apply(finish_entries, (folder, size))
+        planned = f"{size:>12,} {seconds:>9.1f} {seconds / size * 1e6:>9.1f} {gib:>9.2f} {shards:>8,}"
+        print(f"{planned} {finish_seconds:>9.1f} {finish_gib:>9.2f}", flush=True)
         figures[str(size)] = {"seconds": round(seconds, 2), "peak_gib": round(gib, 3)}
+        figures[str(size)] |= {"finish_seconds": round(finish_seconds, 2), "finish_peak_gib": round(finish_gib, 3)}
     rate = read_headers(config.files)
     print(f"WFDB headers read and described: {rate:,.0f} files/s on one core")
     print(json.dumps({"planning": figures, "header_files_per_second": round(rate)}))

@@ -58,8 +58,8 @@ def build(words: list[str]) -> None:
         print(f"task {config.task} of {config.tasks} is done; the task that finishes last writes the manifest")
         return
     print(reasons_table(outcome.kept, outcome.rejected, outcome.flags))
-    if outcome.codes_left_out:
-        print(f"  {outcome.codes_left_out} words in code fields are no known codes and stay behind (source.vocabulary)")
+    for line in outcome.remarks:
+        print(f"  {line}")
     print(
         f"{outcome.kept:,} windows of {outcome.patients:,} patients in {outcome.shards} shards at {config.output}, "
         f"{outcome.seconds:.1f} s"

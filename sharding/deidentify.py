@@ -8,27 +8,20 @@ import hmac
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from sharding.config import UserError
+from sharding.vocabulary import SCP, SNOMED
 
 KEY_VARIABLE = "UMBRA_KEY"
 SYNTHETIC_MARKER = "synthetic.yaml"
 MIN_KEY = 16
 MIN_PATIENTS = 10
 PUBLIC_KEY = b"umbra public sources: pseudonyms under this key hide nothing"
-
-# The 71 SCP-ECG statements of PTB-XL (Wagner et al. 2020, scp_statements.csv).
-_SCP_STATEMENTS = """
-NDT NST_ DIG LNGQT NORM IMI ASMI LVH LAFB ISC_ IRBBB 1AVB IVCD ISCAL CRBBB CLBBB ILMI LAO/LAE AMI ALMI ISCIN INJAS LMI
-ISCIL LPFB ISCAS INJAL ISCLA RVH ANEUR RAO/RAE EL WPW ILBBB IPLMI ISCAN IPMI SEHYP INJIN INJLA PMI 3AVB INJIL 2AVB
-ABQRS PVC STD_ VCLVH QWAVE LOWT NT_ PAC LPR INVT LVOLT HVOLT TAB_ STE_ PRC(S) SR AFIB STACH SARRH SBRAD PACE SVARR
-BIGU AFLT SVTAC PSVT TRIGU
-"""
-SCP = frozenset(_SCP_STATEMENTS.split())
 
 _SEXES = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
 
@@ -97,44 +90,18 @@ def sex(value: str, values: Mapping[str, str] = {}) -> str | None:
     return _SEXES.get(str(values.get(text, text)).lower())
 
 
-# Verhoeff's check digit (1969), which ends every SNOMED CT identifier: dihedral group D5 and its permutation.
-_PERMUTATION = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
-
-
-def _d5(a: int, b: int) -> int:
-    if a < 5:
-        return (a + b) % 5 if b < 5 else 5 + (a + b - 5) % 5
-    return 5 + (a - 5 - b) % 5 if b < 5 else (a - b) % 5
-
-
 @lru_cache(maxsize=65536)
-def is_snomed(code: str) -> bool:
-    """Whether `code` is a SNOMED CT concept id: 6 to 18 digits, partition 00 or 10, a right Verhoeff check digit."""
-    if not (
-        code.isascii() and code.isdigit() and 6 <= len(code) <= 18 and code[0] != "0" and code[-3:-1] in ("00", "10")
-    ):
-        return False
-    check = 0
-    for place, digit in enumerate(reversed(code)):
-        value = int(digit)
-        for _ in range(place % 8):
-            value = _PERMUTATION[value]
-        check = _d5(check, value)
-    return check == 0
+def codes(text: str, vocabulary: frozenset[str] = frozenset()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(allowed codes, words left out) of `426783006,164889003`, `SR;NORM` or `{'NORM': 100.0}`.
 
-
-@lru_cache(maxsize=65536)
-def codes(text: str, vocabulary: frozenset[str] = frozenset()) -> tuple[tuple[str, ...], int]:
-    """(allowed codes, number of words left out) of `426783006,164889003`, `SR;NORM` or `{'NORM': 100.0}`.
-
-    Allowed are SNOMED CT concepts, PTB-XL's SCP statements and the config's `source.vocabulary`: nothing else, so that
-    a name or a number typed into the field stays behind.
+    Allowed are the words of `sharding/vocabulary.py` and of the config (`vocabulary`): nothing else, so that a name or
+    a number typed into the field stays behind.
     """
     words = _dict_keys(text) if text.lstrip().startswith("{") else re.split(r"[;,|\s]+", text)
     words = [w.strip().strip("'\"[]") for w in words]
     words = [w for w in dict.fromkeys(words) if identity(w)]
-    kept = tuple(w for w in words if w in SCP or w in vocabulary or is_snomed(w))
-    return kept, len(words) - len(kept)
+    kept = tuple(w for w in words if w in SNOMED or w in SCP or w in vocabulary)
+    return kept, tuple(w for w in words if w not in kept)
 
 
 def _dict_keys(text: str) -> list[str]:
@@ -151,25 +118,48 @@ def age_band(years: float) -> str:
     return "90+" if years >= 90 else f"{int(years) // 10 * 10}-{int(years) // 10 * 10 + 9}"
 
 
-def merged_counts(cells: Iterable[tuple[str, int]]) -> dict[str, dict[str, int]]:
-    """Samples and patients per cell from (cell, patient) pairs, one a sample; no cell has fewer than 10 patients.
+class CellCounts:
+    """Samples and patients per cell (a sex, a code, ...), gathered part by part; a patient's samples in one part.
 
-    Smaller ones become `merged`, together with the next larger ones until it has 10; what then still has fewer is
-    left out.
+    Memory grows with the cells, not with the patients: only of cells under 10 patients these are kept, each with all
+    the cells that it is in.
     """
-    samples: dict[str, int] = {}
-    patients: dict[str, set[int]] = {}
-    for cell, patient in cells:
-        samples[cell] = samples.get(cell, 0) + 1
-        patients.setdefault(cell, set()).add(patient)
-    union: set[int] = set()
-    total = 0
-    for cell in sorted(samples, key=lambda c: (len(patients[c]), c)):
-        if len(patients[cell]) >= MIN_PATIENTS and (not union or len(union) >= MIN_PATIENTS):
-            break
-        union |= patients.pop(cell)
-        total += samples.pop(cell)
-    counts = {cell: {"samples": samples[cell], "patients": len(patients[cell])} for cell in sorted(samples)}
-    if len(union) >= MIN_PATIENTS:
-        counts["merged"] = {"samples": total, "patients": len(union)}
-    return counts
+
+    def __init__(self) -> None:
+        self.samples: Counter[str] = Counter()
+        self.patients: Counter[str] = Counter()
+        self._few: dict[str, dict[int, set[str]]] = {}
+
+    def add(self, cells: Iterable[tuple[str, int]]) -> None:
+        """Counts (cell, patient) pairs, one a sample and cell, of patients that no other part holds."""
+        of_patient: dict[int, set[str]] = {}
+        for cell, patient in cells:
+            self.samples[cell] += 1
+            of_patient.setdefault(patient, set()).add(cell)
+        for patient, its_cells in of_patient.items():
+            for cell in its_cells:
+                self.patients[cell] += 1
+                if self.patients[cell] < MIN_PATIENTS:
+                    self._few.setdefault(cell, {})[patient] = its_cells
+                else:
+                    self._few.pop(cell, None)
+
+    def merged(self) -> dict[str, dict[str, int]]:
+        """Samples and patients per cell; no cell has fewer than 10 patients.
+
+        Smaller ones become `merged`, together with the next larger one where they have fewer than 10 between them; what
+        then still has fewer is left out.
+        """
+        order = sorted(self.samples, key=lambda c: (self.patients[c], c))
+        small = [cell for cell in order if self.patients[cell] < MIN_PATIENTS]
+        union = {patient: cells for cell in small for patient, cells in self._few[cell].items()}
+        patients = len(union)
+        if 0 < patients < MIN_PATIENTS and len(small) < len(order):
+            larger = order[len(small)]
+            small.append(larger)
+            patients = self.patients[larger] + sum(larger not in cells for cells in union.values())
+        kept = sorted(set(order).difference(small))
+        counts = {cell: {"samples": self.samples[cell], "patients": self.patients[cell]} for cell in kept}
+        if patients >= MIN_PATIENTS:
+            counts["merged"] = {"samples": sum(self.samples[cell] for cell in small), "patients": patients}
+        return counts

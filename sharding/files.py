@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -30,16 +31,22 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what killed writers left in `folder`: files of this host's dead processes, of other hosts' a day old."""
+    """Removes what killed writers left in `folder`."""
     for path in folder.glob(f"*{TEMPORARY}*"):
-        host, _, process = path.name.partition(TEMPORARY)[2].rpartition("-")
         with contextlib.suppress(FileNotFoundError):
-            here = host == os.uname().nodename and process.isdigit()
-            if not _alive(int(process)) if here else time.time() - path.stat().st_mtime > DAY:
+            if left_over(path):
                 path.unlink()
 
 
-def _alive(process: int) -> bool:
+def left_over(path: Path) -> bool:
+    """Whether a temporary file is of a dead process of this host, or of another host and a day old."""
+    host, _, process = path.name.partition(TEMPORARY)[2].rpartition("-")
+    if host == os.uname().nodename and process.isdigit():
+        return not alive(int(process))
+    return time.time() - path.stat().st_mtime > DAY
+
+
+def alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -58,6 +65,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file whole or not at all; its mode follows the umask."""
     write_bytes(path, text.encode())
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

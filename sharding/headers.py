@@ -6,10 +6,11 @@ into memory. Raw patient ids and names of records become pseudonyms here; `recor
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from sharding import deidentify, leads, signal, sources, watchdog
+from sharding import deidentify, leads, metadata, signal, sources, watchdog
 from sharding.config import UserError
 from sharding.metadata import Table, label, read_table
 from sharding.options import BuildConfig
 from sharding.schema import SAMPLE_COLUMNS, SAMPLES
 
 CHUNK = 1024
+MOST_WORDS = 1000
+Unknown = tuple[str, str]
 # Trouble that another try does not end; any other (EIO, ESTALE, ...) stops the planning, so that nothing is lost.
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -41,6 +44,7 @@ COLUMNS = {
     "sex": _WORD,
     "codes": _WORD,  # joined by ;
     "left_out": pa.int32(),  # words in code fields that are no known codes
+    "part": _WORD,  # name of the source, by `source.parts`
     "leads": _WORD,  # of the wanted ones, those present or derivable, joined by spaces
     "windows": pa.int32(),
     "files": _WORD,  # joined by line ends; * stands for the record's name
@@ -72,11 +76,36 @@ def all_records(config: BuildConfig, table: Table | None) -> pa.Array:
         if not len(table.records):
             raise UserError(f"{table.path} has no rows")
         return table.records.cast(pa.large_string())
+    found = _found(config)
+    if not len(found):
+        raise UserError(f"input folder {config.input} holds no {sources.FILES[config.source.format]} file")
+    return found
+
+
+def _found(config: BuildConfig) -> pa.Array:
     root = Path(config.input)
-    found = sources.module(config.source.format).find(root, inside(root, Path(config.output)), config.source)
-    if not found:
-        raise UserError(f"input folder {root} holds no {sources.FILES[config.source.format]} file")
+    with watchdog.limit(config.timeout, lambda: f"input folder {root} {watchdog.LISTING_HANGS}"):
+        found = sources.module(config.source.format).find(root, inside(root, Path(config.output)), config.source)
     return pa.array([_encodable(name) for name in found], pa.large_string())
+
+
+def unlisted(config: BuildConfig, known: Survey) -> pa.Array:
+    """The records below the input that no row of the table names; none without a table."""
+    if known.table is not None:
+        with contextlib.suppress(UserError):  # of files none of which can be read: each row gets its reason
+            return metadata.unlisted(known.table, config.source.table, _found(config))
+    return pa.array([], pa.large_string())
+
+
+def listing(config: BuildConfig) -> str:
+    """Hash of the names of all files that may hold records; empty with a table, whose own time tells."""
+    if config.source.table.file:
+        return ""
+    root = Path(config.input)
+    endings = sources.module(config.source.format).ENDINGS
+    with watchdog.limit(config.timeout, lambda: f"input folder {root} {watchdog.LISTING_HANGS}"):
+        names = sources.files_below(root, inside(root, Path(config.output)), endings)
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _encodable(name: str) -> str:
@@ -96,18 +125,23 @@ def describe_all(
     known: Survey,
     pool: Executor | None,
     tick: Callable[[int], object],
-) -> pa.Table:
-    """One row a record, in the order of `known.records`, each column one contiguous array."""
+) -> tuple[pa.Table, Counter[Unknown]]:
+    """(one row a record in the order of `known.records`, each column one contiguous array; the commonest words of
+    codes and sexes that are not known, as (kind, word))."""
     job = partial(describe, config, key)
     parts: dict[str, Any] = {name: [] for name in COLUMNS if name != "record"}
-    for part in in_order(job, known.chunks(), pool):
+    unknown: Counter[Unknown] = Counter()
+    for part, words in in_order(job, known.chunks(), pool):
+        unknown.update(words)
+        if len(unknown) > 20 * MOST_WORDS:  # names without end; the commonest are there in every chunk
+            unknown = Counter(dict(unknown.most_common(MOST_WORDS)))
         for name in parts:
             parts[name] += part.column(name).chunks
         tick(len(part))
     for name in parts:  # one after the other, so that no more than one column is there twice
         column = pa.chunked_array(parts[name], COLUMNS[name])
         parts[name] = (column.unify_dictionaries() if COLUMNS[name] == _WORD else column).combine_chunks()
-    return pa.table({"record": known.records, **parts})
+    return pa.table({"record": known.records, **parts}), unknown
 
 
 def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | None, ahead: int = 64) -> Iterator[Any]:
@@ -123,19 +157,29 @@ def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | N
 
 def describe(
     config: BuildConfig, key: deidentify.PseudonymKey, chunk: tuple[list[str], dict[str, list[str]]]
-) -> pa.Table:
-    """The rows of some records; words from the table go before those of the header."""
+) -> tuple[pa.Table, Counter[Unknown]]:
+    """(the rows of some records, their words for codes and sexes that are not known).
+
+    Words from the table go before those of the header.
+    """
     records, words = chunk
     source, root = sources.module(config.source.format), Path(config.input)
     kinds = list(words)
     per_record = zip(*words.values()) if kinds else (() for _ in records)
-    vocabulary = frozenset(config.source.vocabulary)
+    vocabulary, unknown = _vocabulary(config.source), Counter[Unknown]()
     rows = [
-        _describe(source, root, config, key, vocabulary, record, dict(zip(kinds, values)))
+        _describe(source, root, config, key, vocabulary, unknown, record, dict(zip(kinds, values)))
         for record, values in zip(records, per_record)
     ]
     columns = zip(*rows)
-    return pa.table([pa.array(c, kind) for c, kind in zip(columns, COLUMNS.values())], names=list(COLUMNS))
+    table = pa.table([pa.array(c, kind) for c, kind in zip(columns, COLUMNS.values())], names=list(COLUMNS))
+    return table, unknown
+
+
+def _vocabulary(source: sources.SourceConfig) -> frozenset[str]:
+    """The codes that a config names: `source.vocabulary`, and what its table's words and columns stand for."""
+    translated = [*source.table.code_values.values(), *source.table.code_columns.values()]
+    return frozenset([*source.vocabulary, *" ".join(map(str, translated)).split()])
 
 
 def _describe(
@@ -144,10 +188,11 @@ def _describe(
     config: BuildConfig,
     key: deidentify.PseudonymKey,
     vocabulary: frozenset[str],
+    unknown: Counter[Unknown],
     record: str,
     words: dict[str, str],
 ) -> tuple[Any, ...]:
-    """The values of `COLUMNS` of one record."""
+    """The values of `COLUMNS` of one record; counts in `unknown` the words that it cannot make sense of."""
     present, windows = "", 0
     try:
         with watchdog.limit(config.timeout, lambda: f"the header of {record} {watchdog.HANGS}"):
@@ -168,6 +213,10 @@ def _describe(
             raise UserError(f"{record} cannot be read now ({error.strerror}): run the same command again") from error
         reason, detail, files = "unreadable", error.strerror or "", []
     codes, left_out = deidentify.codes(words.get("codes", ""), vocabulary)
+    unknown.update(("codes", word[:40]) for word in left_out)
+    sex = deidentify.sex(words.get("sex", ""), config.source.table.sex_values)
+    if sex is None and (word := deidentify.identity(words.get("sex", ""))):
+        unknown["sex", word[:40]] += 1
     patient = deidentify.identity(words.get("patient", ""))
     whom = ("patient", patient) if patient else ("record", record)
     pattern = file_pattern(record, files or [record.partition("#")[0]])
@@ -179,14 +228,23 @@ def _describe(
         deidentify.pseudonym(key, config.source.name, *whom),
         not patient,
         deidentify.age(words.get("age", "")),
-        deidentify.sex(words.get("sex", ""), config.source.table.sex_values),
+        sex,
         ";".join(codes),
-        left_out,
+        len(left_out),
+        _part(record, config.source),
         present,
         windows,
         pattern,
         *stamp(root, record, pattern),
     )
+
+
+def _part(record: str, source: sources.SourceConfig) -> str:
+    """The name of a record's source, by the folders that it lies in."""
+    if not source.parts:
+        return source.name
+    folders = record.partition("#")[0].split("/")[:-1]
+    return next((source.parts[folder] for folder in folders if folder in source.parts), source.name)
 
 
 @lru_cache(maxsize=4096)

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sharding.config import UserError
-from sharding.deidentify import SCP, identity
+from sharding.deidentify import identity
+from sharding.vocabulary import SCP
 
 MAX_WORDS = 50
 MAX_NUMBER = 1e6  # whole numbers beyond are dates or identifiers
@@ -172,9 +173,23 @@ def _record_names(
         raise UserError(f"source.table.record_pattern={pattern} holds no {{column}}")
     parts = [columns[word] if i % 2 else pa.scalar(word) for i, word in enumerate(words)]
     joined = pc.binary_join_element_wise(*parts, "") if len(parts) > 1 else parts[0]
+    return plain_names(joined), words[1::2]
+
+
+def plain_names(names: pa.Array) -> pa.Array:
+    """Paths as the records are called: one record has one name."""
     for pattern, plain in ((r"\\", "/"), (r"/(\./)+", "/"), (r"^(\./)+", ""), (r"//+", "/"), (r"\.(hea|dat|mat)$", "")):
-        joined = pc.replace_substring_regex(joined, pattern, plain)  # one record has one name
-    return joined, words[1::2]
+        names = pc.replace_substring_regex(names, pattern, plain)
+    return names
+
+
+def unlisted(table: Table, config: TableConfig, found: pa.Array) -> pa.Array:
+    """Which of the records `found` in a folder no row of its table names, in any of the columns of names."""
+    columns = (table.columns[name] for name in (*config.record_low, *config.record) if name in table.columns)
+    listed = pa.concat_arrays([column.cast(pa.large_string()) for column in (table.records, *columns)])
+    ending = {"pattern": r"(?i)\.(npy|npz|csv|txt)(#[0-9]+)?$", "replacement": r"\2"}  # a table may leave it out
+    bare = (pc.replace_substring_regex(plain_names(names), **ending) for names in (found, listed))
+    return found.filter(pc.invert(pc.is_in(*bare)))
 
 
 def _codes(path: Path, columns: dict[str, pa.Array], config: TableConfig) -> pa.Array | None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ REASONS = {
     "clipped": "a value that does not fit int16 at this resolution",
     "metadata": "metadata larger than its place in the shard",
 }
+
+
+def named(reasons: Counter[str]) -> str:
+    return ", ".join(f"{n} {reason} ({REASONS.get(reason, '')})" for reason, n in reasons.most_common())
 
 
 @dataclass
@@ -124,8 +129,9 @@ def validated(config: BuildConfig) -> BuildConfig:
     names = [name for lead in config.leads if (name := leads.canonical(lead))]
     if not names or len(names) < len(config.leads) or len(set(names)) < len(names):
         raise UserError(f"leads={config.leads} must be different ones of {', '.join(leads.CANONICAL)}")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", config.source.name):
-        raise UserError(f"source.name={config.source.name} must be 1 to 40 letters, digits, - and _: it is public")
+    for key, name in {"name": config.source.name, **{f"parts.{k}": v for k, v in config.source.parts.items()}}.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(name)):
+            raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _: it is public")
     sources.module(config.source.format).check(config.source)
     return dataclasses.replace(config, leads=names)
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -33,9 +33,10 @@ from sharding.options import BuildConfig, SplitConfig, content
 from sharding.schema import PRIVATE, SPLITS
 
 META_BYTES = 512
+MOST_UNKNOWN = 100
 PLAN_JSON, PLAN_ROWS = "plan.json", "plan.parquet"
 LABEL = "label:"
-ROWS = ("record", "reason", "detail", "patient", "age", "sex", "codes", "leads", "files", "bytes", "stamp")
+ROWS = ("record", "reason", "detail", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan.json` holds. `content` is the config without paths and workers; `table`: the table's size and time."""
+    """What `plan.json` holds. `content` is the config without paths and workers; `table`: the table's size and time.
+
+    For the user: `unknown_words` by kind (codes, sex), the commonest with their numbers; `unlisted` records of the
+    folder that its table does not name. `listing`: hash of the files' names.
+    """
 
     content: dict[str, Any]
     table: list[int]
@@ -62,6 +67,11 @@ class Plan:
     records: int
     windows: int
     codes_left_out: int
+    sexes_unknown: int = 0
+    unknown_words: dict[str, dict[str, int]] = field(default_factory=dict)
+    unlisted: int = 0
+    unlisted_examples: list[str] = field(default_factory=list)
+    listing: str = ""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
@@ -197,6 +207,7 @@ def make_plan(
         records=len(rows),
         windows=int(planned.sum()),
         codes_left_out=pc.sum(rows.column("left_out")).as_py() or 0,
+        sexes_unknown=rows.column("sex").take(pa.array(usable)).null_count,
     )
     decided = {
         "reason": reasons.column(),
@@ -290,8 +301,19 @@ def draw_up(
 
     `tick(n)` is called as records are read.
     """
-    rows = headers.describe_all(config, key, known, pool, tick)
+    listing, unlisted = headers.listing(config), headers.unlisted(config, known)
+    rows, unknown = headers.describe_all(config, key, known, pool, tick)
     plan, order, decided = make_plan(config, key.key_id, rows, known)
+    words: dict[str, dict[str, int]] = {"codes": {}, "sex": {}}
+    for (kind, word), count in unknown.most_common(MOST_UNKNOWN):
+        words[kind][word] = count
+    plan = dataclasses.replace(
+        plan,
+        unknown_words=words,
+        unlisted=len(unlisted),
+        unlisted_examples=unlisted[:3].to_pylist(),
+        listing=listing,
+    )
     return plan, ordered(plan, order, rows, decided | {LABEL + name: values for name, values in known.labels.items()})
 
 
@@ -371,12 +393,14 @@ def refuse_other_table(output: Path, plan: Plan, config: BuildConfig) -> None:
         raise UserError(f"{output} was planned from other input, {found} has changed: {_mend(output)}")
 
 
-def refuse_other_input(
-    output: Path, plan: Plan, config: BuildConfig, known: Survey, pool: Executor | None, tick: Callable[[int], object]
-) -> None:
-    """Raises `UserError`, naming what differs, if a record or a file is not the plan's."""
+def refuse_other_records(output: Path, known: Survey) -> None:
+    """Raises `UserError`, naming one, if a folder without a table holds other records than the plan's."""
     if known.table is None and (difference := _found_difference(output, known)):
         raise UserError(f"{output} was planned from other input, {difference}: {_mend(output)}")
+
+
+def refuse_other_files(output: Path, config: BuildConfig, pool: Executor | None, tick: Callable[[int], object]) -> None:
+    """Raises `UserError`, naming one, if a file of a record is not as it was at planning."""
     groups = iter(range(_rows(output).num_row_groups))
     for records, change in headers.in_order(partial(_changed_group, output, Path(config.input)), groups, pool):
         if change:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sharding.files import TEMPORARY
+from sharding.files import TEMPORARY, left_over
 from sharding.options import REASONS
 from sharding.plan import Plan, read_plan
 from sharding.schema import MANIFEST, PRIVATE
@@ -81,11 +81,32 @@ def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, in
     return "\n".join(f"  {name:<{width}} {n:>9,} {100 * n / max(total, 1):5.1f} %  {why}" for name, n, why in rows)
 
 
+def remarks(plan: Plan) -> list[str]:
+    """What a user should know of the input's words and files, a line each."""
+    lines = []
+    if plan.codes_left_out:
+        lines.append(
+            f"{plan.codes_left_out:,} words in code fields are no known codes and stay behind: the most frequent are "
+            "in private/plan.json (unknown_words), and source.vocabulary lets them in"
+        )
+    if plan.sexes_unknown:
+        lines.append(
+            f"{plan.sexes_unknown:,} usable records have no known sex: words that are none are in private/plan.json "
+            "(unknown_words), and source.table.sex_values translates them"
+        )
+    if plan.unlisted:
+        lines.append(
+            f"{plan.unlisted:,} records below the input are in no row of its table and are left out: private/plan.json "
+            "names three (unlisted_examples)"
+        )
+    return lines
+
+
 def status(output: Path) -> str:
     """What is done, running, failed and left, with the rate and the time to go."""
     plan = read_plan(output)
     done = finished(output, plan)
-    running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*")}
+    running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*") if not left_over(p)}
     failures = {s.name: failure_path(output, s.name) for s in plan.shards if s.name not in done}
     failed = {name: path.read_text().strip() for name, path in failures.items() if path.is_file()}
     records = sum(s.records for s in plan.shards if s.name in done)

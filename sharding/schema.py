@@ -86,7 +86,8 @@ class Manifest:
     """What `manifest.json` holds. Written last: without it the data set does not exist.
 
     `rate` in Hz, `samples` per lead and window, `resolution_uv` microvolt per int16 unit, `lead_mean_mv` and
-    `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order.
+    `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order. `tables`: the
+    sha256 of `samples.parquet` (empty in data sets of before it was kept).
     """
 
     fingerprint: str
@@ -103,6 +104,7 @@ class Manifest:
     counts: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
 
     @property

@@ -1,60 +1,165 @@
-"""Re-reads a finished data set: hashes, tar structure, geometry, tables, fingerprint."""
+"""Re-reads a finished data set: hashes, tars, tables, counts and moments, each from the bytes themselves."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharding import progress
 from sharding.config import UserError
-from sharding.schema import BLOCK, SAMPLES, Manifest, Shard, fingerprint, npy_header, read_manifest
+from sharding.files import sha256
+from sharding.finish import RECORDS_HASH, count_cells, moments, new_cells, tables
+from sharding.plan import read_plan
+from sharding.schema import BLOCK, DTYPE, PRIVATE, SAMPLES, Manifest, Shard, fingerprint, npy_header, read_manifest
+
+MEND = "delete it with its private/stats files and the manifest, and run the same build again"
+MEND_TABLE = "delete it and run the same build again"
+COPIED = ("patient", "source", "age", "sex", "codes")  # what a sample's metadata and its row in the table both say
 
 
 def verify(output: Path) -> Manifest:
-    """Raises `UserError` naming the first file that is not as the manifest says."""
+    """Raises `UserError` naming the first file that is not as the manifest says. `private/` is read if it is there."""
     manifest = read_manifest(output)
-    with progress.bar(sum(s.bytes for s in manifest.shards), "B", "verify") as bar:
-        for shard in manifest.shards:
-            _verify_shard(output, manifest, shard)
-            bar.update(shard.bytes)
-    rows = pq.ParquetFile(output / SAMPLES).metadata.num_rows if (output / SAMPLES).is_file() else 0
-    if rows != sum(s.samples for s in manifest.shards):
-        raise UserError(
-            f"{output / SAMPLES} has {rows} rows, the shards {sum(s.samples for s in manifest.shards)} samples"
-        )
     found = fingerprint(manifest.shards, manifest.geometry, manifest.rate, manifest.leads, manifest.resolution_uv)
     if found != manifest.fingerprint:
         raise UserError(f"{output}: the manifest's fingerprint {manifest.fingerprint} should be {found}")
+    samples = _samples(output, manifest)
+    cells, sums = new_cells(), []
+    with progress.bar(sum(s.bytes for s in manifest.shards), "B", "verify") as bar:
+        for number, shard in enumerate(manifest.shards):
+            rows = samples.read_row_group(number)
+            members = _verify_shard(output, manifest, shard)
+            _compare_rows(output / SAMPLES, rows, members, number)
+            count_cells(cells, rows)
+            if shard.split == "train":
+                sums.append(_sums(output, manifest, shard, rows, [meta for _, meta in members]))
+            bar.update(shard.bytes)
+    if (counts := {kind: of_kind.merged() for kind, of_kind in cells.items()}) != manifest.counts:
+        wrong = next(kind for kind in counts if counts[kind] != manifest.counts.get(kind))
+        raise UserError(f"{output}: the manifest's counts by {wrong} are not those of the samples: {MEND_TABLE}")
+    _compare_moments(output, manifest, sums)
+    if (output / PRIVATE).is_dir():
+        _verify_records(output, samples)
     return manifest
 
 
-def _verify_shard(output: Path, manifest: Manifest, shard: Shard) -> None:
-    path = output / shard.name
-    mend = "delete it with its private/stats files and the manifest, and run the same build again"
+def _samples(output: Path, manifest: Manifest) -> pq.ParquetFile:
+    path = tables(output)[0]
     if not path.is_file():
-        raise UserError(f"{path} is missing: {mend}")
-    with open(path, "rb") as file:
-        if (found := hashlib.file_digest(file, "sha256").hexdigest()) != shard.sha256:
-            raise UserError(f"{path} has sha256 {found[:12]}.., the manifest says {shard.sha256[:12]}..: {mend}")
-    geometry = manifest.geometry
+        raise UserError(f"{path} is missing: {MEND_TABLE}")
+    if manifest.tables and sha256(path) != manifest.tables.get(SAMPLES):
+        raise UserError(f"{path} has another sha256 than the manifest says: {MEND_TABLE}")
+    file = pq.ParquetFile(path)
+    rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    if rows != [s.samples for s in manifest.shards]:
+        raise UserError(
+            f"{path} has {sum(rows)} rows, the shards {sum(s.samples for s in manifest.shards)} samples: {MEND_TABLE}"
+        )
+    return file
+
+
+def _verify_shard(output: Path, manifest: Manifest, shard: Shard) -> list[tuple[str, dict[str, Any]]]:
+    """(key, metadata) of each sample of a shard that is as it should be."""
+    path, geometry = output / shard.name, manifest.geometry
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {MEND}")
+    if (found := sha256(path)) != shard.sha256:
+        raise UserError(f"{path} has sha256 {found[:12]}.., the manifest says {shard.sha256[:12]}..: {MEND}")
     if shard.bytes != geometry.shard_bytes(shard.samples) or path.stat().st_size != shard.bytes:
-        raise UserError(f"{path} has another size than its {shard.samples} samples need: {mend}")
-    header = npy_header(geometry.leads, geometry.samples)
+        raise UserError(f"{path} has another size than its {shard.samples} samples need: {MEND}")
+    header, samples = npy_header(geometry.leads, geometry.samples), []
     with tarfile.open(path) as tar, open(path, "rb") as file:
         for i, member in enumerate(tar):
-            start = i // 2 * geometry.stride + BLOCK
+            start, key = i // 2 * geometry.stride + BLOCK, member.name.partition(".")[0]
             if i % 2 == 0:
                 file.seek(start)
-                good = (
-                    member.name.endswith(".ecg.npy")
-                    and member.offset_data == start
-                    and file.read(len(header)) == header
-                )
+                good = member.name == f"{key}.ecg.npy" and member.offset_data == start
+                good = good and file.read(len(header)) == header
             else:
-                good = member.name.endswith(".meta.json") and bool(json.loads(tar.extractfile(member).read()))  # type: ignore[union-attr]
+                meta = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
+                good = member.name == f"{key}.meta.json" and bool(meta)
+                samples.append((key, meta))
             if not good:
-                raise UserError(f"{path}: member {member.name} is not where or what it should be: {mend}")
+                raise UserError(f"{path}: member {member.name} is not where or what it should be: {MEND}")
+    return samples
+
+
+def _compare_rows(path: Path, rows: pa.Table, members: list[tuple[str, dict[str, Any]]], number: int) -> None:
+    """Raises `UserError` where a shard's rows of the table are not its samples."""
+    for index, (row, (key, meta)) in enumerate(zip(rows.to_pylist(), members)):
+        told = {k: None if row[k] != row[k] else row[k] for k in COPIED}
+        if (row["shard"], row["index"], row["key"]) != (number, index, key) or told != {k: meta[k] for k in COPIED}:
+            raise UserError(f"{path}: the row of sample {key} is not what its shard says: {MEND_TABLE}")
+
+
+def _sums(
+    output: Path, manifest: Manifest, shard: Shard, rows: pa.Table, metas: list[dict[str, Any]]
+) -> dict[str, list[int]] | None:
+    """Sums, squares and numbers of a shard's int16 values, lead by lead; None if it cannot be told which are padding.
+
+    Leads that are not there are zeros and do not count. How long padded records are, the build's stats tell.
+    """
+    geometry = manifest.geometry
+    strides = (geometry.stride, DTYPE.itemsize * geometry.samples, DTYPE.itemsize)
+    raw = np.memmap(output / shard.name, np.uint8, "r")
+    shape = (shard.samples, geometry.leads, geometry.samples)
+    units = np.ndarray(shape, DTYPE, raw, geometry.first, strides)
+    sums = units.sum(axis=(0, 2), dtype=np.int64)
+    squares = sum(np.square(sample, dtype=np.int32).sum(axis=1, dtype=np.int64) for sample in units)
+    there = np.array([[lead in present for lead in manifest.leads] for present in rows.column("leads").to_pylist()])
+    counts = (there.sum(axis=0) * geometry.samples).tolist()
+    if any("padded" in meta["flags"] for meta in metas):
+        stats = progress.stats_path(output, shard.name)
+        if not stats.is_file():
+            return None
+        counts = json.loads(stats.read_text())["counts"]
+    return {"sums": sums.tolist(), "squares": np.asarray(squares).tolist(), "counts": counts}
+
+
+def _compare_moments(output: Path, manifest: Manifest, sums: list[dict[str, list[int]] | None]) -> None:
+    known = [of_shard for of_shard in sums if of_shard is not None]
+    if len(known) < len(sums):
+        return
+    for name, found in zip(("lead_mean_mv", "lead_std_mv"), moments(known, manifest.resolution_uv)):
+        for lead, value, told in zip(manifest.leads, found, getattr(manifest, name)):
+            if not math.isclose(value, told, rel_tol=1e-9, abs_tol=1e-12):
+                raise UserError(f"{output}: the manifest's {name} of {lead} is {told:.6g}, the shards' is {value:.6g}")
+
+
+def _verify_records(output: Path, samples: pq.ParquetFile) -> None:
+    """Raises `UserError` if `private/records.parquet` is not the build's or does not account for every record."""
+    path, hash_path = tables(output)[1], output / PRIVATE / RECORDS_HASH
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {MEND_TABLE}")
+    if hash_path.is_file() and hash_path.read_text().split()[:1] != [sha256(path)]:
+        raise UserError(f"{path} has another sha256 than {hash_path.name} says: {MEND_TABLE}")
+    records, plan = pq.ParquetFile(path), read_plan(output)
+    if _digest(_keys(records)) != _digest(_keys(samples)):
+        raise UserError(f"{path}: its kept windows are not the samples of {SAMPLES}: {MEND_TABLE}")
+    count = 0
+    for group in range(records.num_row_groups):  # one a shard, then the records that no shard has
+        names = records.read_row_group(group, columns=["record"]).column("record")
+        count += len(names.unique()) if group < len(plan.shards) else len(names)
+    if count != plan.records:
+        raise UserError(f"{path} accounts for {count} of {plan.records} records: {MEND_TABLE}")
+
+
+def _keys(file: pq.ParquetFile) -> Iterator[list[str]]:
+    for batch in file.iter_batches(columns=["key"]):
+        yield batch.column("key").drop_null().to_pylist()
+
+
+def _digest(parts: Iterator[list[str]]) -> str:
+    digest = hashlib.sha256()
+    for keys in parts:
+        digest.update("".join(f"{key}\n" for key in keys).encode())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A limit on the time that one record may take: a read that hangs in the file system can be ended in no other way."""
+"""A limit on the time that one record or folder may take: a read that hangs can be ended in no other way."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 
 HANGS = "could not be read in time (timeout=SECONDS): does its file system hang?"
+LISTING_HANGS = "could not be listed in time (timeout=SECONDS): does its file system hang?"
 _PERIOD = 0.5
-_current: tuple[float, Callable[[], str]] | None = None
+_current: tuple[float, float, Callable[[], str]] | None = None
 _thread: threading.Thread | None = None
 
 
@@ -22,11 +23,19 @@ def limit(seconds: float, expired: Callable[[], str]) -> Iterator[None]:
     if _thread is None or not _thread.is_alive():
         _thread = threading.Thread(target=_look, daemon=True)
         _thread.start()
-    _current = (time.monotonic() + seconds, expired)
+    _current = (time.monotonic() + seconds, seconds, expired)
     try:
         yield
     finally:
         _current = None
+
+
+def again() -> None:
+    """Gives the running block its whole time anew: it got on."""
+    global _current
+    if _current is not None:
+        _, seconds, expired = _current
+        _current = (time.monotonic() + seconds, seconds, expired)
 
 
 def _look() -> None:
@@ -35,6 +44,6 @@ def _look() -> None:
         now = _current
         if now is not None and time.monotonic() > now[0]:
             try:
-                print(f"error: {now[1]()}", file=sys.stderr, flush=True)
+                print(f"error: {now[2]()}", file=sys.stderr, flush=True)
             finally:
                 os._exit(2)

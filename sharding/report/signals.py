@@ -35,7 +35,8 @@ class Measured:
     """A source's sampled windows: `percentiles` [3, leads] in mV (1st, 50th, 99th), `peak_to_peak` [n, leads] in mV,
     `bpm` [n], `qrs` [n, leads] (the sign of the QRS), `covariance` [n, leads, leads] in mV squared.
 
-    NaN stands for a lead that is flat (not recorded) or a rate that was not found.
+    NaN stands for a lead that is flat (not recorded) or a rate that was not found. Padding (zeros in all leads at
+    the end) does not count.
     """
 
     percentiles: Array
@@ -76,21 +77,29 @@ def measure(output: Path, manifest: Manifest, rows: Array) -> Measured:
     seen = np.zeros((count, 1 << 16), np.int64)
     parts = []
     for units in windows(output, manifest, rows):
-        top, low = units.max(axis=2).astype(np.float32), units.min(axis=2).astype(np.float32)
+        real = _real(units)
+        held = np.where(real, units, units[..., :1])
+        top, low = held.max(axis=2).astype(np.float32), held.min(axis=2).astype(np.float32)
         flat = top == low
         where = units.astype(np.int64) + ((1 << 15) + (np.arange(count) << 16))[:, None]
-        seen += np.bincount(where[~flat].ravel(), minlength=count << 16).reshape(count, -1)
+        seen += np.bincount(where[~flat[..., None] & real], minlength=count << 16).reshape(count, -1)
         x = units.astype(np.float32) * np.float32(unit)
-        x, rate = _slower(x - x.mean(axis=2, keepdims=True), manifest.rate)
+        share = real.mean(axis=2, keepdims=True, dtype=np.float32).clip(1e-6)
+        x, rate = _slower((x - x.mean(axis=2, keepdims=True) / share) * real, manifest.rate)
         energy = qrs_energy(x, rate)
         bpm = heart_rates(energy, rate)
-        covariance = (x @ x.transpose(0, 2, 1) / x.shape[2]).astype(np.float64)
+        covariance = (x @ x.transpose(0, 2, 1) / (x.shape[2] * share)).astype(np.float64)
         qrs = np.sign(_qrs_area(x, energy, rate))
         qrs[flat], covariance[flat] = np.nan, np.nan
         covariance.transpose(0, 2, 1)[flat] = np.nan
         parts.append((np.where(flat, np.nan, (top - low) * unit), bpm, qrs, covariance))
     columns = [np.concatenate(column) for column in zip(*parts)]
     return Measured(_percentiles(seen, (1, 50, 99)) * unit, *columns)
+
+
+def _real(units: Array) -> Array:
+    """Which samples [n, 1, samples] of windows `units` [n, leads, samples] are no padding."""
+    return np.logical_or.accumulate(units.any(axis=1, keepdims=True)[..., ::-1], axis=2)[..., ::-1]
 
 
 def _percentiles(seen: Array, wanted: Sequence[float]) -> Array:

@@ -6,9 +6,9 @@
 `head(root, record, options) -> Head`         what the header says, without reading signals
 `read(root, record, wanted, options) -> Recording`   the leads needed for `wanted`, in millivolt
 
-`options` is the config's `source`. A record in a file of many is named `FILE#ID`. The functions raise `Rejected` for a
-record that cannot be used, `OSError` for a file that cannot be read, and `find` also `UserError` for options that fit
-no file.
+`ENDINGS` are those of its files, in lower case. `options` is the config's `source`. A record in a file of many is named
+`FILE#ID`. The functions raise `Rejected` for a record that cannot be used, `OSError` for a file that cannot be read,
+and `find` also `UserError` for options that fit no file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding import watchdog
 from sharding.config import UserError
 from sharding.metadata import TableConfig
 
@@ -59,12 +60,15 @@ class ArrayConfig:
 class SourceConfig:
     """A data set's `name` (part of every pseudonym), `format`, table, arrays, and whether it is `public`.
 
-    `vocabulary` allows codes beside SNOMED CT concepts and PTB-XL's SCP statements.
+    `parts`: folder -> the name of the source (a site, a set) whose records lie below any folder of that name; the
+    others are `name`'s.
+    `vocabulary` allows codes beside those of `sharding/vocabulary.py` (CinC's SNOMED CT concepts, PTB-XL's statements).
     """
 
     name: str = "wfdb"
     format: str = "wfdb"
     public: bool = False
+    parts: dict[str, str] = field(default_factory=dict)
     vocabulary: list[str] = field(default_factory=list)
     table: TableConfig = field(default_factory=TableConfig)
     array: ArrayConfig = field(default_factory=ArrayConfig)
@@ -124,6 +128,7 @@ def files_below(root: Path, without: str, endings: tuple[str, ...]) -> list[str]
     """
     found, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
+        watchdog.again()
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()

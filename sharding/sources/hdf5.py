@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding import watchdog
 from sharding.config import UserError
 from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, array, files_below
 from sharding.sources.array import regular_file, usable
@@ -54,6 +55,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
     refused = []
     paths = files_below(root, without, ENDINGS)
     for path in paths:
+        watchdog.again()
         try:
             with _as_rejected():
                 found += _names(path, _open(root, path, options.array))

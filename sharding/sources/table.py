@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from sharding import leads as lead_names
+from sharding import watchdog
 from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, array, contained, files_below
 from sharding.sources.array import regular_file, usable
 
@@ -63,6 +64,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
     for path in files_below(root, without, ENDINGS):
         if path in options.table.file:
             continue
+        watchdog.again()
         if path.lower().endswith((".npy", ".npz")):
             array.check_options(options.array, ["leads"])
         found += _rows(root, path)

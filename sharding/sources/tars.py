@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding import watchdog
 from sharding.config import UserError
 from sharding.metadata import TRUE, TableConfig
 from sharding.sources import Head, Recording, Rejected, SourceConfig, array, contained, files_below
@@ -33,6 +34,7 @@ MAX_NAME = 4096
 NPY_HEAD = 1 << 14
 CACHED_KEYS = 1 << 22
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+ENDINGS = (".tar", *COMPRESSED)
 PLAIN = ("0", "\0", "7")
 NOT_PLAIN, TWICE = -1, -2
 
@@ -62,7 +64,8 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
     """
     found: list[str] = []
     endings: set[str] = set()
-    for name in files_below(root, without, (".tar", *COMPRESSED)):
+    for name in files_below(root, without, ENDINGS):
+        watchdog.again()
         if name.lower().endswith(COMPRESSED):
             found.append(name)
             continue

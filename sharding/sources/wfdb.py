@@ -27,6 +27,7 @@ DEFAULT_RATE = 250.0
 MAX_HEADER = 1 << 20
 MAX_VALUES = 1 << 26
 MAX_SIGNALS = 1024
+ENDINGS = (".hea",)
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,21 @@ def check(options: SourceConfig) -> None:
 
 
 def find(root: Path, without: str = "", options: SourceConfig | None = None) -> list[str]:
-    """Names (relative paths without `.hea`) of all headers under `root`, sorted. See `files_below`."""
-    return sorted(name[:-4] for name in files_below(root, without, (".hea",)) if name.endswith(".hea"))
+    """Names (relative paths without `.hea`) of all headers under `root`, sorted. See `files_below`.
+
+    A header whose ending has capitals keeps it in its record's name.
+    """
+    return sorted(name.removesuffix(".hea") for name in files_below(root, without, ENDINGS))
+
+
+def _header_file(record: str) -> str:
+    ending = record[-4:]
+    return record if ending.lower() == ".hea" != ending else f"{record}.hea"
 
 
 def head(root: Path, record: str, options: SourceConfig | None = None) -> Head:
     """What the header says; the length is the signal file's where the header gives none. See `Head`."""
-    files = [f"{record}.hea"]
+    files = [_header_file(record)]
     try:
         header = _read_header(root, record)
         folder = record.rpartition("/")[0]
@@ -274,7 +283,7 @@ def _signal_path(root: Path, record: str, file: str) -> str:
 
 
 def _read_header(root: Path, record: str) -> Header:
-    path = contained(root, record) + ".hea"
+    path = _header_file(contained(root, record))
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise Rejected("unreadable", "header is no regular file")

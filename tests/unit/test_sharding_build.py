@@ -1,14 +1,20 @@
 """Whole builds of small folders, against arrays that the test wrote itself."""
 
+import itertools
+import json
 import os
 import random
+import shutil
 import signal as signals
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from recordings import LEADS, beats, write_folder, write_record
@@ -117,6 +123,78 @@ def test_verify_finds_one_wrong_byte(folder, tmp_path):
         verify(tmp_path / "out")
 
 
+def without_first_row(table):
+    return table.slice(1)
+
+
+def of_another_age(table):
+    ages = table.column("age").to_pylist()
+    return table.set_column(table.column_names.index("age"), "age", pa.array([ages[0] + 1, *ages[1:]], pa.float32()))
+
+
+def with_another_key(table):
+    keys = table.column("key").to_pylist()
+    return table.set_column(table.column_names.index("key"), "key", pa.array(["000009-000009", *keys[1:]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "old", "message"),
+    [
+        ("samples.parquet", of_another_age, False, r"samples.parquet has another sha256"),
+        ("samples.parquet", of_another_age, True, r"the row of sample 000000-000000 is not what its shard says"),
+        ("samples.parquet", with_another_key, True, r"the row of sample 000000-000000 is not"),
+        ("samples.parquet", without_first_row, True, r"has 7 rows, the shards 8 samples"),
+        ("private/records.parquet", without_first_row, False, r"records.parquet has another sha256"),
+        ("private/records.parquet", with_another_key, True, r"its kept windows are not the samples"),
+        ("private/records.parquet", lambda t: t.slice(0, 8), True, r"accounts for 8 of 9 records"),
+    ],
+)
+def test_verify_reads_the_tables(tmp_path, name, change, old, message):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 8)
+    write_record(root, "short", beats(1)[:10])
+    build(root, output)
+    assert verify(output).tables.keys() == {"samples.parquet"}
+    file = pq.ParquetFile(output / name)
+    parts = [file.read_row_group(i) for i in range(file.num_row_groups)]
+    sizes = np.cumsum([0, *map(len, parts)])
+    whole = change(pq.read_table(output / name))
+    with pq.ParquetWriter(output / name, whole.schema) as writer:  # the same row groups
+        for start, stop in itertools.pairwise(sizes):
+            writer.write_table(whole.slice(start, stop - start))
+    if old:  # a data set of before the hashes were kept
+        (output / "private" / "records.sha256").unlink()
+        content = json.loads((output / "manifest.json").read_text())
+        del content["tables"]
+        (output / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        verify(output)
+
+
+def test_verify_works_out_moments_and_counts_anew(tmp_path):
+    root, output = tmp_path / "in", tmp_path / "out"
+    write_folder(root, 12)
+    write_record(root, "padded", beats(77)[:800])
+    write_record(root, "two", beats(78, leads=2), leads=("I", "II"))
+    build(root, output, "min_seconds=5", "missing_leads=zero", "samples_per_shard=3", "split.val=0", "split.train=1.0",
+          "split.test=0")  # fmt: skip
+    assert sum(s.samples for s in verify(output).shards) == 14
+    manifest = json.loads((output / "manifest.json").read_text())
+    for key, place, message in (
+        ("lead_mean_mv", 11, "lead_mean_mv of V6 is"),
+        ("lead_std_mv", 0, "lead_std_mv of I is"),
+        ("counts", "sex", "counts by sex are not"),
+    ):
+        wrong = json.loads(json.dumps(manifest))
+        wrong[key][place] = {} if key == "counts" else wrong[key][place] * (1 + 1e-7)
+        (output / "manifest.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=message):
+            verify(output)
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(output / "private")  # shards are copied without it
+    assert verify(output)
+
+
 def test_same_bytes_with_any_number_of_workers_and_tasks(folder, output, tmp_path):
     words = ("samples_per_shard=12", "seed=3")
     build(folder[0], tmp_path / "two", *words, "workers=2")
@@ -210,6 +288,61 @@ def test_bad_records_are_counted_and_the_rest_is_built(tmp_path):
     assert outcome.kept == 3
     assert outcome.rejected["units"] == 2
     assert sum(outcome.rejected.values()) == 11
+
+
+def test_records_that_the_table_does_not_name_are_told(tmp_path):
+    ptbxl_folder(tmp_path / "in", "ptbxl_database.csv", "{")
+    for n in range(4):
+        write_record(tmp_path / "in" / "records100" / "00000", f"Schmidt{n}_lr", beats(n))
+    outcome = build(tmp_path / "in", tmp_path / "out", config="ptbxl")
+    assert (outcome.kept, len(outcome.remarks)) == (20, 1)  # the records of the other rate are named by their column
+    assert outcome.remarks[0].startswith("4 records below the input are in no row of its table")
+    assert plan.read_plan(tmp_path / "out").unlisted_examples == [f"records100/00000/Schmidt{n}_lr" for n in range(3)]
+    assert b"Schmidt" not in b"".join(public_bytes(tmp_path / "out").values())
+
+
+def test_unknown_sexes_are_told(tmp_path, capsys):
+    from sharding.__main__ import main
+
+    for n, sex in enumerate(("Female", "m", "Unknown", "weiblich", "weiblich", "")):
+        write_record(tmp_path / "in", f"r{n}", beats(n), comments=(f"Sex: {sex}",))
+    words = [f"input={tmp_path / 'in'}", "source.public=true"]
+    main(["build", str(CONFIGS / "wfdb.yaml"), *words, f"output={tmp_path / 'out'}"])
+    assert "  4 usable records have no known sex: words that are none" in capsys.readouterr().out
+    assert plan.read_plan(tmp_path / "out").unknown_words["sex"] == {"weiblich": 2}
+    outcome = build(tmp_path / "in", tmp_path / "new", "source.table.sex_values={weiblich: female}")
+    assert outcome.remarks[0].startswith("2 usable records")
+
+
+@pytest.mark.parametrize("change", ["is new", "is gone"])
+def test_one_task_of_many_notices_records_that_come_and_go(tmp_path, change):
+    write_folder(tmp_path / "in", 6)
+    words = ("samples_per_shard=2", "tasks=2")
+    assert build(tmp_path / "in", tmp_path / "out", *words, "task=0").state == "waiting"
+    write_record(tmp_path / "in", "other", beats(9))
+    gone = tmp_path / "in" / ("other.hea" if change == "is new" else "r0003_0.hea")
+    if change == "is gone":
+        gone.rename(tmp_path / "kept")
+        (tmp_path / "in" / "other.hea").unlink()
+    with pytest.raises(UserError, match=rf"planned from other input, record {gone.stem} {change}"):
+        build(tmp_path / "in", tmp_path / "out", *words, "task=1")
+    if change == "is gone":
+        (tmp_path / "kept").rename(gone)
+    else:
+        gone.unlink()
+    assert build(tmp_path / "in", tmp_path / "out", *words, "task=1").state == "built"
+
+
+def test_headers_in_capitals_are_records_too(tmp_path):
+    signals = write_folder(tmp_path / "in", 3)
+    write_record(tmp_path / "in" / "old", "REC", beats(7))
+    (tmp_path / "in" / "old" / "REC.hea").rename(tmp_path / "in" / "old" / "REC.HEA")
+    assert build(tmp_path / "in", tmp_path / "out").kept == 4
+    rows = pq.read_table(tmp_path / "out" / "private" / "records.parquet").column("record").to_pylist()
+    assert sorted(rows) == ["old/REC.HEA", *signals]
+    (tmp_path / "in" / "old" / "REC.HEA").touch()
+    with pytest.raises(UserError, match=r"record old/REC.HEA has changed"):
+        build(tmp_path / "in", tmp_path / "out")
 
 
 def test_values_that_do_not_fit_are_refused_not_clipped(tmp_path):
@@ -306,6 +439,53 @@ def test_both_tables_of_ptbxl(tmp_path, table, separator):
         assert all(name.startswith("records500") for name in names)
 
 
+def test_parts_of_cinc_are_sources_and_spread_over_all_shards(tmp_path):
+    parts = {"training/cpsc_2018/g1": "cinc-cpsc", "training/ptb-xl/g22": "cinc-ptbxl", "WFDB_Ga": "cinc-georgia"}
+    for n, folder in enumerate(("elsewhere", *parts)):
+        for i in range(60 if n else 2):
+            write_record(tmp_path / "in" / folder, f"{'XAHE'[n]}{i:04d}", beats(1000 * n + i))
+    outcome = build(tmp_path / "in", tmp_path / "out", "samples_per_shard=30", config="cinc")
+    assert (outcome.kept, outcome.patients) == (182, 182)
+    manifest, table = verify(tmp_path / "out"), pq.read_table(tmp_path / "out" / "samples.parquet")
+    first = {"A": "cinc-cpsc", "H": "cinc-ptbxl", "E": "cinc-georgia", "X": "cinc"}
+    rows = pq.read_table(tmp_path / "out" / "private" / "records.parquet").to_pylist()
+    expected = {row["key"]: first[row["record"].rpartition("/")[2][0]] for row in rows}
+    assert dict(zip(*(table.column(c).to_pylist() for c in ("key", "source")))) == expected
+    shards = [(s, table.filter(pc.equal(table.column("shard"), i))) for i, s in enumerate(manifest.shards)]
+    assert all({*parts.values()} <= {*rows.column("source").to_pylist()} for s, rows in shards if s.samples == 30)
+    assert manifest.counts["source"]["merged"] == {"samples": 62, "patients": 62}  # two of the unnamed part are few
+    with pytest.raises(UserError, match=r"source.parts.x=New York must be 1 to 40 letters"):
+        build(tmp_path / "in", tmp_path / "new", "source.parts={x: New York}")
+
+
+def test_data_sets_are_joined_by_reading_their_shards(tmp_path):
+    """As README has it: the windows of two built sets, each with its source's name, spread over new shards."""
+    for n, name in enumerate(("one", "two")):
+        write_folder(tmp_path / name, 20 * (n + 1), 2)
+        build(tmp_path / name, tmp_path / "built" / name, f"source.name={name}")
+    words = ["source.array.rate=100", "source.array.units=uV", "source.array.signals=ecg.npy", "samples_per_shard=30"]
+    words += ["source.array.meta=meta.json", f"source.array.leads=[{','.join(LEADS)}]", "source.parts={one: A, two: B}"]
+    outcome = build(tmp_path / "built", tmp_path / "joined", *words, config="tars")
+    assert (outcome.kept, outcome.patients) == (120, 60)
+
+    def windows(output: Path) -> set[tuple]:
+        manifest, found = read_manifest(output), set()
+        for row in pq.read_table(output / "samples.parquet").to_pylist():
+            start = manifest.geometry.first + row["index"] * manifest.geometry.stride
+            data = (output / manifest.shards[row["shard"]].name).read_bytes()[start : start + 24000]
+            found.add((row["age"], row["sex"], *row["codes"], data))
+        return found
+
+    joined = windows(tmp_path / "joined")
+    assert len(joined) == 80  # the first set's records stand in the second as well
+    assert joined == windows(tmp_path / "built" / "one") | windows(tmp_path / "built" / "two")
+    table = pq.read_table(tmp_path / "joined" / "samples.parquet")
+    assert table.column("source").to_pylist().count("A") == 40
+    places = {*zip(*(table.column(c).to_pylist() for c in ("shard", "source")))}
+    shards = read_manifest(tmp_path / "joined").shards
+    assert all((i, name) in places for i, shard in enumerate(shards) for name in "AB" if shard.samples == 30)
+
+
 def test_wrong_labels(tmp_path):
     ptbxl_folder(tmp_path / "in", "labels.csv", ";")
     for words, message in (
@@ -350,30 +530,95 @@ def test_vanished_input_stops_the_shard_and_the_same_command_goes_on(tmp_path):
 
 
 def _command(root: Path, output: Path) -> list[str]:
-    words = [f"input={root}", f"output={output}", "source.public=true", "samples_per_shard=8", "workers=2"]
+    words = [f"input={root}", f"output={output}", "source.public=true", "samples_per_shard=16", "workers=2"]
     return [sys.executable, "-m", "sharding", "build", str(CONFIGS / "wfdb.yaml"), *words]
 
 
-def _kill_and_go_on(tmp_path: Path, kills: int) -> None:
+def _partials(output: Path) -> set[str]:
+    return {p.name for folder in (output, output / "private") for p in folder.glob("*.partial-*")}
+
+
+def _done(output: Path) -> int:
+    return len(list((output / "private" / "stats").glob("*.json")))
+
+
+def _finishing(partials: set[str]) -> bool:
+    return any(name.startswith(("samples.parquet", "records.parquet", "manifest.json")) for name in partials)
+
+
+def _writing(output: Path, done: int, partials: set[str]) -> bool:
+    """Whether a tar is being written, and `done` shards are there."""
+    return any(".tar.partial-" in name for name in partials) and _done(output) >= done
+
+
+def _watched_build(root: Path, output: Path, shards: int) -> tuple[float, float, float]:
+    """Seconds of a build: until the plan is there, then until all shards are, and from the first table to the end."""
+    started, ends = time.monotonic(), []
+    phases = (
+        (output / "private" / "plan.json").is_file,
+        lambda: _done(output) == shards,
+        lambda: _finishing(_partials(output)) or (output / "manifest.json").is_file(),
+        (output / "manifest.json").is_file,
+    )
+    with subprocess.Popen(_command(root, output), stderr=subprocess.DEVNULL) as process:
+        for reached in phases:
+            while not reached() and time.monotonic() < started + 120:
+                time.sleep(0.001)
+            ends.append(time.monotonic())
+        assert process.wait(60) == 0
+    return ends[0] - started, ends[1] - ends[0], ends[3] - ends[2]
+
+
+def _killed(root: Path, output: Path, ready, delay: float) -> str:
+    """Kills a build `delay` seconds after `ready(its new partial files)`; what it was at, by what lies on the disk."""
+    before = _partials(output)
+    with subprocess.Popen(_command(root, output), stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        limit = time.monotonic() + 120
+        while not ready(_partials(output) - before) and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.001)
+        time.sleep(delay)
+        if process.poll() is None:
+            os.killpg(process.pid, signals.SIGKILL)
+    new = _partials(output) - before
+    if not (output / "private" / "plan.json").is_file():
+        return "planning"
+    if _writing(output, 0, new):
+        return "a shard"
+    return "finish" if _finishing(new) and not (output / "manifest.json").is_file() else "between"
+
+
+def _kill_and_go_on(tmp_path: Path, plans: int, shards: int, finishes: int) -> list[str]:
+    """Kills a build at random moments of each phase, whose lengths it learns first, in the order of the work."""
     root, output = tmp_path / "in", tmp_path / "out"
     write_folder(root, 400)
-    build(root, tmp_path / "fresh", "samples_per_shard=8")
-    dice = random.Random(1)
-    for _ in range(kills):
-        with subprocess.Popen(_command(root, output), stderr=subprocess.DEVNULL, start_new_session=True) as process:
-            time.sleep(dice.uniform(1.0, 3.0))
-            os.killpg(process.pid, signals.SIGKILL)
+    build(root, tmp_path / "fresh", "samples_per_shard=16")
+    count = len(read_manifest(tmp_path / "fresh").shards)
+    planning, building_, finish = _watched_build(root, tmp_path / "watched", count)
+    dice, seen = random.Random(1), []
+    for _ in range(plans):
+        seen.append(_killed(root, output, lambda new: True, dice.uniform(0.2, 0.9) * planning))
+    for place in sorted(dice.sample(range(count - 4), shards)):  # a moment in the work, not on the clock: it goes on
+        seen.append(_killed(root, output, partial(_writing, output, place), dice.uniform(0, 0.6) * building_ / count))
+    for _ in range(finishes):
+        seen.append(_killed(root, output, _finishing, dice.uniform(0, 0.6) * finish))
     subprocess.run(_command(root, output), check=True, timeout=120, stderr=subprocess.DEVNULL)
     assert public_bytes(output) == public_bytes(tmp_path / "fresh")
+    assert verify(output)
+    return seen
 
 
 def test_killed_builds_go_on(tmp_path):
-    _kill_and_go_on(tmp_path, 2)
+    seen = _kill_and_go_on(tmp_path, 0, 2, 2)
+    assert {"a shard", "finish"} <= set(seen), seen  # else it kills at other moments than it should
 
 
 @pytest.mark.full
 def test_killed_builds_go_on_many_times(tmp_path):
-    _kill_and_go_on(tmp_path, 20)
+    seen = _kill_and_go_on(tmp_path, 4, 10, 6)
+    assert len(seen) == 20
+    assert seen.count("planning") >= 1, seen
+    assert seen.count("a shard") >= 5, seen
+    assert seen.count("finish") >= 3, seen
 
 
 @pytest.mark.parametrize(
@@ -408,6 +653,16 @@ def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, words, messa
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_status_counts_no_dead_writers(tmp_path):
+    write_folder(tmp_path / "in", 6)
+    build(tmp_path / "in", tmp_path / "out")
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait(60)
+    for process in (os.getpid(), ended.pid):
+        (tmp_path / "out" / f"train-00000{process == ended.pid:d}.tar.partial-{os.uname().nodename}-{process}").touch()
+    assert "1 being written" in building.progress.status(tmp_path / "out")
 
 
 def test_status_and_dry_run(folder, output, tmp_path, capsys):

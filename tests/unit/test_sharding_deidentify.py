@@ -1,6 +1,9 @@
 import hashlib
 import hmac
 import math
+import pickle
+import random
+from datetime import date
 
 import pytest
 
@@ -39,22 +42,48 @@ def test_sex():
     ]
 
 
-def test_snomed_check_digit():
-    real = ("426783006", "164889003", "427084000", "426177001", "427393009", "284470004", "10370003", "59118001")
-    assert all(d.is_snomed(code) for code in real)
-    assert not any(
-        d.is_snomed(code) for code in ("426783007", "12345678", "5551234567", "19700101", "0426783006", "SR")
+def verhoeff(number: str) -> int:
+    """0 where the last digit is the right check digit (Verhoeff 1969), worked out in the symmetries of a pentagon."""
+    turns = [lambda x, k=k: (x + k) % 5 for k in range(5)] + [lambda x, k=k: (k - x) % 5 for k in range(5)]
+    products = [
+        [next(c for c in range(10) if all(turns[c](x) == turns[a](turns[b](x)) for x in range(5))) for b in range(10)]
+        for a in range(10)
+    ]
+    check, digits = 0, list(map(int, reversed(number)))
+    for place, digit in enumerate(digits):
+        for _ in range(place % 8):
+            digit = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)[digit]
+        check = products[check][digit]
+    return check
+
+
+def is_date(text: str) -> bool:
+    year, month, day = (
+        (text[:4], text[4:6], text[6:]) if text[:2] in ("18", "19", "20") else (text[4:], text[2:4], text[:2])
     )
+    try:
+        return len(text) == 8 and 1850 < date(int(year), int(month), int(day)).year < 2100
+    except ValueError:
+        return False
+
+
+def test_listed_concepts_are_concepts_and_no_dates():
+    assert len(d.SNOMED) == 143
+    for code in d.SNOMED:
+        assert (verhoeff(code), code[-3:-1] in ("00", "10")) == (0, True), code  # no digit is mistyped
+        assert not is_date(code), code
+    assert (is_date("19200107"), verhoeff("19200107")) == (True, 0)  # a date that a rule would let pass
+    assert d.codes("19200107,20241108,426783006") == (("426783006",), ("19200107", "20241108"))
 
 
 def test_codes_leave_everything_else_behind():
-    assert d.codes("426783006,164889003") == (("426783006", "164889003"), 0)
-    assert d.codes("SR;NORM;SR") == (("SR", "NORM"), 0)
-    assert d.codes("{'NORM': 100.0, 'LVOLT': 0.0}") == (("NORM", "LVOLT"), 0)
-    assert d.codes("SR;Smith;4711") == (("SR",), 2)
-    assert d.codes("Smith", frozenset({"Smith"})) == (("Smith",), 0)
-    assert d.codes("{'NORM': __import__('os')}") == ((), 0)
-    assert d.codes("Unknown") == ((), 0)
+    assert d.codes("426783006,164889003") == (("426783006", "164889003"), ())
+    assert d.codes("SR;NORM;SR") == (("SR", "NORM"), ())
+    assert d.codes("{'NORM': 100.0, 'LVOLT': 0.0}") == (("NORM", "LVOLT"), ())
+    assert d.codes("SR;Smith;4711") == (("SR",), ("Smith", "4711"))
+    assert d.codes("Smith", frozenset({"Smith"})) == (("Smith",), ())
+    assert d.codes("{'NORM': __import__('os')}") == ((), ())
+    assert d.codes("Unknown") == ((), ())
     assert len(d.SCP) == 71
 
 
@@ -100,13 +129,46 @@ def test_synthetic_folder_needs_no_key(tmp_path, monkeypatch):
     assert d.load_key("", False, tmp_path).key_id == "public"
 
 
+def counted(pairs, parts=1):
+    """The merged counts of (cell, patient) pairs that come in `parts`, all of a patient in one."""
+    cells = d.CellCounts()
+    for part in range(parts):
+        cells.add([(cell, patient) for cell, patient in pairs if patient % parts == part])
+    return cells.merged()
+
+
 def test_small_cells_are_merged():
     cells = [("a", p) for p in range(40)] + [("a", 0)] + [("b", p) for p in range(12)]
     cells += [("c", p) for p in range(100, 104)] + [("d", p) for p in range(200, 203)]
-    counts = d.merged_counts(cells)
-    assert counts == {"a": {"samples": 41, "patients": 40}, "merged": {"samples": 19, "patients": 19}}
-    assert d.merged_counts([("a", 1), ("b", 2)]) == {}
-    assert d.merged_counts([("a", p) for p in range(10)]) == {"a": {"samples": 10, "patients": 10}}
+    counts = {"a": {"samples": 41, "patients": 40}, "merged": {"samples": 19, "patients": 19}}
+    assert counted(cells) == counted(cells, 7) == counts
+    assert counted([("a", 1), ("b", 2)]) == {}
+    assert counted([("a", p) for p in range(10)], 3) == {"a": {"samples": 10, "patients": 10}}
+
+
+def test_merged_cells_are_those_of_all_patients_at_once():
+    dice = random.Random(1)
+    for _ in range(300):
+        sizes = [dice.choice([1, 2, 5, 9, 10, 11, 30]) for _ in range(dice.randint(1, 6))]
+        pairs = [(chr(97 + n), dice.randrange(40)) for n, size in enumerate(sizes) for _ in range(size)]
+        patients = {cell: {p for c, p in pairs if c == cell} for cell, _ in pairs}
+        merged, union = [], set()
+        for cell in sorted(patients, key=lambda c: (len(patients[c]), c)):
+            if len(patients[cell]) < 10 or 0 < len(union) < 10:
+                merged.append(cell)
+                union |= patients[cell]
+        expected = {c: (sum(cell == c for cell, _ in pairs), len(ps)) for c, ps in patients.items() if c not in merged}
+        if len(union) >= 10:
+            expected["merged"] = (sum(cell in merged for cell, _ in pairs), len(union))
+        for parts in (1, 4):
+            assert {c: (n["samples"], n["patients"]) for c, n in counted(pairs, parts).items()} == expected
+
+
+def test_counts_do_not_grow_with_the_patients():
+    cells = d.CellCounts()
+    for part in range(50):
+        cells.add((("a", "b")[p % 2], p) for p in range(part * 100, part * 100 + 100))
+    assert len(pickle.dumps(cells)) < 500
 
 
 def test_age_bands():

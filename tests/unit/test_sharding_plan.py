@@ -17,7 +17,8 @@ def row(record, patient="", windows=1, reason=""):
     """One row of `headers.COLUMNS`."""
     whom = ("patient", patient) if patient else ("record", record)
     code = deidentify.pseudonym(KEY, "wfdb", *whom)
-    return (record, name_hash(record), reason, "", code, not patient, 50.0, "male", "SR", 0, "I II", windows, "*", 1, 1)
+    return (record, name_hash(record), reason, "", code, not patient, 50.0, "male", "SR", 0, "a", "I II", windows,
+            "*", 1, 1)  # fmt: skip
 
 
 def planned(rows, splits=None, table=None, **options):
@@ -42,7 +43,7 @@ def test_every_window_once_and_patients_together(patients, most, seed):
     found, frame = planned(rows, samples_per_shard=most, seed=seed)
     records = frame.column("record").to_pylist()
     assert sorted(records) == sorted(r[0] for r in rows)
-    wanted = {r[0]: r[11] for r in rows}
+    wanted = {r[0]: r[12] for r in rows}
     windows = dict(zip(records, frame.column("windows").to_pylist()))
     over = dict(zip(records, frame.column("over").to_pylist()))
     reasons = dict(zip(records, frame.column("reason").to_pylist()))

@@ -19,9 +19,12 @@ from recordings import LEADS, beats, write_record
 from sharding import build as building
 from sharding.config import load
 from sharding.options import BuildConfig
+from sharding.plan import read_plan
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "shard"
+# The last two dates have the partition and the check digit of a SNOMED CT concept.
 PLANTED = ("Schmidt", "19510203", "1951-02-03", "03-Feb-1951", "5551234567", "geheim", "pat4711", "Hansaring")
+PLANTED += ("19200107", "20241108")
 COUNT = 12
 NOTE = "Schmidt, geheim, 1951-02-03"
 
@@ -47,7 +50,7 @@ def wfdb(root: Path) -> list[str]:
         comments = (
             "Age: 63",
             "Sex: Schmidt",
-            "Dx: 426783006,Schmidt,5551234567,1951-02-03",
+            "Dx: 426783006,Schmidt,5551234567,1951-02-03,19200107,20241108",
             f"Patient ID: {patient(n)}",
             "Name: Schmidt",
             "Rx: geheim",
@@ -77,7 +80,7 @@ def ptbxl(root: Path) -> list[str]:
     ]
 
     def row(n: int) -> list:
-        codes = "{'SR': 0.0, 'Schmidt': 100.0, '5551234567': 0.0}"
+        codes = "{'SR': 0.0, 'Schmidt': 100.0, '5551234567': 0.0, '19200107': 0.0, '20241108': 100.0}"
         place = ["Schmidt", "Hansaring", "1951-02-03 10:00:00", NOTE]
         return [n, patient(n), 63, n % 2, *place, codes, 1, f"records100/Schmidt/{n:05d}_19510203_lr"]
 
@@ -101,7 +104,7 @@ def table(root: Path) -> list[str]:
     columns = ["record", "patient_id", "age", "sex", "codes", "name", "note"]
 
     def row(n: int) -> list:
-        codes = "426783006;Schmidt;5551234567;1951-02-03"
+        codes = "426783006;Schmidt;5551234567;1951-02-03;19200107;20241108"
         return [f"Schmidt_19510203_{n}.npy", patient(n), "63", "Schmidt", codes, "Schmidt", NOTE]
 
     write_table(root / "records.csv", columns, row)
@@ -124,7 +127,7 @@ def chapman(root: Path) -> list[str]:
         name = f"MUSE_19510203_{n}_Schmidt"
         lines = [",".join(LEADS), *(",".join(map(str, row)) for row in beats(n, 5000, 500.0).tolist())]
         (root / f"ECGData/{name}.csv").write_text("\n".join(lines) + "\n")
-        book.active.append([name, "SR", "Schmidt 5551234567", 63, "FEMALE", "Schmidt", NOTE])
+        book.active.append([name, "SR", "Schmidt 5551234567 19200107 20241108", 63, "FEMALE", "Schmidt", NOTE])
     book.save(root / "Diagnostics.xlsx")
     return ["chapman.yaml"]
 
@@ -152,7 +155,8 @@ def tars(root: Path) -> list[str]:
         for n in range(COUNT):
             buffer = io.BytesIO()
             np.save(buffer, ecg(n))
-            meta = {"patient": patient(n), "age": 63, "sex": "Schmidt", "codes": ["426783006", "5551234567"], "n": NOTE}
+            codes = ["426783006", "5551234567", "19200107", "20241108"]
+            meta = {"patient": patient(n), "age": 63, "sex": "Schmidt", "codes": codes, "n": NOTE}
             for suffix, data in (("npy", buffer.getvalue()), ("json", json.dumps(meta).encode())):
                 info = tarfile.TarInfo(f"Schmidt{n}_19510203.{suffix}")
                 info.size, info.uname = len(data), "Schmidt"
@@ -199,4 +203,5 @@ def test_nothing_planted_leaves_private(tmp_path, source):
     assert len({row["patient"] for row in samples}) == (2 if outcome.patients == 2 else COUNT)
     if source in (wfdb, table, tars):
         assert all(row["codes"] == ["426783006"] and row["age"] == 63 for row in samples)
-        assert outcome.codes_left_out >= COUNT
+        assert outcome.codes_left_out >= 3 * COUNT
+        assert read_plan(output).unknown_words["codes"]["19200107"] == COUNT  # told to the user, in private/

@@ -202,6 +202,22 @@ def test_a_lead_that_is_not_there_has_no_numbers(tmp_path):
     assert report.report(tmp_path / "set").is_file()
 
 
+def test_padding_and_leads_that_are_not_there_are_no_part_of_the_numbers(tmp_path):
+    signals = [ecg(i) + np.int16(300) for i in range(12)]
+    for x in signals:
+        x[11] = 0
+        x[:, 900:] = 0
+    numbers = report.summary(write_set(tmp_path / "set", {"short": signals}))["sources"]["short"]
+    whole = [x[:, :900] for x in signals]
+    expected = report.summary(write_set(tmp_path / "cut", {"short": whole}))["sources"]["short"]
+    for lead in LEADS[:11]:
+        assert numbers["percentiles_mv"][lead] == pytest.approx(expected["percentiles_mv"][lead], abs=1e-6)
+        sizes = [numbers["lead_peak_to_peak_mv"][lead], expected["lead_peak_to_peak_mv"][lead]]
+        assert sizes[0] == pytest.approx(sizes[1], abs=1e-5)
+    assert np.isnan(numbers["percentiles_mv"]["V6"]).all()
+    assert numbers["residuals"] == pytest.approx(expected["residuals"], abs=1e-3)
+
+
 def test_counts_are_those_of_the_table(tmp_path):
     signals = {"a": [ecg(i, seconds=2) for i in range(17)], "b": [ecg(i, seconds=2) for i in range(12)]}
     folder = write_set(tmp_path / "set", signals)

@@ -202,6 +202,33 @@ def test_a_record_that_hangs_stops_its_shard_in_time(tmp_path):
     assert "r0003_0" not in building.progress.status(output)
 
 
+HANGING_FOLDER = """
+import os, time
+from sharding.__main__ import main
+from sharding.config import command
+walk = os.walk
+def slow(root, **words):
+    for found in walk(root, **words):
+        time.sleep(60 if found[0].endswith("stuck") else 0.7)
+        yield found
+os.walk = slow
+command(main)
+"""
+
+
+def test_a_folder_that_hangs_stops_the_planning_in_time(tmp_path):
+    for name in ("a", "b", "c"):
+        write_record(tmp_path / "in" / name, "r", beats(1))
+    words = ["build", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "source.public=true", "timeout=2"]
+    script = [sys.executable, "-c", HANGING_FOLDER, *words]
+    whole = subprocess.run(script, capture_output=True, text=True, timeout=50)
+    assert whole.returncode == 0, whole.stderr  # each folder has its own time, and all together took longer
+    write_record(tmp_path / "in" / "stuck", "r", beats(1))
+    done = subprocess.run(script, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 2
+    assert "in could not be listed in time" in done.stderr
+
+
 def test_wrong_values_are_named(tmp_path):
     write_folder(tmp_path / "in", 1)
     for word in ("seconds=.nan", "min_seconds=11", "high_pass=40", "timeout=0", "split.train=.nan"):

@@ -1,0 +1,247 @@
+"""From finished shards to a data set: `samples.parquet`, `private/records.parquet` and, last, the manifest.
+
+The hash of the private table stays in `private/`: it would confirm a guess at the records' names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sharding import deidentify, progress
+from sharding import plan as planning
+from sharding.config import UserError
+from sharding.files import atomic, remove_partial, sha256, write_text
+from sharding.options import BuildConfig, named
+from sharding.plan import Plan, ShardPlan
+from sharding.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, fingerprint
+from sharding.shard import WINDOW_COLUMNS
+
+RECORDS_HASH = "records.sha256"
+
+
+@dataclass
+class Outcome:
+    """What a build did: `state` is `built`, `already built` or `waiting` (for shards of other tasks)."""
+
+    state: str
+    kept: int = 0
+    patients: int = 0
+    shards: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
+    codes_left_out: int = 0
+    remarks: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def tables(output: Path) -> tuple[Path, Path]:
+    return output / SAMPLES, output / PRIVATE / "records.parquet"
+
+
+def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
+    """Writes `samples.parquet`, `private/records.parquet` and, last, the manifest, from the stats of all shards."""
+    done = progress.finished(output, plan)
+    stats = [done[s.name] for s in plan.shards]
+    kept = [(s, t) for s, t in zip(plan.shards, stats) if t["samples"]]
+    if not any(s.split == "train" for s, _ in kept):
+        reasons = sum((Counter(t["rejected"]) for t in stats), Counter[str]())
+        raise UserError(f"no window of the train split passed the checks: {named(reasons) or 'the split is empty'}")
+    shards = [Shard(s.name, s.split, t["samples"], t["bytes"], t["sha256"]) for s, t in kept]
+    cells, rejected = _write_tables(output, config, plan, {s.name: i for i, s in enumerate(shards)})
+    mean, deviation = moments([t for s, t in kept if s.split == "train"], config.resolution_uv)
+    geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
+    manifest = Manifest(
+        fingerprint=fingerprint(shards, geometry, config.rate, config.leads, config.resolution_uv),
+        rate=config.rate,
+        leads=config.leads,
+        samples=config.samples,
+        resolution_uv=config.resolution_uv,
+        meta_bytes=plan.meta_bytes,
+        shards=shards,
+        lead_mean_mv=mean,
+        lead_std_mv=deviation,
+        patient_ids=plan.patient_ids,
+        key_id=plan.key_id,
+        counts={kind: counts.merged() for kind, counts in cells.items()},
+        config=_public_config(plan.content),
+        versions=_versions(),
+        tables={SAMPLES: sha256(tables(output)[0])},
+    )
+    remove_partial(output)
+    for folder in (output / PRIVATE, output / PRIVATE / progress.STATS):
+        remove_partial(folder)
+    write_text(output / MANIFEST, manifest.to_json())
+    flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
+    patients = cells["source"].patients.total()
+    remarks = progress.remarks(plan)
+    kept_windows = sum(s.samples for s in shards)
+    return Outcome("built", kept_windows, patients, len(shards), rejected, flags, plan.codes_left_out, remarks)
+
+
+def _public_config(content: dict[str, Any]) -> dict[str, Any]:
+    source = {k: v for k, v in content["source"].items() if k in ("name", "format", "public")}
+    split = content["split"]
+    if split["column"]:  # its values may be anything, patients' ids too
+        split = {"column": split["column"]}
+    return {**{k: v for k, v in content.items() if k != "key_id"}, "source": source, "split": split}
+
+
+def _versions() -> dict[str, str]:
+    import scipy
+
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "pyarrow": pa.__version__,
+    }
+
+
+def moments(stats: Sequence[Mapping[str, Any]], resolution_uv: float) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each lead in mV, from exact integer sums: the same whatever the order."""
+    sums, squares, counts = ([sum(v) for v in zip(*(t[k] for t in stats))] for k in ("sums", "squares", "counts"))
+    counts = [max(n, 1) for n in counts]
+    unit = resolution_uv / 1000.0
+    variances = [(q * n - s * s) / (n * n) for s, q, n in zip(sums, squares, counts)]
+    return [s / n * unit for s, n in zip(sums, counts)], [v**0.5 * unit for v in variances]
+
+
+Cells = dict[str, deidentify.CellCounts]
+
+
+def new_cells() -> Cells:
+    return {kind: deidentify.CellCounts() for kind in ("source", "sex", "age", "codes")}
+
+
+def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[str, int]) -> tuple[Cells, Counter[str]]:
+    """Writes both tables, shard by shard -> (cells of the kept windows, counts of the reasons)."""
+    cells = new_cells()
+    rejected: Counter[str] = Counter()
+    public, private = tables(output)
+    with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
+        samples = _Tables(samples_path, stack)
+        records = _Tables(records_path, stack)
+        for shard in plan.shards:
+            rows = planning.rows_of_shard(output, shard.ordinal)
+            windows = pq.read_table(progress.rows_path(output, shard.name))
+            records.write(_records_of_shard(rows, windows, shard))
+            if shard.name in number:
+                table = _samples_of_shard(rows, windows, config, number[shard.name])
+                samples.write(table)
+                count_cells(cells, table)
+            rejected.update(r for r in windows.column("reason").to_pylist() if r)
+            over = sum(rows.column("over").to_pylist())
+            rejected.update({"patient_overflow": over} if over else {})
+        for rows in planning.rejected_rows(output, plan):
+            reasons = rows.column("reason").to_pylist()
+            rejected.update(reasons)
+            records.write(
+                _records(
+                    rows.column("record").to_pylist(),
+                    [None] * len(rows),
+                    reasons,
+                    rows.column("detail").to_pylist(),
+                    [None] * len(rows),
+                    None,
+                )
+            )
+    write_text(output / PRIVATE / RECORDS_HASH, f"{sha256(private)}  {private.name}\n")  # as sha256sum writes it
+    return cells, rejected
+
+
+class _Tables:
+    """A parquet file that grows by tables of one schema."""
+
+    def __init__(self, path: Path, stack: contextlib.ExitStack):
+        self._path, self._stack = path, stack
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = self._stack.enter_context(pq.ParquetWriter(self._path, table.schema))
+        self._writer.write_table(table)
+
+
+def _samples_of_shard(rows: pa.Table, windows: pa.Table, config: BuildConfig, number: int) -> pa.Table:
+    kept = windows.filter(pc.is_valid(windows.column("key")))
+    of_row = rows.take(kept.column("row"))
+    count = len(kept)
+    return pa.table(
+        {
+            "shard": pa.array([number] * count, pa.int32()),
+            "index": pa.array(range(count), pa.int32()),
+            "key": kept.column("key"),
+            "patient": of_row.column("patient"),
+            "source": of_row.column("part").cast(pa.string()),
+            "age": of_row.column("age"),
+            "sex": of_row.column("sex"),
+            "codes": _lists(of_row.column("codes"), ";"),
+            "leads": _lists(of_row.column("leads"), " "),
+            **{name: of_row.column(planning.LABEL + name) for name in config.labels},
+        }
+    )
+
+
+def _lists(column: pa.ChunkedArray, separator: str) -> pa.Array:
+    """Words joined in text as lists (none for empty text)."""
+    lists = pc.split_pattern(column.cast(pa.string()), separator).combine_chunks()
+    return pa.array([[w for w in words if w] for words in lists.to_pylist()], pa.list_(pa.string()))
+
+
+def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa.Table:
+    names, over = rows.column("record").to_pylist(), rows.column("over").to_pylist()
+    of, window, reason, detail, key = (windows.column(c).to_pylist() for c in WINDOW_COLUMNS)
+    full = [i for i, n in enumerate(over) if n]
+    return _records(
+        [names[i] for i in of] + [names[i] for i in full],
+        window + [None] * len(full),
+        reason + ["patient_overflow"] * len(full),
+        detail + [f"{over[i]} windows" for i in full],
+        key + [None] * len(full),
+        shard,
+    )
+
+
+def _records(
+    record: list[str],
+    window: list[int | None],
+    reason: list[str],
+    detail: list[str],
+    key: list[str | None],
+    shard: ShardPlan | None,
+) -> pa.Table:
+    place = [shard if k is not None else None for k in key]
+    return pa.table(
+        {
+            "record": pa.array(record, pa.string()),
+            "window": pa.array(window, pa.int32()),
+            "status": pa.array(["kept" if k is not None else "rejected" for k in key], pa.string()),
+            "reason": pa.array([r or None for r in reason], pa.string()),
+            "detail": pa.array([d or None for d in detail], pa.string()),
+            "key": pa.array(key, pa.string()),
+            "split": pa.array([s and s.split for s in place], pa.string()),
+            "shard": pa.array([s and s.name for s in place], pa.string()),
+        }
+    )
+
+
+def count_cells(cells: Cells, table: pa.Table) -> None:
+    """Counts the samples of one shard: no patient has samples in another."""
+    patient, source, age, sex, codes = (
+        table.column(c).to_pylist() for c in ("patient", "source", "age", "sex", "codes")
+    )
+    cells["source"].add(zip(source, patient))
+    cells["sex"].add(zip((s or "unknown" for s in sex), patient))
+    cells["age"].add(zip(map(deidentify.age_band, age), patient))
+    cells["codes"].add((code, p) for p, of_sample in zip(patient, codes) for code in of_sample)

@@ -1,0 +1,227 @@
+"""One planned shard: its records are read, checked, cut into windows and written; its stats last.
+
+A shard is its tar, the rows of its windows and its stats, written in this order: without stats it is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sharding import headers, leads, progress, signal, sources, watchdog
+from sharding import plan as planning
+from sharding.config import UserError
+from sharding.files import atomic, write_text
+from sharding.options import BuildConfig
+from sharding.plan import ShardPlan
+from sharding.schema import Geometry
+from sharding.writer import ShardWriter, metadata_bytes
+
+WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key")
+Row = tuple[int, int | None, str, str, str | None]
+
+
+@dataclass
+class _Tally:
+    """What a shard gathers as it is written: sums of the int16 units (exact), rows, reasons, remarks."""
+
+    sums: NDArray[np.int64]
+    squares: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    rows: list[Row] = field(default_factory=list)
+    flags: Counter[str] = field(default_factory=Counter)
+
+    def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
+        self.rows.append((row, window, reason, detail, None))
+
+    def keep(self, row: int, window: int, key: str, units: NDArray[np.int16], samples: NDArray[np.int64]) -> None:
+        """`samples` [leads]: how many of each lead are real (the others are zeros)."""
+        self.rows.append((row, window, "", "", key))
+        self.counts += samples
+        self.sums += units.sum(axis=1, dtype=np.int64)
+        self.squares += np.square(units, dtype=np.int32).sum(axis=1, dtype=np.int64)
+
+
+def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: Any = None) -> None:
+    """Reads, checks and writes one planned shard: the tar, its rows, its stats last. `tick(1)` after each record.
+
+    Raises `UserError` if an input file that was there at planning cannot be read now.
+    """
+    output = Path(config.output)
+    started = time.time()
+    try:
+        tally, shard_hash, count, geometry = _write_shard(config, meta_bytes, shard, tick)
+    except UserError as error:
+        with contextlib.suppress(OSError):
+            write_text(progress.failure_path(output, shard.name), f"{error}\n")
+        raise
+    write_rows(output, shard, tally.rows)
+    stats = {
+        "name": shard.name,
+        "samples": count,
+        "bytes": geometry.shard_bytes(count) if count else 0,
+        "sha256": shard_hash,
+        "sums": tally.sums.tolist(),
+        "squares": tally.squares.tolist(),
+        "counts": tally.counts.tolist(),
+        "rejected": dict(sorted(Counter(row[2] for row in tally.rows if row[2]).items())),
+        "flags": dict(sorted(tally.flags.items())),
+        "started": started,
+        "seconds": time.time() - started,
+    }
+    write_text(progress.stats_path(output, shard.name), json.dumps(stats) + "\n")
+    progress.failure_path(output, shard.name).unlink(missing_ok=True)
+
+
+def write_rows(output: Path, shard: ShardPlan, rows: Sequence[Row]) -> None:
+    """What became of each window of a shard, for the finish."""
+    types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string())
+    columns = (pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types))
+    with atomic(progress.rows_path(output, shard.name)) as path:
+        pq.write_table(pa.table(dict(zip(WINDOW_COLUMNS, columns))), path)
+
+
+def _write_shard(
+    config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: Any
+) -> tuple[_Tally, str, int, Geometry]:
+    output = Path(config.output)
+    source = sources.module(config.source.format)
+    geometry = Geometry(len(config.leads), config.samples, meta_bytes)
+    tally = _Tally(*(np.zeros(geometry.leads, np.int64) for _ in range(3)))
+    rows = planning.rows_of_shard(output, shard.ordinal).to_pylist()
+    with atomic(output / shard.name) as path:
+        with open(path, "wb", buffering=1 << 20) as file:
+            writer = ShardWriter(file, geometry, shard.ordinal)
+            for number, row in enumerate(rows):
+                try:
+                    with watchdog.limit(config.timeout, partial(_hangs, config, shard, row["record"])):
+                        recording = _read(source, config, row)
+                except sources.Rejected as error:
+                    tally.reject(number, None, error.reason, error.detail)
+                else:
+                    _add_record(config, writer, tally, number, row, recording)
+                if tick is not None:
+                    tick(1)
+            shard_hash = writer.close()
+    if not writer.count:
+        (output / shard.name).unlink()
+    return tally, shard_hash, writer.count, geometry
+
+
+def _hangs(config: BuildConfig, shard: ShardPlan, record: str) -> str:
+    """Notes that a record cannot be read in time; returns the line that says so."""
+    line = f"{record} {watchdog.HANGS}"
+    write_text(progress.failure_path(Path(config.output), shard.name), f"{line}\n")
+    return line
+
+
+def _read(source: ModuleType, config: BuildConfig, row: dict[str, Any]) -> sources.Recording:
+    """A record's signals. Raises `UserError` for an input that is not as it was at planning."""
+    root, record = Path(config.input), row["record"]
+    before = (row["bytes"], row["stamp"])
+    if (now := headers.stamp(root, record, row["files"])) != before:
+        what = "has vanished from the input" if now[0] < 0 <= before[0] else "has changed"
+        raise UserError(f"{record} {what} since the plan was made")
+    try:
+        return source.read(root, record, row["leads"].split(), config.source)
+    except sources.Rejected as error:
+        if error.reason != "missing_file":
+            raise
+        raise UserError(f"{record} has vanished from the input since the plan was made") from error
+    except OSError as error:
+        raise UserError(f"{record} cannot be read now: {error.strerror}") from error
+
+
+def _add_record(
+    config: BuildConfig,
+    writer: ShardWriter,
+    tally: _Tally,
+    number: int,
+    row: dict[str, Any],
+    recording: sources.Recording,
+) -> None:
+    """Cuts one recording into its planned windows, writes the good ones and notes the reason of the others."""
+    x, present = _prepared(config, row, recording)
+    flags, real = recording.flags, min(x.shape[1], config.samples)
+    if 0 < x.shape[1] < config.samples and 0 < config.min_seconds <= x.shape[1] / config.rate:
+        x = np.pad(x, ((0, 0), (0, config.samples - x.shape[1])))
+        flags = (*flags, "padded")
+    meta = metadata_bytes(_metadata(config, row, recording.rate, flags), writer.geometry.meta_bytes)
+    for window in range(row["windows"]):
+        part = x[:, window * config.samples : (window + 1) * config.samples]
+        reason, detail = _raw_reason(config, recording, window)
+        if part.shape[1] < config.samples:
+            reason, detail = "short", f"{x.shape[1] / config.rate:.4g} s"
+        if not reason:
+            reason, detail = signal.check(part[present, :real])
+        units = None if reason else signal.quantise(part, config.resolution_uv)
+        seen = None if units is None else units[present, :real]
+        if seen is not None and (flat := int((seen.min(axis=1) == seen.max(axis=1)).sum())):
+            reason, detail = "flat_lead", f"{flat} leads never change by {config.resolution_uv:g} microvolt"
+        if not reason and units is None:
+            reason, detail = "clipped", f"{float(np.abs(part).max()):.3g} mV at {config.resolution_uv:g} microvolt"
+        elif not reason and meta is None:
+            reason = "metadata"
+        if reason:
+            tally.reject(number, window, reason, detail)
+        else:
+            tally.keep(number, window, writer.add(units, meta), units, present * real)  # type: ignore[arg-type]
+            tally.flags.update(flags)
+
+
+def _prepared(
+    config: BuildConfig, row: dict[str, Any], recording: sources.Recording
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(signals `[leads, samples]` in mV at the target rate, which leads are there; the others are zeros)."""
+    x = recording.mv
+    if recording.missing is not None:
+        x = signal.bridged(x, recording.missing)
+    if config.high_pass:
+        x = signal.high_pass(x, recording.rate, config.high_pass)
+    x = signal.resample(x, recording.rate, config.rate)
+    there = row["leads"].split()
+    x = leads.arrange(x, recording.leads, there)
+    present = np.array([lead in there for lead in config.leads])
+    if present.all():
+        return x, present
+    out = np.zeros((len(config.leads), x.shape[1]), np.float32)
+    out[present] = x
+    return out, present
+
+
+def _raw_reason(config: BuildConfig, recording: sources.Recording, window: int) -> tuple[str, str]:
+    if recording.missing is None and recording.saturated is None:
+        return "", ""
+    first, last = signal.span(window, config.samples, recording.rate, config.rate)
+    if recording.missing is not None and (gaps := int(recording.missing[first:last].sum())):
+        return "nan", f"{gaps} samples missing"
+    if recording.saturated is not None and (limits := int(recording.saturated[first:last].sum())):
+        return "saturated", f"{limits} samples at the converter's limits"
+    return "", ""
+
+
+def _metadata(config: BuildConfig, row: dict[str, Any], rate: float, flags: Sequence[str]) -> dict[str, Any]:
+    age, there = row["age"], row["leads"].split()
+    meta = {
+        "source": row["part"],
+        "patient": row["patient"],
+        "age": None if age != age else age,
+        "sex": row["sex"],
+        "codes": row["codes"].split(";") if row["codes"] else [],
+        "rate": rate,
+        "flags": list(flags),
+    }
+    return meta if len(there) == len(config.leads) else {**meta, "leads": there}
