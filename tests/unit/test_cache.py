@@ -28,26 +28,13 @@ from sharding.config import UserError
 from sharding.schema import Geometry, Manifest, Shard, fingerprint, read_manifest
 from sharding.writer import ShardWriter, metadata_bytes
 from trainer.data import cache as module
-from trainer.data.cache import (
-    Cache,
-    Download,
-    FetchError,
-    Limits,
-    Need,
-    Node,
-    Remote,
-    ShardError,
-    budget,
-    is_remote,
-    lanes_of,
-    needs,
-    open_cache,
-    open_data_set,
-    smallest,
-    smallest_of_run,
-)
+from trainer.data.board import Node, ShardError
+from trainer.data.cache import Cache, budget, open_cache
+from trainer.data.fetch import Download, FetchError, Limits, Remote, is_remote
 from trainer.data.order import Order
+from trainer.data.plan import Need, lanes_of, needs, smallest, smallest_of_run
 from trainer.data.shards import Shards
+from trainer.data.store import obtain, open_data_set
 
 QUICK = Limits(stall=0.4, attempts=3, pause=0.01, longest=0.02, total=8, slowest=1e6)
 COUNTS = (7, 0, 5, 9, 4, 8, 6, 9, 3, 9, *(5, 6, 7, 4) * 4)
@@ -217,7 +204,7 @@ def test_the_smallest_size_is_what_the_fullest_step_needs(case):
 def test_a_shard_cut_by_a_lane_border_comes_twice_and_no_other():
     order = Order((8, 8, 8), 0, 4, 2, block=1)  # two lanes of 12 samples: the middle shard belongs to both
     plan = list(needs(order, [0, 1], 0, order.steps_per_epoch))
-    line = order._epoch(0).shards.tolist()
+    line = [int(shard) for [shard] in order.blocks(0)[1]]
     assert Counter(n.shard for n in plan) == {line[0]: 1, line[1]: 2, line[2]: 1}
     assert sorted((n.first, n.last) for n in plan if n.shard == line[1]) == [(0, 1), (4, 5)]
 
@@ -646,7 +633,7 @@ def test_processes_that_ask_for_one_shard_at_once_fetch_it_once(server, root, tm
     fetched = []
     threads = [
         threading.Thread(
-            target=lambda: fetched.append(module.obtain(Remote(server.url, QUICK), shard, tmp_path, threading.Event()))
+            target=lambda: fetched.append(obtain(Remote(server.url, QUICK), shard, tmp_path, threading.Event()))
         )
         for _ in range(6)
     ]

@@ -90,6 +90,14 @@ class Order:
             found = self._cache[epoch] = _Epoch(self.counts, self.seed, epoch, self.block, max(2 * self.lanes, 16))
         return found
 
+    def blocks(self, epoch: int) -> tuple[Indices, list[Indices]]:
+        """The blocks of an epoch's line: the places where they begin and the last ends, and the shards of each.
+
+        No shard of them is empty. Nothing of it is kept, so that another thread may ask.
+        """
+        line = _Epoch(self.counts, self.seed, epoch, self.block)
+        return line.borders, [line.shards_of(block) for block in range(len(line.borders) - 1)]
+
 
 class _Epoch:
     """The line of one epoch; the permutation of a block is made when it is first asked for, and `kept` of them stay."""
@@ -116,7 +124,11 @@ class _Epoch:
         return result
 
     def shards_at(self, positions: Indices) -> Indices:
-        shards = np.concatenate([self._shards(block) for block in np.unique(self._blocks(positions)).tolist()])
+        return np.concatenate([self.shards_of(block) for block in np.unique(self._blocks(positions)).tolist()])
+
+    def shards_of(self, block: int) -> Indices:
+        """The shards of a block, none of them empty."""
+        shards = self._shards(block)
         return shards[self.sizes[shards] > 0]
 
     def _blocks(self, positions: Indices) -> Indices:
