@@ -17,6 +17,7 @@ class DataConfig:
 
     `block_shards`: shards that are shuffled together; best if `lanes * block_shards` of them fit into the memory of the
     machines. Of each process, `threads` copy samples (and as many read shards ahead), `ahead` batches are kept ready.
+    `exclude`: names of training shards that are left out from the next epoch on, which begins where the run goes on.
     """
 
     path: str = ""
@@ -24,6 +25,7 @@ class DataConfig:
     block_shards: int = 8
     threads: int = 2
     ahead: int = 2
+    exclude: list[str] = field(default_factory=list)
 
 
 @dataclass

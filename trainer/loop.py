@@ -79,7 +79,7 @@ def train(run: Run, start: int, stop: Stop) -> int:
 
 def pairs_of(run: Run, batch: Batch) -> list[Pair]:
     """The contrast batches of a step: int16 -> mV -> signal views -> scaled -> mask views."""
-    epoch = batch.step // run.order.steps_per_epoch
+    epoch = run.order.epoch(batch.step).number
     return [make_pair(run, signals, Key(run.cfg.seed, epoch, rows)) for signals, rows in zip(batch.signals, batch.rows)]
 
 

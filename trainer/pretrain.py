@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sharding.config import UserError, as_dict, command, dump, load
 from sharding.files import claim_folder, write_text
 from trainer import checkpoint, dist, figures, loop
 from trainer.config import PretrainConfig
+from trainer.data import exclude
 from trainer.data.order import Order, default_lanes
 from trainer.data.shards import Shards
 from trainer.engines import make_engine, uses_bf16
@@ -44,9 +46,9 @@ def main(argv: list[str]) -> int:
     cfg = read_config([w for w in words if w != "--dry-run"])
     folder = Path(cfg.run)
     claim_folder(folder, "run")
-    train = Shards(cfg.data.path, "train")
+    train = Shards(cfg.data.path, "train", excluded=cfg.data.exclude)
     heldout = Shards(cfg.data.path, "val") if train.manifest.of_split("val") else None
-    order = make_order(cfg, train)
+    order = make_order(cfg, train, checkpoint.saved_state(checkpoint.newest(folder)))
     order.ranks(int(os.environ.get("WORLD_SIZE", "1")))
     encoder, masker = make_players(cfg, train)
     views = [build(v, train.manifest.leads) for v in (cfg.views.first, cfg.views.second)]
@@ -72,9 +74,11 @@ def read_config(words: list[str]) -> PretrainConfig:
     return cfg
 
 
-def make_order(cfg: PretrainConfig, train: Shards) -> Order:
+def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order:
+    """The order of a run that goes on from the checkpoint whose state is `saved`, or is new if that is empty."""
     lanes = cfg.data.lanes or default_lanes(cfg.contrast)
-    return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards)
+    changes = exclude.changes(cfg.data.exclude, train.shards, saved)
+    return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards, changes)
 
 
 def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Module | None]:
@@ -103,12 +107,17 @@ def describe(
     """What a run would do: steps, parameters, memory of weights and optimiser, storage of the checkpoints."""
     sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in (encoder, masker)]
     mib = sum(sizes) * 4 / 2**20
+    changes = [
+        f"# from step {at} on without {', '.join(out) or 'nothing'}\n"
+        for at, out in exclude.told(order.changes, train.shards)
+    ]
     saves = total // cfg.checkpoint.every if cfg.checkpoint.every else 1
     return (
         f"# {train.count} training ECGs, {order.steps_per_epoch} steps an epoch, {total} steps of {cfg.batch.global_}, "
         f"{order.lanes} lanes\n# parameters: encoder with projector {sizes[0]:,}, masker {sizes[1]:,}\n"
         f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
         f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
+        + "".join(changes)
     )
 
 
@@ -126,8 +135,9 @@ def _run(
 ) -> int:
     players = {"encoder": encoder} if masker is None else {"encoder": encoder, "masker": masker}
     engines = {name: make_engine(m, getattr(cfg.optim, name), cfg, world.device) for name, m in players.items()}
-    state = _state(cfg, world, order, train)
     found = dist.agree(str(checkpoint.newest(folder) or ""))
+    order = make_order(cfg, train, checkpoint.saved_state(Path(str(found)) if found else None))
+    state = _state(cfg, world, order, train)
     start = checkpoint.load(Path(str(found)), engines, state) if found else 0
     if start >= total:
         if world.is_main:
@@ -164,7 +174,8 @@ def _state(cfg: PretrainConfig, world: dist.World, order: Order, train: Shards) 
     """What a checkpoint keeps to know its run again: the config, with the numbers that 0 stands for."""
     config = as_dict(cfg)
     config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
-    return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size}
+    excluded = exclude.told(order.changes, train.shards)
+    return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}
 
 
 def _run_info(

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from trainer.data.order import Order
+from trainer.data.order import Order, Span
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ def needs(order: Order, lanes: Sequence[int], start: int, stop: int) -> Iterator
 
     A shard comes once an epoch, or twice if a lane border cuts its block and no lane of these needs it in between.
     """
-    length = order.steps_per_epoch
-    for epoch in range(start // length, -(-stop // length)):
+    while start < stop:
+        epoch = order.epoch(start)
+        end = min(stop, epoch.stop)
         for need in _epoch_needs(order, lanes, epoch):
-            if need.last >= start and need.first < stop:
-                yield Need(need.shard, max(need.first, start), min(need.last, stop - 1))
+            if need.last >= start and need.first < end:
+                yield Need(need.shard, max(need.first, start), min(need.last, end - 1))
+        start = epoch.stop
 
 
 def smallest(needed: Iterable[Need], sizes: Sequence[int]) -> int:
@@ -47,15 +49,17 @@ def smallest(needed: Iterable[Need], sizes: Sequence[int]) -> int:
 
 def smallest_of_run(order: Order, lanes: Sequence[int], start: int, stop: int, sizes: Sequence[int]) -> int:
     """`smallest` over all epochs, one at a time."""
-    length = order.steps_per_epoch
-    borders = [start, *range((start // length + 1) * length, stop, length), stop]
-    return max(smallest(needs(order, lanes, a, b), sizes) for a, b in pairwise(borders))
+    most = 0
+    while start < stop:
+        end = min(stop, order.epoch(start).stop)
+        most, start = max(most, smallest(needs(order, lanes, start, end), sizes)), end
+    return most
 
 
-def _epoch_needs(order: Order, lanes: Sequence[int], epoch: int) -> list[Need]:
+def _epoch_needs(order: Order, lanes: Sequence[int], epoch: Span) -> list[Need]:
     borders, shards = order.blocks(epoch)
     per_lane = order.batch // order.lanes
-    stretch, base = order.steps_per_epoch * per_lane, epoch * order.steps_per_epoch
+    stretch, base = epoch.length * per_lane, epoch.first
     spans: dict[int, list[tuple[int, int]]] = {}
     for begin in (lane * stretch for lane in lanes):
         low, high = np.searchsorted(borders, [begin, begin + stretch], "right") - 1

@@ -13,7 +13,7 @@ import mmap
 import operator
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,10 +40,10 @@ class Shards:
     """The samples of one split, 0 to `count - 1`; sample *i* is row `rows[i]` of `samples.parquet`.
 
     Raises `UserError` for a missing or unfinished data set, a manifest that was changed, an empty split and, unless the
-    shards come `later`, a shard that is missing, was cut or is not of this data set.
+    shards come `later` or are `excluded` (by name), a shard that is missing, was cut or is not of this data set.
     """
 
-    def __init__(self, root: str | Path, split: str, later: bool = False) -> None:
+    def __init__(self, root: str | Path, split: str, later: bool = False, excluded: Collection[str] = ()) -> None:
         self.root, self.manifest = Path(root), read_manifest(root)
         if split not in SPLITS:
             raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
@@ -62,8 +62,9 @@ class Shards:
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
         self._held: dict[int, OpenShard] = {}
         if not later:
+            used = [i for i, shard in enumerate(self.shards) if shard.name not in excluded]
             with ThreadPoolExecutor(CHECKERS) as pool:
-                for _ in pool.map(self._check, range(len(self.shards))):
+                for _ in pool.map(self._check, used):
                     pass
 
     def gather(
