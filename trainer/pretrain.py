@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
     del sys.path[0]  # the launcher puts this folder first, where `dist` or `metrics` would hide other modules
@@ -29,8 +31,12 @@ from sharding.files import claim_folder, write_text
 from trainer import checkpoint, dist, figures, loop
 from trainer.config import PretrainConfig
 from trainer.data import exclude
+from trainer.data.board import Node
+from trainer.data.cache import Cache, open_cache
+from trainer.data.fetch import Remote, is_remote, without_secrets
 from trainer.data.order import Order, default_lanes
 from trainer.data.shards import Shards
+from trainer.data.store import local_root
 from trainer.engines import make_engine, uses_bf16
 from trainer.game import Game, Recogniser
 from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
@@ -46,8 +52,9 @@ def main(argv: list[str]) -> int:
     cfg = read_config([w for w in words if w != "--dry-run"])
     folder = Path(cfg.run)
     claim_folder(folder, "run")
-    train = Shards(cfg.data.path, "train", excluded=cfg.data.exclude)
-    heldout = Shards(cfg.data.path, "val") if train.manifest.of_split("val") else None
+    root, remote = local_root(cfg.data.path, cfg.data.cache), is_remote(cfg.data.path)
+    train = Shards(root, "train", remote, cfg.data.exclude)
+    heldout = Shards(root, "val", remote) if train.manifest.of_split("val") else None
     order = make_order(cfg, train, checkpoint.saved_state(checkpoint.newest(folder)))
     order.ranks(int(os.environ.get("WORLD_SIZE", "1")))
     encoder, masker = make_players(cfg, train)
@@ -143,6 +150,7 @@ def _run(
         if world.is_main:
             print(f"run {folder} has its {total} steps already; raise epochs or steps, or choose another run=")
         return 0
+    cache = _open_cache(cfg, world, order, train, heldout, start, total)
     info = _run_info(cfg, folder, train, total, uses_bf16(cfg.precision, world.device), world)
     scaling = Scaling(train.manifest.lead_mean_mv, train.manifest.lead_std_mv, cfg.scaling).to(world.device)
     if world.is_main:
@@ -153,11 +161,20 @@ def _run(
     game = Game(engines["encoder"], engines.get("masker"), cfg.game, cfg.temperature, hop, total)
     metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
+    run = loop.Run(cfg, world, folder, *parts, cache)
     try:
         with Stop(cfg.max_minutes).listening() as stop:
-            done = loop.train(loop.Run(cfg, world, folder, *parts), start, stop)
+            done = loop.train(run, start, stop)
+        missing = loop.missing(run, done)
+    except UserError as error:
+        error.alone = True
+        raise
     finally:
         metrics.close({})
+        if cache is not None:
+            cache.close()
+    if missing:
+        _stop_for_data(run, done, info, missing)
     if world.is_main:
         figures.loss_curves(folder / METRICS, folder / "figures" / "curves.png")
         finished = done == total
@@ -170,9 +187,35 @@ def _run(
     return 0
 
 
+def _open_cache(
+    cfg: PretrainConfig, world: dist.World, order: Order, train: Shards, heldout: Shards | None, start: int, total: int
+) -> Cache | None:
+    """The cache of remote shards, shared by the processes of a machine."""
+    if not is_remote(cfg.data.path):
+        return None
+    ranks = dist.ranks_of_machine(world)
+    token = f"{dist.agree(secrets.token_hex(8))}-{ranks[0]}"
+    node, pinned = Node(world.rank, ranks, world.size), loop.kept_shards(cfg, order, train, heldout)
+    words = (train.root, train.manifest, order, node, start, total, cfg.data.cache_gb, token, pinned)
+    cache = open_cache(Remote(cfg.data.path), *words, max(4, cfg.data.threads))
+    if world.is_main:
+        print(f"# shards are fetched into {train.root}, of {cache.size / 1e9:.3f} GB at most", flush=True)
+    return cache
+
+
+def _stop_for_data(run: loop.Run, done: int, info: dict[str, Any], missing: str) -> NoReturn:
+    """Ends a run whose next data cannot be had; its newest checkpoint is of step `done`, if that is not the first."""
+    if run.world.is_main:
+        _write_run(run.folder, run.cfg, info, "failed")
+    dist.agree("")  # the launcher ends the others once one has ended
+    kept = f"a checkpoint of step {done}" if done else "no checkpoint"
+    raise UserError(f"{missing}; the run stopped before they were due, with {kept}")
+
+
 def _state(cfg: PretrainConfig, world: dist.World, order: Order, train: Shards) -> dict[str, Any]:
     """What a checkpoint keeps to know its run again: the config, with the numbers that 0 stands for."""
     config = as_dict(cfg)
+    config["data"]["path"] = without_secrets(cfg.data.path)
     config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
     excluded = exclude.told(order.changes, train.shards)
     return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}
@@ -219,10 +262,11 @@ def _commit() -> str:
 
 def _write_run(folder: Path, cfg: PretrainConfig, info: dict[str, Any], status: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"config.yaml": dump(cfg), "run.json": json.dumps({**info, "status": status}, indent=1) + "\n"}
+    public = replace(cfg, data=replace(cfg.data, path=without_secrets(cfg.data.path)))
+    texts = {"config.yaml": dump(public), "run.json": json.dumps({**info, "status": status}, indent=1) + "\n"}
     for name, text in texts.items():
         write_text(folder / name, text)
 
 
 if __name__ == "__main__":
-    command(main, quiet=os.environ.get("RANK", "0") != "0")
+    command(main, quiet=os.environ.get("LOCAL_RANK", "0") != "0")

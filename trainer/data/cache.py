@@ -24,7 +24,7 @@ from trainer.data.board import NEVER, Board, Node, ShardError, claimed_by_others
 from trainer.data.fetch import Closed, FetchError, Remote
 from trainer.data.order import Order
 from trainer.data.plan import Need, lanes_of, needs, smallest_of_run
-from trainer.data.store import POLL, obtain, on_disk, sweep
+from trainer.data.store import POLL, obtain, on_disk, size_of, sweep
 
 
 def budget(gb: float, least: int, whole: int, folder: Path) -> int:
@@ -39,7 +39,7 @@ def budget(gb: float, least: int, whole: int, folder: Path) -> int:
         )
     size = min(int(gb * 1e9) or 2 * least, whole)
     folder.mkdir(parents=True, exist_ok=True)
-    room = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob("*.tar"))
+    room = shutil.disk_usage(folder).free + sum(map(size_of, folder.glob("*.tar")))
     if room < size:
         raise UserError(
             f"data.cache={folder} has {room / 1e9:.3f} GB to spare, not {_gb(size)}: free some, choose another, or set "
@@ -122,6 +122,16 @@ class Cache:
         """The first shard that cannot be had: known as soon as it is given up, mostly long before it is due."""
         return self._board.failure()
 
+    def meters(self) -> dict[str, float]:
+        """For the log, of the process that fetches: share of shards that were there already, GB fetched so far."""
+        found = self.counts["hits"] + self.counts["fetched"]
+        return {"cache_hits": self.counts["hits"] / max(found, 1), "fetched_gb": self.counts["bytes"] / 1e9}
+
+    @property
+    def size(self) -> int:
+        """Bytes that the shards may take; known to the process that fetches."""
+        return self._size
+
     @property
     def ahead(self) -> int:
         """Steps whose shards are in place and that this machine has not read yet."""
@@ -178,7 +188,7 @@ class Cache:
             if need.shard not in self._last and need.shard not in self._spare and not self._evict(need.shard):
                 return False
             self._spare.discard(need.shard)
-            self._last[need.shard] = need.last
+            self._last[need.shard] = max(need.last, self._last.get(need.shard, 0))
             self._board.claims[need.shard] = 1
             self._pending.append(self._upcoming.popleft())
             self._upcoming.extend(islice(self._plan, 1))
@@ -208,6 +218,8 @@ class Cache:
                 fetched = obtain(self._remote, shard, self._folder, self._stopped)
         except FetchError as error:
             how = f"mend it, or leave it out with data.exclude=[{shard.name}]"
+            if shard.split != "train":
+                how = "mend it, or do without held-out losses (log.heldout_every=0)"
             with self._lock:
                 self._board.fail(need.first, shard.name, f"shard {shard.name} cannot be had: {error}; {how}")
             return
@@ -237,8 +249,9 @@ def open_cache(
     gb: float,
     token: str,
     pinned: Sequence[Shard] = (),
+    threads: int = 4,
 ) -> Cache:
-    """The cache of the training steps `start` to `stop - 1`, with `pinned` shards (of other splits) for the whole run.
+    """The cache of the training steps `start` to `stop - 1`, with `pinned` shards for the whole run.
 
     Raises `UserError` if `gb` is too small or the disk has not the room.
     """
@@ -249,4 +262,5 @@ def open_cache(
         fixed = sum(shard.bytes for shard in pinned)
         size = budget(gb, smallest_of_run(order, lanes, start, stop, sizes) + fixed, sum(sizes) + fixed, folder)
     plan = (Need(need.shard + first, need.first, need.last) for need in needs(order, lanes, start, stop))
-    return Cache(remote, folder, shards, plan, size, node, start, stop, token, [shards.index(s) for s in pinned])
+    kept = [shards.index(shard) for shard in pinned]
+    return Cache(remote, folder, shards, plan, size, node, start, stop, token, kept, threads)

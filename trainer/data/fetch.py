@@ -46,7 +46,8 @@ class _Again(Exception):
 @dataclass(frozen=True)
 class Limits:
     """`stall`: seconds without a byte that end a try; `attempts`: tries in a row that bring nothing new; `pause` to
-    `longest`: seconds between tries, doubling, with jitter; `total` seconds and `slowest` bytes/s: the time of a file.
+    `longest`: seconds between tries, doubling, with jitter; `total` seconds and `slowest` bytes/s: the time of a file,
+    less than the ten minutes after which the processes of a run give each other up.
     """
 
     stall: float = 30.0
@@ -55,11 +56,24 @@ class Limits:
     longest: float = 30.0
     total: float = 240.0
     slowest: float = 1e6
+    most: float = 540.0
+
+    def time_of(self, size: int) -> float:
+        """Seconds in which a file of so many bytes must be there."""
+        return min(self.total + size / self.slowest, self.most)
 
 
 def is_remote(path: str) -> bool:
     """True for a URL (`http://`, `https://`, `s3://`, `gs://`, ...) and for `pipe:COMMAND`."""
     return path.startswith("pipe:") or "://" in path
+
+
+def without_secrets(path: str) -> str:
+    """A `data.path` without the name, password and query of its URL; a folder or a command as it is."""
+    if "://" not in path or path.startswith("pipe:"):
+        return path
+    parts = urlsplit(path)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ class Download:
         Raises `FetchError`.
         """
         limits, best, failures, tries = self.remote.limits, 0, 0, 0
-        self._end = time.monotonic() + limits.total + (self.size or 0) / limits.slowest
+        self._end = time.monotonic() + limits.time_of(self.size or 0)
         while True:
             tries += 1
             try:

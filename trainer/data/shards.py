@@ -85,7 +85,7 @@ class Shards:
     def hold(self, shards: Iterable[int]) -> list[OpenShard]:
         """Keeps these shards open, as far as they are there, and no others; returns those not open before."""
         wanted = dict.fromkeys(shards)
-        new = {s: self._open(s) for s in wanted if s not in self._held and self._path(s).is_file()}
+        new = {s: shard for s in wanted if s not in self._held and (shard := self._open_if_there(s))}
         self._held = {s: shard for s, shard in self._held.items() if s in wanted} | new
         return list(new.values())
 
@@ -114,6 +114,15 @@ class Shards:
 
     def _open(self, shard: int) -> OpenShard:
         return OpenShard(self._path(shard), self.shards[shard], self.manifest.geometry)
+
+    def _open_if_there(self, shard: int) -> OpenShard | None:
+        """A shard that nobody reads yet may be removed at any time to make room for others."""
+        try:
+            return self._open(shard) if self._path(shard).is_file() else None
+        except UserError:
+            if self._path(shard).is_file():
+                raise
+            return None
 
     def _path(self, shard: int) -> Path:
         return self.root / self.shards[shard].name

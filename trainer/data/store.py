@@ -19,12 +19,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharding.config import UserError
-from sharding.files import write_bytes
+from sharding.files import claim_folder, write_bytes
 from sharding.schema import MANIFEST, SAMPLES, Manifest, Shard, fingerprint, read_manifest
-from trainer.data.fetch import Closed, Download, FetchError, Remote
+from trainer.data.fetch import Closed, Download, FetchError, Remote, is_remote
 
 PART = ".part"
 POLL = 0.02
+
+
+def local_root(path: str, cache: str) -> Path:
+    """The folder with the manifest of the data set `data.path`: itself, or for a remote one its place in `data.cache`.
+
+    Raises `UserError` as `open_data_set` does, and if a remote one has no cache.
+    """
+    if not is_remote(path):
+        return Path(path)
+    if not cache:
+        raise UserError("data.path is remote: set data.cache=FOLDER, on a disk of each machine")
+    claim_folder(cache, "data.cache")
+    return open_data_set(Remote(path), cache)
 
 
 def open_data_set(remote: Remote, cache: str | Path) -> Path:
@@ -74,7 +87,15 @@ def sweep(folder: Path) -> None:
 
 
 def _there(path: Path, shard: Shard) -> bool:
-    return path.is_file() and path.stat().st_size == shard.bytes
+    return size_of(path) == shard.bytes
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there, or was removed just now."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _put(file: BinaryIO, path: Path) -> None:
