@@ -20,7 +20,8 @@ class DataConfig:
     `exclude`: names of training shards that are left out from the next epoch on, which begins where the run goes on.
     `path` may be a URL (`https://`, `s3://`, `gs://`, ...) or `pipe:COMMAND`: then the shards are fetched ahead, by
     `threads` (at least 4) threads a machine, into the folder `cache` on a disk of each machine, where they take at most
-    `cache_gb` GB (0: twice the least that works).
+    `cache_gb` GB (0: twice the least that works). `audit`: write which samples each step saw, for
+    `python -m trainer.data.audit RUN`.
     """
 
     path: str = ""
@@ -31,6 +32,7 @@ class DataConfig:
     exclude: list[str] = field(default_factory=list)
     cache: str = ""
     cache_gb: float = 0.0
+    audit: bool = False
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 from sharding.schema import Shard
 from trainer import checkpoint, dist, figures
 from trainer.config import PretrainConfig, learning_rate
+from trainer.data.audit import Recorder
 from trainer.data.cache import Cache
 from trainer.data.order import Order
 from trainer.data.shards import Shards
@@ -49,6 +50,7 @@ class Run:
     total: int
     throughput: Throughput = field(default_factory=Throughput)
     cache: Cache | None = None  # of remote shards
+    recorder: Recorder | None = None
 
 
 def train(run: Run, start: int, stop: Stop) -> int:
@@ -56,6 +58,7 @@ def train(run: Run, start: int, stop: Stop) -> int:
     (`missing`); returns the steps done. Saves at the end.
     """
     cfg, done = run.cfg, start
+    assert run.train.split == "train"
     if missing(run, start, wait=True):
         return start
     sums: dict[str, list[Tensor]] = {}
@@ -70,6 +73,8 @@ def train(run: Run, start: int, stop: Stop) -> int:
             except NonFiniteError as error:
                 raise SystemExit(_non_finite(run, batch.step, error)) from error
             done = batch.step + 1
+            if run.recorder is not None:
+                run.recorder.add(batch.step, run.order.epoch(batch.step).number, batch.host_rows)
             run.throughput.step(cfg.batch.global_)
             for name, value in played.items():
                 sums.setdefault(name, []).append(value)
@@ -79,6 +84,8 @@ def train(run: Run, start: int, stop: Stop) -> int:
                 sums = {}
             if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
                 with run.throughput.paused():
+                    if run.recorder is not None:
+                        run.recorder.flush()
                     checkpoint.save(run.folder, done, run.engines, run.state, cfg.checkpoint.keep)
             if stopping:
                 break

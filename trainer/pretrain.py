@@ -31,6 +31,7 @@ from sharding.files import claim_folder, write_text
 from trainer import checkpoint, dist, figures, loop
 from trainer.config import PretrainConfig
 from trainer.data import exclude
+from trainer.data.audit import Recorder, next_start
 from trainer.data.board import Node
 from trainer.data.cache import Cache, open_cache
 from trainer.data.fetch import Remote, is_remote, without_secrets
@@ -161,7 +162,8 @@ def _run(
     game = Game(engines["encoder"], engines.get("masker"), cfg.game, cfg.temperature, hop, total)
     metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
-    run = loop.Run(cfg, world, folder, *parts, cache)
+    recorder = _recorder(cfg, world, order, train, start)
+    run = loop.Run(cfg, world, folder, *parts, cache, recorder)
     try:
         with Stop(cfg.max_minutes).listening() as stop:
             done = loop.train(run, start, stop)
@@ -171,8 +173,9 @@ def _run(
         raise
     finally:
         metrics.close({})
-        if cache is not None:
-            cache.close()
+        for part in (cache, recorder):
+            if part is not None:
+                part.close()
     if missing:
         _stop_for_data(run, done, info, missing)
     if world.is_main:
@@ -201,6 +204,15 @@ def _open_cache(
     if world.is_main:
         print(f"# shards are fetched into {train.root}, of {cache.size / 1e9:.3f} GB at most", flush=True)
     return cache
+
+
+def _recorder(cfg: PretrainConfig, world: dist.World, order: Order, train: Shards, start: int) -> Recorder | None:
+    """With `data.audit`, what writes the samples that this process trains on."""
+    if not cfg.data.audit:
+        return None
+    number = dist.agree(next_start(cfg.run))
+    out = [train.shards[i].name for i in order.epoch(start).excluded]
+    return Recorder(cfg.run, train.manifest, int(str(number)), start, order.batch, world.rank, world.size, out)
 
 
 def _stop_for_data(run: loop.Run, done: int, info: dict[str, Any], missing: str) -> NoReturn:

@@ -32,11 +32,15 @@ Write = Callable[[NDArray[np.int16]], object]
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a step: `signals` int16 [micro, share, leads, samples], `rows` int64 [micro, share]."""
+    """One rank's share of a step: `signals` int16 [micro, share, leads, samples], `rows` int64 [micro, share].
+
+    `rows` are those of `samples.parquet`; `host_rows` are the same, wherever the tensors are.
+    """
 
     step: int
     signals: Tensor
     rows: Tensor
+    host_rows: NDArray[np.int64]
 
 
 class Fetcher(Protocol):
@@ -142,10 +146,10 @@ class Stream(Iterator[Batch]):
         if self._fetcher:
             self._fetcher.wait(step)
         shape = (*indices.shape, *self._shards.shape)
-        signals, rows, copied = self._memory.load(shape, lambda out: self._shards.gather(indices, out, pool), rows)
+        signals, there, copied = self._memory.load(shape, lambda out: self._shards.gather(indices, out, pool), rows)
         if self._fetcher:
             self._fetcher.done(step)
-        return Batch(step, signals, rows), copied
+        return Batch(step, signals, there, rows.numpy()), copied
 
 
 def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
