@@ -35,7 +35,7 @@ def _no_proxy(monkeypatch):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """12 training shards of 16 samples and some more in the last: 12 steps an epoch, 2 samples left over."""
+    """12 training shards of 16 samples and one of 2: 12 steps an epoch, 2 samples left over."""
     root = tmp_path_factory.mktemp("data") / "shards"
     return make_shards(root, {"val": ["SR"] * 8, "train": ["SR", "STACH"] * 97}, shards_of_train=12)
 
@@ -131,8 +131,8 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
         *([(3, bad.first + 22, 29, "unfinished")] if bad.first < 8 else []),
     ]
     near = tmp_path / "near"  # the same samples in the same order as from a local disk
-    assert launch(pretrain(shards, near, "steps=30", "max_minutes=1e-9"), 2)[0] == 0
-    assert losses(near) == losses(run)[:1]
+    assert launch(pretrain(shards, near, "steps=30"), 2)[0] == 0
+    assert losses(near)[: bad.first] == losses(run)[: bad.first]
 
 
 @pytest.mark.full
