@@ -27,7 +27,12 @@ C = TypeVar("C")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what, where and how. Exit code 2 at the command line."""
+    """A mistake that the user can mend: one line that says what, where and how. Exit code 2 at the command line.
+
+    `alone`: this process may be the only one of many that met it, and prints it in any case.
+    """
+
+    alone = False
 
 
 def load(schema: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
@@ -196,7 +201,7 @@ def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoR
     """Runs a command-line entry point: a `UserError` becomes one line on stderr and exit code 2.
 
     `-h` or `--help` prints the `USAGE` of the module of `main`, or else its docstring. `quiet` prints neither (of many
-    processes one speaks).
+    processes one speaks), unless the error is met `alone`.
     """
     words, module = sys.argv[1:], sys.modules[main.__module__]
     if "-h" in words or "--help" in words:
@@ -210,6 +215,6 @@ def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoR
             print("interrupted", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        if not quiet:
+        if not quiet or error.alone:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -24,7 +24,8 @@ from trainer.hub import save_weights
 MARKER = "COMMITTED"
 # What may change from one start of a run to the next. A new number of steps stretches the rest of the schedule.
 FREE = ("run", "resume", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb")
-FREE += ("data.path", "data.threads", "data.ahead")
+FREE += ("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb")
+FREE += ("data.audit",)
 
 
 def committed(run: str | Path) -> dict[int, Path]:
@@ -62,12 +63,18 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
     return path
 
 
+def saved_state(path: Path | None) -> dict[str, Any]:
+    """What `save` was given as `state`, with the `step`; empty without a checkpoint."""
+    return json.loads((path / "state.json").read_text()) if path else {}
+
+
 def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
     """Restores both engines and returns the step. Raises `UserError`, naming what changed, if the run is another.
 
-    `state` holds what `save` was given: `config` (nested), `fingerprint` of the data, `world` (number of processes).
+    `state` holds what `save` was given: `config` (nested), `fingerprint` of the data, `world` (number of processes);
+    `excluded` (the shards that are left out from which step on) may differ.
     """
-    saved = json.loads((path / "state.json").read_text())
+    saved = saved_state(path)
     if "config" not in saved:
         raise UserError(f"{path} was made by an earlier version, without its config: choose another run directory")
     changed = changes(saved, state)

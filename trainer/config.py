@@ -17,6 +17,11 @@ class DataConfig:
 
     `block_shards`: shards that are shuffled together; best if `lanes * block_shards` of them fit into the memory of the
     machines. Of each process, `threads` copy samples (and as many read shards ahead), `ahead` batches are kept ready.
+    `exclude`: names of training shards that are left out from the next epoch on, which begins where the run goes on.
+    `path` may be a URL (`https://`, `s3://`, `gs://`, ...) or `pipe:COMMAND`: then the shards are fetched ahead, by
+    `threads` (at least 4) threads a machine, into the folder `cache` on a disk of each machine, where they take at most
+    `cache_gb` GB (0: twice the least that works). `audit`: write which samples each step saw, for
+    `python -m trainer.data.audit RUN`.
     """
 
     path: str = ""
@@ -24,6 +29,10 @@ class DataConfig:
     block_shards: int = 8
     threads: int = 2
     ahead: int = 2
+    exclude: list[str] = field(default_factory=list)
+    cache: str = ""
+    cache_gb: float = 0.0
+    audit: bool = False
 
 
 @dataclass
@@ -111,6 +120,7 @@ RANGES = {
     "data.block_shards": ">= 1",
     "data.threads": ">= 1",
     "data.ahead": ">= 1",
+    "data.cache_gb": ">= 0",
     "batch.global": ">= 2",
     "batch.contrast": ">= 0",
     "projector.hidden": ">= 1",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from sharding.config import UserError
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,29 @@ def max_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, 
     if dist.is_initialized():
         dist.all_reduce(stacked, op=dist.ReduceOp.MAX)
     return dict(zip(values, stacked.tolist()))
+
+
+def gather(value: object) -> list[Any]:
+    """The values of all ranks, on every rank."""
+    values = [value]
+    if dist.is_initialized():
+        values *= dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def ranks_of_machine(world: World) -> tuple[int, ...]:
+    """The ranks whose processes the launcher started on this machine; they follow each other.
+
+    Raises `UserError` if they do not.
+    """
+    local = gather(int(os.environ["LOCAL_RANK"]))
+    first = world.rank - local[world.rank]
+    after = [rank for rank in range(world.rank + 1, world.size) if local[rank] == 0]
+    ranks = range(first, min([*after, world.size]))
+    if first < 0 or [local[rank] for rank in ranks] != list(range(len(ranks))):
+        raise UserError("the ranks of a machine do not follow each other: start them with a block distribution")
+    return tuple(ranks)
 
 
 def agree(value: object) -> object:

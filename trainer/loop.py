@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sharding.schema import Shard
 from trainer import checkpoint, dist, figures
 from trainer.config import PretrainConfig, learning_rate
+from trainer.data.audit import Recorder
+from trainer.data.cache import Cache
 from trainer.data.order import Order
 from trainer.data.shards import Shards
 from trainer.data.stream import Batch, Stream, bottleneck, millivolts
@@ -46,22 +49,32 @@ class Run:
     state: dict[str, Any]
     total: int
     throughput: Throughput = field(default_factory=Throughput)
+    cache: Cache | None = None  # of remote shards
+    recorder: Recorder | None = None
 
 
 def train(run: Run, start: int, stop: Stop) -> int:
-    """Trains from step `start` to `run.total`, or until asked to stop; returns the steps done. Saves at the end."""
+    """Trains from step `start` to `run.total`, or until asked to stop, or until the data of the next step cannot be had
+    (`missing`); returns the steps done. Saves at the end.
+    """
     cfg, done = run.cfg, start
+    assert run.train.split == "train"
+    if missing(run, start, wait=True):
+        return start
     sums: dict[str, list[Tensor]] = {}
     place = (run.world.rank, run.world.size, run.world.device)
-    stream = Stream(run.train, run.order, start, run.total, *place, cfg.data.threads, cfg.data.ahead)
+    stream = Stream(run.train, run.order, start, run.total, *place, cfg.data.threads, cfg.data.ahead, run.cache)
     with closing(stream):
         for batch in _timed(stream, run.throughput):
             rates = _set_rates(run, batch.step)
             try:
-                played, stopping = run.game.step(pairs_of(run, batch), batch.step, stop.asked)
+                ending = stop.asked or _next_is_lost(run, batch.step)
+                played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending)
             except NonFiniteError as error:
                 raise SystemExit(_non_finite(run, batch.step, error)) from error
             done = batch.step + 1
+            if run.recorder is not None:
+                run.recorder.add(batch.step, run.order.epoch(batch.step).number, batch.host_rows)
             run.throughput.step(cfg.batch.global_)
             for name, value in played.items():
                 sums.setdefault(name, []).append(value)
@@ -71,15 +84,35 @@ def train(run: Run, start: int, stop: Stop) -> int:
                 sums = {}
             if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
                 with run.throughput.paused():
+                    if run.recorder is not None:
+                        run.recorder.flush()
                     checkpoint.save(run.folder, done, run.engines, run.state, cfg.checkpoint.keep)
             if stopping:
                 break
     return done
 
 
+def missing(run: Run, step: int, wait: bool = False) -> str:
+    """Why the data of a step cannot be had on some machine, the same words on every rank; empty if they can, or if it
+    is not known yet and not to be waited for.
+    """
+    if run.cache is None:
+        return ""
+    error = run.cache.lost(step) if wait else run.cache.failure
+    return next(filter(None, dist.gather(str(error) if error and error.step <= step else "")), "")
+
+
+def _next_is_lost(run: Run, step: int) -> bool:
+    """Waits for the data of the next step before this one is done, so that a checkpoint can be saved without them."""
+    if run.cache is None:
+        return False
+    with run.throughput.waiting():
+        return run.cache.lost(step + 1) is not None
+
+
 def pairs_of(run: Run, batch: Batch) -> list[Pair]:
     """The contrast batches of a step: int16 -> mV -> signal views -> scaled -> mask views."""
-    epoch = batch.step // run.order.steps_per_epoch
+    epoch = run.order.epoch(batch.step).number
     return [make_pair(run, signals, Key(run.cfg.seed, epoch, rows)) for signals, rows in zip(batch.signals, batch.rows)]
 
 
@@ -140,10 +173,14 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
         norms = {f"grad_norm/{name}": gradient_norm(engine) for name, engine in run.engines.items()}
         worst = {"data_wait": speed.get("data_wait", 0.0), "queue_depth": -speed.get("queue_depth", 0.0)}
         worst = dist.max_over_ranks(worst, run.world.device)
-        if speed:
+        if run.cache is not None:
+            speed |= run.cache.meters()
+        if "data_wait" in speed:
             speed |= {"data_wait": worst["data_wait"], "queue_depth": -worst["queue_depth"]}
             speed["data_mb_per_s"] = speed["samples_per_s"] * run.train.manifest.geometry.array_bytes / 1e6
-            run.metrics.note(bottleneck(worst["data_wait"], -worst["queue_depth"], cfg.data.threads, cfg.data.ahead))
+            steps = run.cache.ahead if run.cache is not None else None
+            waits = worst["data_wait"], -worst["queue_depth"]
+            run.metrics.note(bottleneck(*waits, cfg.data.threads, cfg.data.ahead, steps))
         means = dist.mean_over_ranks(values)
         said = alarms(means, cfg.contrast, step / run.total)
         for alarm in said:
@@ -152,6 +189,21 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
         due = cfg.log.figure_every and (step % cfg.log.figure_every < cfg.log.every or step == run.total)
         if due and "masker" in run.engines:
             _draw_masks(run, step)
+
+
+def shown_shard(order: Order) -> int:
+    """The training shard whose first ECG is drawn with `wandb.upload_ecgs`: the first that is not left out."""
+    out = order.changes[-1][1] if order.changes else ()
+    return next(i for i, n in enumerate(order.counts) if n and i not in out)
+
+
+def kept_shards(cfg: PretrainConfig, order: Order, train: Shards, heldout: Shards | None) -> list[Shard]:
+    """What a run reads over and over beside its batches: of remote shards these stay in the cache."""
+    kept = [train.shards[shown_shard(order)]] if cfg.wandb.upload_ecgs else []
+    if heldout is not None and cfg.log.heldout_every:
+        begins = np.cumsum([0, *heldout.counts[:-1]]).tolist()
+        kept += [s for s, at in zip(heldout.shards, begins) if s.samples and at < cfg.contrast]
+    return kept
 
 
 @torch.no_grad()
@@ -163,7 +215,8 @@ def _draw_masks(run: Run, step: int) -> None:
     manifest = run.train.manifest
     examples = {"masks": figures.synthetic_example(manifest.leads, manifest.samples, manifest.rate)}
     if run.cfg.wandb.upload_ecgs:
-        examples["recording"] = run.train.read_mv(np.array([0]))[0]
+        first = sum(run.train.counts[: shown_shard(run.order)])
+        examples["recording"] = run.train.read_mv(np.array([first]))[0]
     for name, example in examples.items():
         signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]
         raw = run.game.masks_of(run.engines["masker"], run.scaling(signal))

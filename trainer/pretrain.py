@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
     del sys.path[0]  # the launcher puts this folder first, where `dist` or `metrics` would hide other modules
@@ -27,8 +30,14 @@ from sharding.config import UserError, as_dict, command, dump, load
 from sharding.files import claim_folder, write_text
 from trainer import checkpoint, dist, figures, loop
 from trainer.config import PretrainConfig
+from trainer.data import exclude
+from trainer.data.audit import Recorder, next_start
+from trainer.data.board import Node
+from trainer.data.cache import Cache, open_cache
+from trainer.data.fetch import Remote, is_remote, without_secrets
 from trainer.data.order import Order, default_lanes
 from trainer.data.shards import Shards
+from trainer.data.store import local_root
 from trainer.engines import make_engine, uses_bf16
 from trainer.game import Game, Recogniser
 from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
@@ -44,9 +53,10 @@ def main(argv: list[str]) -> int:
     cfg = read_config([w for w in words if w != "--dry-run"])
     folder = Path(cfg.run)
     claim_folder(folder, "run")
-    train = Shards(cfg.data.path, "train")
-    heldout = Shards(cfg.data.path, "val") if train.manifest.of_split("val") else None
-    order = make_order(cfg, train)
+    root, remote = local_root(cfg.data.path, cfg.data.cache), is_remote(cfg.data.path)
+    train = Shards(root, "train", remote, cfg.data.exclude)
+    heldout = Shards(root, "val", remote) if train.manifest.of_split("val") else None
+    order = make_order(cfg, train, checkpoint.saved_state(checkpoint.newest(folder)))
     order.ranks(int(os.environ.get("WORLD_SIZE", "1")))
     encoder, masker = make_players(cfg, train)
     views = [build(v, train.manifest.leads) for v in (cfg.views.first, cfg.views.second)]
@@ -72,9 +82,11 @@ def read_config(words: list[str]) -> PretrainConfig:
     return cfg
 
 
-def make_order(cfg: PretrainConfig, train: Shards) -> Order:
+def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order:
+    """The order of a run that goes on from the checkpoint whose state is `saved`, or is new if that is empty."""
     lanes = cfg.data.lanes or default_lanes(cfg.contrast)
-    return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards)
+    changes = exclude.changes(cfg.data.exclude, train.shards, saved)
+    return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards, changes)
 
 
 def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Module | None]:
@@ -103,12 +115,17 @@ def describe(
     """What a run would do: steps, parameters, memory of weights and optimiser, storage of the checkpoints."""
     sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in (encoder, masker)]
     mib = sum(sizes) * 4 / 2**20
+    changes = [
+        f"# from step {at} on without {', '.join(out) or 'nothing'}\n"
+        for at, out in exclude.told(order.changes, train.shards)
+    ]
     saves = total // cfg.checkpoint.every if cfg.checkpoint.every else 1
     return (
         f"# {train.count} training ECGs, {order.steps_per_epoch} steps an epoch, {total} steps of {cfg.batch.global_}, "
         f"{order.lanes} lanes\n# parameters: encoder with projector {sizes[0]:,}, masker {sizes[1]:,}\n"
         f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
         f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
+        + "".join(changes)
     )
 
 
@@ -126,13 +143,15 @@ def _run(
 ) -> int:
     players = {"encoder": encoder} if masker is None else {"encoder": encoder, "masker": masker}
     engines = {name: make_engine(m, getattr(cfg.optim, name), cfg, world.device) for name, m in players.items()}
-    state = _state(cfg, world, order, train)
     found = dist.agree(str(checkpoint.newest(folder) or ""))
+    order = make_order(cfg, train, checkpoint.saved_state(Path(str(found)) if found else None))
+    state = _state(cfg, world, order, train)
     start = checkpoint.load(Path(str(found)), engines, state) if found else 0
     if start >= total:
         if world.is_main:
             print(f"run {folder} has its {total} steps already; raise epochs or steps, or choose another run=")
         return 0
+    cache = _open_cache(cfg, world, order, train, heldout, start, total)
     info = _run_info(cfg, folder, train, total, uses_bf16(cfg.precision, world.device), world)
     scaling = Scaling(train.manifest.lead_mean_mv, train.manifest.lead_std_mv, cfg.scaling).to(world.device)
     if world.is_main:
@@ -143,11 +162,22 @@ def _run(
     game = Game(engines["encoder"], engines.get("masker"), cfg.game, cfg.temperature, hop, total)
     metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
+    recorder = _recorder(cfg, world, order, train, start)
+    run = loop.Run(cfg, world, folder, *parts, cache, recorder)
     try:
         with Stop(cfg.max_minutes).listening() as stop:
-            done = loop.train(loop.Run(cfg, world, folder, *parts), start, stop)
+            done = loop.train(run, start, stop)
+        missing = loop.missing(run, done)
+    except UserError as error:
+        error.alone = True
+        raise
     finally:
         metrics.close({})
+        for part in (cache, recorder):
+            if part is not None:
+                part.close()
+    if missing:
+        _stop_for_data(run, done, info, missing)
     if world.is_main:
         figures.loss_curves(folder / METRICS, folder / "figures" / "curves.png")
         finished = done == total
@@ -160,11 +190,47 @@ def _run(
     return 0
 
 
+def _open_cache(
+    cfg: PretrainConfig, world: dist.World, order: Order, train: Shards, heldout: Shards | None, start: int, total: int
+) -> Cache | None:
+    """The cache of remote shards, shared by the processes of a machine."""
+    if not is_remote(cfg.data.path):
+        return None
+    ranks = dist.ranks_of_machine(world)
+    token = f"{dist.agree(secrets.token_hex(8))}-{ranks[0]}"
+    node, pinned = Node(world.rank, ranks, world.size), loop.kept_shards(cfg, order, train, heldout)
+    words = (train.root, train.manifest, order, node, start, total, cfg.data.cache_gb, token, pinned)
+    cache = open_cache(Remote(cfg.data.path), *words, max(4, cfg.data.threads))
+    if world.is_main:
+        print(f"# shards are fetched into {train.root}, of {cache.size / 1e9:.3f} GB at most", flush=True)
+    return cache
+
+
+def _recorder(cfg: PretrainConfig, world: dist.World, order: Order, train: Shards, start: int) -> Recorder | None:
+    """With `data.audit`, what writes the samples that this process trains on."""
+    if not cfg.data.audit:
+        return None
+    number = dist.agree(next_start(cfg.run))
+    out = [train.shards[i].name for i in order.epoch(start).excluded]
+    return Recorder(cfg.run, train.manifest, int(str(number)), start, order.batch, world.rank, world.size, out)
+
+
+def _stop_for_data(run: loop.Run, done: int, info: dict[str, Any], missing: str) -> NoReturn:
+    """Ends a run whose next data cannot be had; its newest checkpoint is of step `done`, if that is not the first."""
+    if run.world.is_main:
+        _write_run(run.folder, run.cfg, info, "failed")
+    dist.agree("")  # the launcher ends the others once one has ended
+    kept = f"a checkpoint of step {done}" if done else "no checkpoint"
+    raise UserError(f"{missing}; the run stopped before they were due, with {kept}")
+
+
 def _state(cfg: PretrainConfig, world: dist.World, order: Order, train: Shards) -> dict[str, Any]:
     """What a checkpoint keeps to know its run again: the config, with the numbers that 0 stands for."""
     config = as_dict(cfg)
+    config["data"]["path"] = without_secrets(cfg.data.path)
     config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
-    return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size}
+    excluded = exclude.told(order.changes, train.shards)
+    return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}
 
 
 def _run_info(
@@ -208,10 +274,11 @@ def _commit() -> str:
 
 def _write_run(folder: Path, cfg: PretrainConfig, info: dict[str, Any], status: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"config.yaml": dump(cfg), "run.json": json.dumps({**info, "status": status}, indent=1) + "\n"}
+    public = replace(cfg, data=replace(cfg.data, path=without_secrets(cfg.data.path)))
+    texts = {"config.yaml": dump(public), "run.json": json.dumps({**info, "status": status}, indent=1) + "\n"}
     for name, text in texts.items():
         write_text(folder / name, text)
 
 
 if __name__ == "__main__":
-    command(main, quiet=os.environ.get("RANK", "0") != "0")
+    command(main, quiet=os.environ.get("LOCAL_RANK", "0") != "0")

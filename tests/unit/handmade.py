@@ -32,20 +32,31 @@ def ecg(kind: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_shards(
-    root: Path, counts: dict[str, Sequence[str]], seed: int = 0, first_patient: int = 0, codes: dict | None = None
+    root: Path,
+    counts: dict[str, Sequence[str]],
+    seed: int = 0,
+    first_patient: int = 0,
+    codes: dict | None = None,
+    shards_of_train: int = 1,
 ) -> Path:
     """Writes a data set whose splits hold records of these kinds, two neighbours a patient; sexes alternate."""
     rng = np.random.default_rng(seed)
     geometry = Geometry(12, SAMPLES, 64)
     root.mkdir(parents=True)
     shards, rows = [], []
-    for ordinal, (split, kinds) in enumerate(counts.items()):
-        name = f"{split}-000000.tar"
+    cut = [
+        (split, number, first, kinds[first : first + size])
+        for number, (split, kinds) in enumerate(counts.items())
+        for size in [len(kinds) // shards_of_train if split == "train" else len(kinds)]
+        for first in range(0, len(kinds), size)
+    ]
+    for ordinal, (split, number, first, kinds) in enumerate(cut):
+        name = f"{split}-{first // len(kinds):06d}.tar"
         with open(root / name, "wb") as file:
             writer = ShardWriter(file, geometry, ordinal)
             for i, kind in enumerate(kinds):
                 key = writer.add(ecg(kind, rng), metadata_bytes({}, 64) or b"")
-                patient = first_patient + 1000 * ordinal + i // 2
+                patient = first_patient + 1000 * number + (first + i) // 2
                 sex = ("female", "male", None)[patient % 3]
                 rows.append((ordinal, i, key, patient, "hand", 50.0, sex, (codes or CODES)[kind]))
             digest = writer.close()

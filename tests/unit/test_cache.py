@@ -1,9 +1,7 @@
 """Remote shards, against a real HTTP server that misbehaves, and against commands."""
 
-import contextlib
 import errno
 import hashlib
-import http.server
 import io
 import json
 import multiprocessing
@@ -23,31 +21,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from misbehaving import Server
+from test_order import changes
 
 from sharding.config import UserError
 from sharding.schema import Geometry, Manifest, Shard, fingerprint, read_manifest
 from sharding.writer import ShardWriter, metadata_bytes
 from trainer.data import cache as module
-from trainer.data.cache import (
-    Cache,
-    Download,
-    FetchError,
-    Limits,
-    Need,
-    Node,
-    Remote,
-    ShardError,
-    budget,
-    is_remote,
-    lanes_of,
-    needs,
-    open_cache,
-    open_data_set,
-    smallest,
-    smallest_of_run,
-)
+from trainer.data.board import Node, ShardError
+from trainer.data.cache import Cache, budget, open_cache
+from trainer.data.fetch import Download, FetchError, Limits, Remote, is_remote
 from trainer.data.order import Order
+from trainer.data.plan import Need, lanes_of, needs, smallest, smallest_of_run
 from trainer.data.shards import Shards
+from trainer.data.store import obtain, open_data_set, size_of
 
 QUICK = Limits(stall=0.4, attempts=3, pause=0.01, longest=0.02, total=8, slowest=1e6)
 COUNTS = (7, 0, 5, 9, 4, 8, 6, 9, 3, 9, *(5, 6, 7, 4) * 4)
@@ -75,71 +62,6 @@ def build(root: Path, counts=COUNTS, val=3) -> Path:
     return root
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder. `faults[name]` are the misdeeds of the next requests for that file; `seen` are all requests."""
-
-    daemon_threads = True
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.root, self.faults, self.seen = root, {}, []
-        self.released = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/set"
-
-    def times(self) -> Counter:
-        return Counter(name for name, _ in self.seen)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        asked = self.headers.get("Range")
-        self.server.seen.append((name, asked))
-        self.server.headers_of = dict(self.headers)
-        waiting = self.server.faults.get(name) or [""]
-        fault = waiting.pop(0) if len(waiting) > 1 or not waiting[0].endswith("!") else waiting[0]
-        path = self.server.root / name
-        if not path.is_file():
-            return self.send_error(404)
-        fault, data = fault.rstrip("!"), path.read_bytes()
-        if fault.isdigit():
-            return self.send_error(int(fault))
-        begin = int(asked[6:].rstrip("-")) if asked and fault != "whole" else 0
-        if fault == "bytes":
-            data = data[:-3] + b"xyz"
-        if fault == "long":
-            data += b"0" * 700
-        if fault == "short":
-            data = data[: len(data) // 2]
-        self.send_response(206 if begin else 200)
-        if begin:
-            other = 1 if fault == "elsewhere" else begin
-            self.send_header("Content-Range", f"bytes {other}-{len(data) - 1}/{len(data)}")
-        if fault != "nolength":
-            self.send_header("Content-Length", str(len(data) - begin))
-        self.end_headers()
-        body = data[begin:]
-        if fault in ("cut", "stall"):
-            self.wfile.write(body[: len(body) // 2])
-            self.wfile.flush()
-            if fault == "stall":
-                self.server.released.wait(5)
-            self.connection.shutdown(socket.SHUT_RDWR)
-        elif fault == "drip":
-            with contextlib.suppress(OSError):
-                for i in range(200):
-                    self.wfile.write(body[i : i + 1])
-                    time.sleep(0.05)
-        else:
-            self.wfile.write(body)
-
-    def log_message(self, *words) -> None:
-        pass
-
-
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
@@ -152,13 +74,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def server(root):
-    with Server(root) as it:
-        thread = threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with Server(root).serving() as it:
         yield it
-        it.released.set()
-        it.shutdown()
-        thread.join(5)
 
 
 def download(remote: Remote, shard: Shard) -> bytes:
@@ -175,7 +92,8 @@ def cases(draw):
     lanes = draw(st.sampled_from([1, 2, 4, 8]))
     batch = lanes * draw(st.integers(1, 3))
     counts = draw(st.lists(st.integers(0, 20), min_size=1, max_size=14).filter(lambda c: sum(c) >= batch))
-    order = Order(tuple(counts), draw(st.integers(0, 5)), batch, lanes, 1, draw(st.integers(1, 5)))
+    words = draw(st.integers(0, 5)), batch, lanes, 1, draw(st.integers(1, 5))
+    order = Order(tuple(counts), *words, draw(changes(counts, batch)))
     world = draw(st.sampled_from([w for w in (1, 2, 4, 8) if lanes % w == 0]))
     ranks = draw(st.lists(st.integers(0, world - 1), min_size=1, unique=True))
     start = draw(st.integers(0, 2 * order.steps_per_epoch))
@@ -199,9 +117,8 @@ def test_the_plan_names_the_shards_of_each_step_and_no_others(case):
     for need in plan:  # it is read at its first and at its last step
         for step in (need.first, need.last):
             assert need.shard in {int(s) for r in ranks for s in order.shards(step, 1, r, world)}
-    for epoch in range(start // order.steps_per_epoch, stop // order.steps_per_epoch + 1):
-        inside = Counter(n.shard for n in plan if n.first // order.steps_per_epoch == epoch)
-        assert max(inside.values(), default=0) <= 2
+    often = Counter((n.shard, order.epoch(n.first).number) for n in plan)
+    assert max(often.values(), default=0) <= 2
 
 
 @given(cases())
@@ -217,7 +134,7 @@ def test_the_smallest_size_is_what_the_fullest_step_needs(case):
 def test_a_shard_cut_by_a_lane_border_comes_twice_and_no_other():
     order = Order((8, 8, 8), 0, 4, 2, block=1)  # two lanes of 12 samples: the middle shard belongs to both
     plan = list(needs(order, [0, 1], 0, order.steps_per_epoch))
-    line = order._epoch(0).shards.tolist()
+    line = [int(shard) for [shard] in order.blocks(order.epoch(0))[1]]
     assert Counter(n.shard for n in plan) == {line[0]: 1, line[1]: 2, line[2]: 1}
     assert sorted((n.first, n.last) for n in plan if n.shard == line[1]) == [(0, 1), (4, 5)]
 
@@ -438,7 +355,7 @@ def run(cache: Cache, folder: Path, order: Order, node: Node, steps, lags: list,
     got, shards = [], Shards(folder, "train", later=True)
     for step in steps:
         cache.wait(step)
-        lags.append(sum(p.stat().st_size for p in folder.glob("*.tar")))
+        lags.append(sum(map(size_of, folder.glob("*.tar"))))
         indices = order.step(step, node.rank, node.world).ravel()
         got.append(shards.gather(indices, np.empty((len(indices), 2, 40), "<i2")))
         time.sleep(pause)
@@ -646,7 +563,7 @@ def test_processes_that_ask_for_one_shard_at_once_fetch_it_once(server, root, tm
     fetched = []
     threads = [
         threading.Thread(
-            target=lambda: fetched.append(module.obtain(Remote(server.url, QUICK), shard, tmp_path, threading.Event()))
+            target=lambda: fetched.append(obtain(Remote(server.url, QUICK), shard, tmp_path, threading.Event()))
         )
         for _ in range(6)
     ]

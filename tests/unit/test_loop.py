@@ -8,6 +8,7 @@ from handmade import make_shards
 from sharding.config import load
 from trainer import loop
 from trainer.config import PretrainConfig
+from trainer.data.order import Order
 from trainer.data.shards import Shards
 from trainer.game import Game
 from trainer.masking import GameConfig
@@ -26,6 +27,7 @@ def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upl
         world=types.SimpleNamespace(device=torch.device("cpu"), is_main=True),
         folder=tmp_path,
         train=train,
+        order=Order(train.counts, 0, 2, 1),
         scaling=Scaling([0.0] * 12, [0.5] * 12),
         engines={"masker": masker},
         game=Game(None, masker, GameConfig(), 0.1, 8),

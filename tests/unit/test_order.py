@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.config import UserError
-from trainer.data.order import Order, default_lanes
+from trainer.data.order import Order, Span, default_lanes
 
 
 @st.composite
@@ -16,29 +17,90 @@ def orders(draw):
     batch = lanes * micro * draw(st.integers(1, 3))
     sizes = st.one_of(st.just(0), st.integers(0, 30), st.just(20))
     counts = draw(st.lists(sizes, min_size=1, max_size=14).filter(lambda c: sum(c) >= batch))
-    return Order(tuple(counts), draw(st.integers(0, 2**60)), batch, lanes, micro, draw(st.integers(1, 16)))
+    words = draw(st.integers(0, 2**60)), batch, lanes, micro, draw(st.integers(1, 16))
+    return Order(tuple(counts), *words, draw(changes(counts, batch)))
+
+
+@st.composite
+def changes(draw, counts, batch):
+    """Up to three changes of what is left out, at any steps, with a batch left."""
+    steps = draw(st.one_of(st.just([]), st.lists(st.integers(0, 40), max_size=3, unique=True)))
+    return tuple((step, tuple(draw(left_out(counts, batch)))) for step in sorted(steps))
+
+
+def left_out(counts, batch):
+    out = st.lists(st.integers(0, len(counts) - 1), max_size=4, unique=True)
+    return out.filter(lambda out: sum(counts) - sum(counts[s] for s in out) >= batch)
+
+
+def epochs(order: Order, count: int) -> list[Span]:
+    """The first epochs of a run."""
+    found = [order.epoch(0)]
+    while len(found) < count:
+        found.append(order.epoch(found[-1].stop))
+    return found
+
+
+def samples(order: Order, span: Span) -> np.ndarray:
+    return np.stack([order.step(step) for step in range(span.first, span.stop)])
 
 
 def epoch(order: Order, number: int) -> np.ndarray:
-    first = number * order.steps_per_epoch
-    return np.stack([order.step(first + s) for s in range(order.steps_per_epoch)])
+    return samples(order, epochs(order, number + 1)[-1])
 
 
 @given(orders())
 @settings(max_examples=150, deadline=None)
 def test_each_epoch_sees_floor_n_over_g_batches_of_distinct_samples(order):
-    total = sum(order.counts)
-    for number in (0, 1, 2):
-        seen = epoch(order, number).ravel()
-        assert len(seen) == total // order.batch * order.batch == len(set(seen.tolist()))
-        assert seen.min() >= 0
-        assert seen.max() < total
+    shard_of = np.repeat(np.arange(len(order.counts)), order.counts)
+    for number, span in enumerate(epochs(order, 3 + len(order.changes))):
+        assert span.number == number
+        total = sum(n for shard, n in enumerate(order.counts) if shard not in span.excluded)
+        seen = samples(order, span).ravel()
+        assert len(seen) == len(set(seen.tolist())) == (span.stop - span.first) * order.batch
+        assert span.length == total // order.batch
+        assert not set(shard_of[seen].tolist()) & set(span.excluded)
+        if span.stop not in [step for step, _ in order.changes]:
+            assert span.stop - span.first == span.length
+
+
+@given(orders())
+@settings(max_examples=150, deadline=None)
+def test_each_step_is_of_one_epoch_and_a_change_begins_one(order):
+    now: tuple[int, ...] = ()
+    for step in range(60):
+        span, changed = order.epoch(step), dict(order.changes)
+        now = changed.get(step, now)
+        assert span.excluded == now
+        assert span.first <= step < span.stop <= span.first + span.length
+        if step:
+            before = order.epoch(step - 1)
+            begins = step in changed or step == before.first + before.length
+            assert (span == before) != begins
+            assert span.number == before.number + begins
+
+
+@given(orders(), st.integers(1, 40), st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_change_leaves_all_before_it_as_it_was_and_gives_whole_epochs_after(order, step, data):
+    order = replace(order, changes=tuple(c for c in order.changes if c[0] < step))
+    out = tuple(data.draw(left_out(order.counts, order.batch)))
+    changed = replace(order, changes=(*order.changes, (step, out)))
+    for s in (0, step // 2, step - 1):
+        assert np.array_equal(changed.step(s), order.step(s))
+    whole = changed.epoch(step)
+    assert whole.first == step
+    emptied = tuple(0 if shard in out else n for shard, n in enumerate(order.counts))
+    kept = np.flatnonzero(np.repeat([n not in out for n in range(len(emptied))], order.counts))
+    seen = samples(changed, whole).ravel()
+    assert len(set(seen.tolist())) == len(seen) == sum(emptied) // order.batch * order.batch
+    assert set(seen.tolist()) <= set(kept.tolist())
 
 
 @given(orders(), st.data())
 @settings(max_examples=150, deadline=None)
 def test_the_contrast_batches_are_the_same_at_any_world_size(order, data):
-    step = data.draw(st.integers(0, 3 * order.steps_per_epoch - 1))
+    step = data.draw(st.integers(0, epochs(order, 3)[-1].stop - 1))
     alone = order.step(step)
     assert alone.shape == (order.micro, order.batch // order.micro)
     for world in (1, 2, 4, 8):
@@ -55,15 +117,15 @@ def test_the_contrast_batches_are_the_same_at_any_world_size(order, data):
 @given(orders(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_starting_at_a_step_gives_what_an_uninterrupted_run_gives(order, data):
-    length = order.steps_per_epoch
-    walked = [order.step(s) for s in range(3 * length)]
-    start = data.draw(st.integers(2 * length, 3 * length - 1))
-    fresh = Order(order.counts, order.seed, order.batch, order.lanes, order.micro, order.block)
-    for s in (*range(start, 3 * length), 0, length):
+    _, second, third = epochs(order, 3)
+    walked = [order.step(s) for s in range(third.stop)]
+    start = data.draw(st.integers(third.first, third.stop - 1))
+    fresh = replace(order, _cache={})
+    for s in (*range(start, third.stop), 0, second.first):
         assert np.array_equal(fresh.step(s), walked[s])
-    count = data.draw(st.integers(1, length + 1))
+    count = data.draw(st.integers(1, third.length + 1))
     several = fresh.steps(start, count)
-    assert np.array_equal(several, walked[start : min(start + count, 3 * length)])
+    assert np.array_equal(several, walked[start : min(start + count, third.stop)])
 
 
 @given(orders(), st.sampled_from([1, 2, 4]), st.data())
@@ -129,6 +191,7 @@ def test_a_block_is_mixed_and_blocks_are_not():
     ("arguments", "words"),
     [
         (dict(counts=(10,), seed=0, batch=16, lanes=4), "larger than the 10"),
+        (dict(counts=(10, 9), seed=0, batch=16, lanes=4, changes=((3, (1,)),)), "the 10 .* that data.exclude leaves"),
         (dict(counts=(99,), seed=0, batch=16, lanes=5), "nearest: 4"),
         (dict(counts=(99,), seed=0, batch=16, lanes=4, micro=3), "does not divide"),
     ],

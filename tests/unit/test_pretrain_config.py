@@ -52,6 +52,8 @@ MISTAKES = [
     (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
     (["zero=7"], "zero=7"),
     (["wandb.mode=ofline"], "wandb.mode=ofline"),
+    (["data.exclude=[train-00000.tar]"], "no shard of the training split; did you mean train-000000.tar?"),
+    (["data.exclude=[train-000000.tar]"], "larger than the 0 training samples that data.exclude leaves"),
     (["run=README.md"], "README.md is no folder"),
     (["run=README.md/x"], "README.md is no folder"),
 ]
@@ -101,6 +103,6 @@ def test_a_checkpoint_keeps_the_numbers_that_0_stands_for(shards):
     cfg = pretrain.read_config([f"data.path={shards}", *SMALL])
     train = pretrain.Shards(shards, "train")
     world = pretrain.dist.World(0, 2, None)
-    state = pretrain._state(cfg, world, pretrain.make_order(cfg, train), train)
+    state = pretrain._state(cfg, world, pretrain.make_order(cfg, train, {}), train)
     assert (state["config"]["data"]["lanes"], state["config"]["batch"]["contrast"]) == (16, 16)
     assert (state["world"], state["fingerprint"]) == (2, train.manifest.fingerprint)

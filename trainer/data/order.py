@@ -4,13 +4,16 @@ Each epoch permutes the shards, takes them in blocks, permutes the samples withi
 end: the *line*. The line is cut into `lanes` equal stretches; the global batch of a step takes the next samples of
 every lane. So no sample comes twice in an epoch, every epoch has floor(N / G) steps, the global batches are the same at
 any world size, and the whole state of the loader is the step.
+
+Where shards are left out from some step on, the epoch under way ends there and the next begins, without them.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -22,8 +25,26 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Span:
+    """Epoch `number` takes the steps `first` to `stop - 1`: all its `length` steps, unless a change cut it short.
+
+    The shards `excluded` are left out of it.
+    """
+
+    number: int
+    first: int
+    stop: int
+    length: int
+    excluded: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Order:
-    """`counts` samples per shard, global batch `batch`, `micro` contrast batches in it, `block` shards a block."""
+    """`counts` samples per shard, global batch `batch`, `micro` contrast batches in it, `block` shards a block.
+
+    `changes`: (step, shards), by ascending steps: a new epoch begins at that step, and these shards count as empty from
+    then on, up to the next change.
+    """
 
     counts: tuple[int, ...]
     seed: int
@@ -31,23 +52,37 @@ class Order:
     lanes: int
     micro: int = 1
     block: int = 8
+    changes: tuple[tuple[int, tuple[int, ...]], ...] = ()
     _cache: dict[int, _Epoch] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        total, contrast = sum(self.counts), self.batch // max(self.micro, 1)
+        contrast = self.batch // max(self.micro, 1)
         if self.batch % self.micro:
             raise UserError(f"batch.contrast={contrast} does not divide batch.global={self.batch}")
         if contrast % self.lanes:
             near = max((d for d in _divisors(contrast) if d <= self.lanes), default=1)
             raise UserError(f"data.lanes={self.lanes} does not divide the contrast batch {contrast}; nearest: {near}")
-        if total < self.batch:
-            raise UserError(
-                f"batch.global={self.batch} is larger than the {total} training samples; use {total} or fewer"
-            )
+        for excluded in ((), *(shards for _, shards in self.changes)):
+            total = sum(self.counts) - sum(self.counts[shard] for shard in excluded)
+            if total < self.batch:
+                left = " that data.exclude leaves" if excluded else ""
+                raise UserError(
+                    f"batch.global={self.batch} is larger than the {total} training samples{left}; use {total} or fewer"
+                )
 
     @property
     def steps_per_epoch(self) -> int:
-        return sum(self.counts) // self.batch
+        """Steps of a whole epoch as the run began."""
+        return self._stretches[0].length
+
+    def epoch(self, step: int) -> Span:
+        """The epoch in which a global step lies."""
+        place = bisect(self._begins, step) - 1
+        part, change = self._stretches[place], self._begins[place + 1 : place + 2]
+        whole = (step - part.first) // part.length
+        first = part.first + whole * part.length
+        stop = min([first + part.length, *change])
+        return Span(part.number + whole, first, stop, part.length, part.excluded)
 
     def ranks(self, world: int) -> None:
         """Raises `UserError` if `world` ranks cannot share the lanes."""
@@ -74,31 +109,57 @@ class Order:
         epoch, positions = self._positions(step, count, rank, world)
         return epoch.shards_at(positions.ravel())
 
+    def blocks(self, epoch: Span) -> tuple[Indices, list[Indices]]:
+        """The blocks of an epoch's line: the places where they begin and the last ends, and the shards of each.
+
+        No shard of them is empty. Nothing of it is kept, so that another thread may ask.
+        """
+        line = _Epoch(self.counts, self.seed, epoch, self.block)
+        return line.borders, [line.shards_of(block) for block in range(len(line.borders) - 1)]
+
     def _positions(self, step: int, count: int, rank: int, world: int) -> tuple[_Epoch, Indices]:
         """The epoch of a step, and the places `[lanes, samples]` in its line, ascending, that a rank takes."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        per_lane = self.batch // self.lanes
+        epoch, per_lane = self.epoch(step), self.batch // self.lanes
         mine = np.arange(rank * self.lanes // world, (rank + 1) * self.lanes // world)
-        stretch = self.steps_per_epoch * per_lane
-        taken = np.arange(within * per_lane, min(within + count, self.steps_per_epoch) * per_lane)
-        return self._epoch(epoch), mine[:, None] * stretch + taken
+        stretch, until = epoch.length * per_lane, min(step + count, epoch.stop)
+        taken = np.arange((step - epoch.first) * per_lane, (until - epoch.first) * per_lane)
+        return self._line(epoch), mine[:, None] * stretch + taken
 
-    def _epoch(self, epoch: int) -> _Epoch:
-        if (found := self._cache.get(epoch)) is None:
+    def _line(self, epoch: Span) -> _Epoch:
+        if (found := self._cache.get(epoch.number)) is None:
             for old in sorted(self._cache)[:-1]:
                 self._cache.pop(old, None)
-            found = self._cache[epoch] = _Epoch(self.counts, self.seed, epoch, self.block, max(2 * self.lanes, 16))
+            found = _Epoch(self.counts, self.seed, epoch, self.block, max(2 * self.lanes, 16))
+            self._cache[epoch.number] = found
         return found
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        return [part.first for part in self._stretches]
+
+    @cached_property
+    def _stretches(self) -> list[Span]:
+        """The first epoch of the run, and that of each change."""
+        parts: list[Span] = []
+        for step, excluded in ((0, ()), *self.changes):
+            samples = sum(self.counts) - sum(self.counts[shard] for shard in excluded)
+            number, length = 0, samples // self.batch
+            if parts and step:
+                number = parts[-1].number - (parts[-1].first - step) // parts[-1].length
+            parts = [part for part in parts if part.first < step]
+            parts.append(Span(number, step, step + length, length, excluded))
+        return parts
 
 
 class _Epoch:
     """The line of one epoch; the permutation of a block is made when it is first asked for, and `kept` of them stay."""
 
-    def __init__(self, counts: Sequence[int], seed: int, epoch: int, block: int, kept: int = 16) -> None:
-        self.key = (seed, epoch)
-        self.shards = np.random.default_rng([seed, epoch, 0]).permutation(len(counts))
-        self.sizes, self.block = np.asarray(counts, dtype=np.int64), block
+    def __init__(self, counts: Sequence[int], seed: int, epoch: Span, block: int, kept: int = 16) -> None:
+        self.key = (seed, epoch.number)
+        self.shards = np.random.default_rng([*self.key, 0]).permutation(len(counts))
+        self.sizes, self.block = np.array(counts, dtype=np.int64), block
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])[:-1]
+        self.sizes[list(epoch.excluded)] = 0
         ends = np.cumsum(self.sizes[self.shards])
         last = np.minimum(np.arange(block, len(counts) + block, block), len(counts)) - 1
         self.borders = np.concatenate([[0], ends[last]])
@@ -116,7 +177,11 @@ class _Epoch:
         return result
 
     def shards_at(self, positions: Indices) -> Indices:
-        shards = np.concatenate([self._shards(block) for block in np.unique(self._blocks(positions)).tolist()])
+        return np.concatenate([self.shards_of(block) for block in np.unique(self._blocks(positions)).tolist()])
+
+    def shards_of(self, block: int) -> Indices:
+        """The shards of a block, none of them empty."""
+        shards = self._shards(block)
         return shards[self.sizes[shards] > 0]
 
     def _blocks(self, positions: Indices) -> Indices:

@@ -13,7 +13,7 @@ import mmap
 import operator
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,10 +40,10 @@ class Shards:
     """The samples of one split, 0 to `count - 1`; sample *i* is row `rows[i]` of `samples.parquet`.
 
     Raises `UserError` for a missing or unfinished data set, a manifest that was changed, an empty split and, unless the
-    shards come `later`, a shard that is missing, was cut or is not of this data set.
+    shards come `later` or are `excluded` (by name), a shard that is missing, was cut or is not of this data set.
     """
 
-    def __init__(self, root: str | Path, split: str, later: bool = False) -> None:
+    def __init__(self, root: str | Path, split: str, later: bool = False, excluded: Collection[str] = ()) -> None:
         self.root, self.manifest = Path(root), read_manifest(root)
         if split not in SPLITS:
             raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
@@ -62,8 +62,9 @@ class Shards:
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
         self._held: dict[int, OpenShard] = {}
         if not later:
+            used = [i for i, shard in enumerate(self.shards) if shard.name not in excluded]
             with ThreadPoolExecutor(CHECKERS) as pool:
-                for _ in pool.map(self._check, range(len(self.shards))):
+                for _ in pool.map(self._check, used):
                     pass
 
     def gather(
@@ -84,7 +85,7 @@ class Shards:
     def hold(self, shards: Iterable[int]) -> list[OpenShard]:
         """Keeps these shards open, as far as they are there, and no others; returns those not open before."""
         wanted = dict.fromkeys(shards)
-        new = {s: self._open(s) for s in wanted if s not in self._held and self._path(s).is_file()}
+        new = {s: shard for s in wanted if s not in self._held and (shard := self._open_if_there(s))}
         self._held = {s: shard for s, shard in self._held.items() if s in wanted} | new
         return list(new.values())
 
@@ -113,6 +114,15 @@ class Shards:
 
     def _open(self, shard: int) -> OpenShard:
         return OpenShard(self._path(shard), self.shards[shard], self.manifest.geometry)
+
+    def _open_if_there(self, shard: int) -> OpenShard | None:
+        """A shard that nobody reads yet may be removed at any time to make room for others."""
+        try:
+            return self._open(shard) if self._path(shard).is_file() else None
+        except UserError:
+            if self._path(shard).is_file():
+                raise
+            return None
 
     def _path(self, shard: int) -> Path:
         return self.root / self.shards[shard].name

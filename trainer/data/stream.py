@@ -24,6 +24,7 @@ from trainer.data.order import Order
 from trainer.data.shards import Shards
 
 PLAN = 32  # steps whose samples are looked up at once; the shards of the next as many are read ahead
+FETCHED_PLAN = 4  # the same where shards are fetched: one that is removed takes room until it is closed
 FILES = 65536  # files that may be open, where the system lets us choose
 
 Write = Callable[[NDArray[np.int16]], object]
@@ -31,11 +32,15 @@ Write = Callable[[NDArray[np.int16]], object]
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a step: `signals` int16 [micro, share, leads, samples], `rows` int64 [micro, share]."""
+    """One rank's share of a step: `signals` int16 [micro, share, leads, samples], `rows` int64 [micro, share].
+
+    `rows` are those of `samples.parquet`; `host_rows` are the same, wherever the tensors are.
+    """
 
     step: int
     signals: Tensor
     rows: Tensor
+    host_rows: NDArray[np.int64]
 
 
 class Fetcher(Protocol):
@@ -124,11 +129,12 @@ class Stream(Iterator[Batch]):
     def _plan(self, reader: ThreadPoolExecutor) -> Iterator[tuple[int, NDArray[np.int64], Tensor]]:
         """Each step with its indices and rows [micro, share]; the shards of the steps to come are read ahead."""
         order, step, now = self._order, self._start, []
+        most = PLAN if self._fetcher is None else FETCHED_PLAN
         while step < self._stop:
-            plan = order.steps(step, min(PLAN, self._stop - step), *self._place)
+            plan = order.steps(step, min(most, self._stop - step), *self._place)
             later = step + len(plan)
-            now = now or order.shards(step, PLAN, *self._place).tolist()
-            coming = order.shards(later, PLAN, *self._place).tolist() if later < self._stop else []
+            now = now or order.shards(step, most, *self._place).tolist()
+            coming = order.shards(later, most, *self._place).tolist() if later < self._stop else []
             if self._fetcher:
                 self._fetcher.wait(step)
             for shard in self._shards.hold([*now, *coming]):
@@ -140,10 +146,10 @@ class Stream(Iterator[Batch]):
         if self._fetcher:
             self._fetcher.wait(step)
         shape = (*indices.shape, *self._shards.shape)
-        signals, rows, copied = self._memory.load(shape, lambda out: self._shards.gather(indices, out, pool), rows)
+        signals, there, copied = self._memory.load(shape, lambda out: self._shards.gather(indices, out, pool), rows)
         if self._fetcher:
             self._fetcher.done(step)
-        return Batch(step, signals, rows), copied
+        return Batch(step, signals, there, rows.numpy()), copied
 
 
 def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
@@ -151,14 +157,19 @@ def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
     return signals.float() * resolution_mv
 
 
-def bottleneck(data_wait: float, depth: float, threads: int, ahead: int) -> str | None:
+def bottleneck(data_wait: float, depth: float, threads: int, ahead: int, fetched: int | None = None) -> str | None:
     """The line that says that steps wait for the loader, and what to set; None while they do not.
 
-    `data_wait`: share of the time spent waiting; `depth`: batches that were ready when one was asked for, on average.
+    `data_wait`: share of the time spent waiting; `depth`: batches that were ready when one was asked for, on average;
+    `fetched`: of remote shards, the steps ahead for which they are there.
     """
     if data_wait < 0.2:
         return None
-    if depth >= 1:
+    if fetched is not None and fetched <= ahead + FETCHED_PLAN:
+        mend = (
+            f"shards come too slowly: raise data.threads (now {threads}) or data.cache_gb, or copy them to a near disk"
+        )
+    elif depth >= 1:
         mend = f"batches come in bursts: raise data.ahead (now {ahead})"
     else:
         mend = f"raise data.threads (now {threads}), or put data.path on faster storage if that does not help"

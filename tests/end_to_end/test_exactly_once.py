@@ -1,0 +1,157 @@
+"""Whole runs under the real launcher whose own records prove what they trained on: through kills, other world sizes,
+shards that cannot be had, and servers that misbehave."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handmade import make_shards
+from misbehaving import Server
+
+from sharding.schema import read_manifest
+from tests.launch import launch, start
+from trainer.data.audit import judge
+from trainer.data.order import Order
+from trainer.data.plan import needs
+from trainer.metrics import read_metrics
+
+SMALL = [
+    "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16", "projector.hidden=16", "projector.out=8",
+    "masker.width=8", "log.every=1", "log.figure_every=0", "log.heldout_every=4", "wandb.mode=disabled",
+    "data.lanes=4", "data.block_shards=2", "data.audit=true",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """12 training shards of 16 samples and one of 2: 12 steps an epoch, 2 samples left over."""
+    root = tmp_path_factory.mktemp("data") / "shards"
+    return make_shards(root, {"val": ["SR"] * 8, "train": ["SR", "STACH"] * 97}, shards_of_train=12)
+
+
+def pretrain(data: object, run: Path, *more: str) -> list[str]:
+    return [
+        "trainer/pretrain.py",
+        "configs/pretrain/adversarial.yaml",
+        f"data.path={data}",
+        f"run={run}",
+        *SMALL,
+        *more,
+    ]
+
+
+def order_of(shards: Path) -> Order:
+    return Order(tuple(s.samples for s in read_manifest(shards).of_split("train")), 0, 16, 4, 1, 2)
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+
+
+def killed_at(words: list[str], processes: int, run: Path, step: int) -> None:
+    """Starts a run and kills all its processes once it has logged `step`."""
+    process, end = start(words, processes), time.monotonic() + 150
+    log = run / "metrics.jsonl"
+    while not (log.is_file() and (rows := read_metrics(log)) and rows[-1]["step"] >= step):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+
+
+@pytest.mark.full
+def test_each_epoch_is_complete_over_worlds_of_1_2_4_and_1_with_kills_between(shards, tmp_path):
+    run = tmp_path / "run"
+    words = pretrain(shards, run, "steps=50", "checkpoint.every=4")
+    for processes, step in ((1, 10), (2, 23), (4, 33)):
+        killed_at(words, processes, run, step)
+    code, output = launch(words, 1)
+    assert code == 0, output[-3000:]
+    verdict = judge(run)
+    assert verdict.problems == []
+    assert [(e.number, e.first, e.last, e.state, e.seen) for e in verdict.epochs] == [
+        *((n, 12 * n, 12 * n + 11, "complete", 192) for n in range(4)),
+        (4, 48, 49, "unfinished", 32),
+    ]
+    assert verdict.struck > 0
+    assert len({tuple(e.remainder) for e in verdict.epochs[:4]}) > 1
+    worlds = {json.loads(path.read_bytes().partition(b"\n")[0])["world"] for path in (run / "audit").glob("*.bin")}
+    assert worlds == {1, 2, 4}
+    code, output = launch(["-m", "trainer.data.audit", str(run)])
+    assert code == 0, output
+    assert "proven: 4 complete epochs, no sample twice in any epoch, none from a held-out split" in output
+
+
+@pytest.mark.full
+def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp_path):
+    order, names = order_of(shards), [s.name for s in read_manifest(shards).of_split("train")]
+    plan = list(needs(order, range(4), 0, 12))
+    bad = next(need for need in plan if need.first >= 4)
+    passing = [name for name in names if name != names[bad.shard]]
+    with Server(shards, stall=40).serving() as server:
+        faults = (["stall"], ["cut", "cut"], ["500", "503"], ["short"], ["long"], ["bytes"], ["cut", "whole"], ["429"])
+        server.faults = {name: [*fault, ""] for name, fault in zip(passing, faults)}
+        server.faults |= {names[bad.shard]: ["bytes!"], "manifest.json": ["500", ""], "samples.parquet": ["cut", ""]}
+        run, cache = tmp_path / "run", tmp_path / "cache"
+        words = pretrain(f"{server.url}?token=t0p", run, f"data.cache={cache}", "steps=30")
+        code, output = launch(words, 2)
+        said = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert (code, len(said)) == (2, 1), output[-3000:]
+        assert f"shard {names[bad.shard]} cannot be had: {server.url}/{names[bad.shard]}: " in said[0]
+        assert said[0].endswith(f"stopped before they were due, with a checkpoint of step {bad.first}")
+        assert len(losses(run)) == bad.first
+        assert json.loads((run / "run.json").read_text())["status"] == "failed"
+        assert all("t0p" not in p.read_text() for p in (run / "config.yaml", *run.glob("checkpoints/*/state.json")))
+        server.seen.clear()
+        code, output = launch(words, 2)  # it is as bad as before
+        assert (code, output.count("error: ")) == (2, 1), output[-3000:]
+        assert len(losses(run)) == bad.first
+        assert set(server.times()) == {"manifest.json", names[bad.shard]}
+        code, output = launch([*words, f"data.exclude=[{names[bad.shard]}]"], 2)
+        assert code == 0, output[-3000:]
+        assert f"# from step {bad.first} on without {names[bad.shard]}" in output
+    verdict = judge(run)
+    assert verdict.problems == []
+    assert [(e.number, e.first, e.last, e.state) for e in verdict.epochs] == [
+        (0, 0, bad.first - 1, "cut"),
+        (1, bad.first, bad.first + 10, "complete"),
+        (2, bad.first + 11, bad.first + 21, "complete"),
+        *([(3, bad.first + 22, 29, "unfinished")] if bad.first < 8 else []),
+    ]
+    near = tmp_path / "near"  # the same samples in the same order as from a local disk
+    assert launch(pretrain(shards, near, "steps=30"), 2)[0] == 0
+    assert losses(near)[: bad.first] == losses(run)[: bad.first]
+
+
+@pytest.mark.full
+def test_a_resume_and_a_second_exclusion_leave_whole_epochs(shards, tmp_path):
+    run, [one, two] = tmp_path / "run", ["train-000003.tar", "train-000009.tar"]
+    words = pretrain(shards, run, "steps=40", "checkpoint.every=3")
+    killed_at(words, 2, run, 7)  # goes on from step 6, in the midst of epoch 0
+    killed_at([*words, f"data.exclude=[{one}]"], 1, run, 19)  # epoch 1 is steps 6 to 16; goes on from step 18 or 21
+    code, output = launch([*words, f"data.exclude=[{one},{two}]"], 2)
+    assert code == 0, output[-3000:]
+    verdict = judge(run)
+    assert verdict.problems == []
+    found = [int(at) for at in re.findall(r"# from step (\d+) on without", output)]
+    assert found[0] == 6
+    assert [e.state for e in verdict.epochs[:4]] == ["cut", "complete", "cut", "complete"]
+    assert [e.first for e in verdict.epochs[:4]] == [0, 6, 17, found[1]]
+    sizes = Counter(e.seen for e in verdict.epochs if e.state == "complete")
+    assert sizes == {176: 1, 160: sizes[160]}
+    rows = read_manifest(shards)
+    begins = dict(zip([s.name for s in rows.shards], np.cumsum([0, *[s.samples for s in rows.shards]]).tolist()))
+    for name, epochs in ((one, verdict.epochs[1:]), (two, verdict.epochs[3:])):
+        assert all(begins[name] not in e.remainder for e in epochs)  # not due, so not left over either

@@ -1,0 +1,43 @@
+"""Shards that are left out of a run from one of its steps on (`data.exclude`)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sharding.config import UserError
+from sharding.schema import Shard
+
+Changes = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def changes(names: Sequence[str], shards: Sequence[Shard], saved: Mapping[str, Any]) -> Changes:
+    """The `changes` of a run's order that leaves out the shards `names` from now on.
+
+    `saved`: the state of the checkpoint from which it goes on, with its `step` and what was left out before (`told`);
+    empty for a new run. Raises `UserError` for a name that is none of `shards`, those of the training split.
+    A change takes the place of one at the same step, where nothing was done under the first.
+    """
+    step = int(saved.get("step", 0))
+    known = {shard.name: i for i, shard in enumerate(shards)}
+    old = [(at, [name for name in out if name in known]) for at, out in saved.get("excluded", []) if at < step]
+    before = [(at, _numbers(out, known)) for at, out in old]
+    now = _numbers(names, known)
+    if now != (before[-1][1] if before else ()):
+        before.append((step, now))
+    return tuple(before)
+
+
+def told(changes: Changes, shards: Sequence[Shard]) -> list[list[Any]]:
+    """`changes` as a checkpoint keeps them: `[[step, [name, ...]], ...]`."""
+    return [[step, [shards[i].name for i in out]] for step, out in changes]
+
+
+def _numbers(names: Sequence[str], known: Mapping[str, int]) -> tuple[int, ...]:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"data.exclude: {name} is no shard of the training split{hint}")
+    return tuple(sorted({known[name] for name in names}))

@@ -1,0 +1,84 @@
+"""Which remote shards are read at which steps, and how much room they need: pure functions of the order of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from trainer.data.order import Order, Span
+
+
+@dataclass(frozen=True)
+class Need:
+    """Shard number `shard` is read at some of the global steps `first` to `last`."""
+
+    shard: int
+    first: int
+    last: int
+
+
+def lanes_of(ranks: Iterable[int], world: int, lanes: int) -> list[int]:
+    """The lanes of these ranks of `world`, ascending."""
+    return sorted(lane for r in ranks for lane in range(r * lanes // world, (r + 1) * lanes // world))
+
+
+def needs(order: Order, lanes: Sequence[int], start: int, stop: int) -> Iterator[Need]:
+    """What these lanes need for the steps `start` to `stop - 1`, in order of need.
+
+    A shard comes once an epoch, or twice if a lane border cuts its block and no lane of these needs it in between.
+    """
+    while start < stop:
+        epoch = order.epoch(start)
+        end = min(stop, epoch.stop)
+        for need in _epoch_needs(order, lanes, epoch):
+            if need.last >= start and need.first < end:
+                yield Need(need.shard, max(need.first, start), min(need.last, end - 1))
+        start = epoch.stop
+
+
+def smallest(needed: Iterable[Need], sizes: Sequence[int]) -> int:
+    """The most bytes that are needed at one and the same step: with less the run cannot go on, with it it can."""
+    rows = [(need.first, need.last, sizes[need.shard]) for need in needed]
+    first, last, size = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    steps, change = np.concatenate([first, last + 1]), np.concatenate([size, -size])
+    return int(np.cumsum(change[np.lexsort((change, steps))]).max(initial=0))
+
+
+def smallest_of_run(order: Order, lanes: Sequence[int], start: int, stop: int, sizes: Sequence[int]) -> int:
+    """`smallest` over all epochs, one at a time."""
+    most = 0
+    while start < stop:
+        end = min(stop, order.epoch(start).stop)
+        most, start = max(most, smallest(needs(order, lanes, start, end), sizes)), end
+    return most
+
+
+def _epoch_needs(order: Order, lanes: Sequence[int], epoch: Span) -> list[Need]:
+    borders, shards = order.blocks(epoch)
+    per_lane = order.batch // order.lanes
+    stretch, base = epoch.length * per_lane, epoch.first
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for begin in (lane * stretch for lane in lanes):
+        low, high = np.searchsorted(borders, [begin, begin + stretch], "right") - 1
+        places = np.clip(borders[low : high + 2] - begin, 0, stretch).tolist()
+        for block, (a, b) in enumerate(pairwise(places), int(low)):
+            if b > a:
+                spans.setdefault(block, []).append((a // per_lane, (b - 1) // per_lane))
+    result = []
+    for block, several in spans.items():
+        result += [Need(s, base + a, base + b) for a, b in _merged(several) for s in shards[block].tolist()]
+    return sorted(result, key=lambda need: need.first)
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Inclusive intervals, those that overlap or touch made one."""
+    result: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if result and first <= result[-1][1] + 1:
+            result[-1] = (result[-1][0], max(result[-1][1], last))
+        else:
+            result.append((first, last))
+    return result
