@@ -24,7 +24,7 @@ from trainer.hub import save_weights
 MARKER = "COMMITTED"
 # What may change from one start of a run to the next. A new number of steps stretches the rest of the schedule.
 FREE = ("run", "resume", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb")
-FREE += ("data.path", "data.threads", "data.ahead")
+FREE += ("data.path", "data.threads", "data.ahead", "batch.device")
 
 
 def committed(run: str | Path) -> dict[int, Path]:

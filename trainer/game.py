@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from sharding.config import UserError, check_ranges
 from trainer.losses import nt_xent, paper_penalty
+from trainer.models.chunks import in_chunks
+from trainer.models.temperature import Temperature
 from trainer.views.random import Key, integers
 
 MASK_VIEW = 2
@@ -89,22 +91,32 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Pair:
-    """One contrast batch's share: view 1 `x` and view 2 `v`, scaled [B, leads, T], and the key of its draws."""
+    """One contrast batch's share: view 1 `x` and view 2 `v`, scaled [B, leads, T], and the key of its draws.
+
+    `patients` int64 [B]: ECGs of one patient are no negatives of each other (None: each ECG is its own patient).
+    """
 
     x: Tensor
     v: Tensor
     key: Key
+    patients: Tensor | None = None
 
 
 class Recogniser(nn.Module):
-    """Backbone and projector: [B, leads, T] scaled -> [B, D]."""
+    """Backbone and projector: [B, leads, T] scaled -> [B, D]; with a learned `temperature` also its value.
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+    `chunk`: rows of one pass (0: all), see `in_chunks`.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, projector: nn.Module, temperature: Temperature | None = None, chunk: int = 0
+    ) -> None:
         super().__init__()
-        self.backbone, self.projector = backbone, projector
+        self.backbone, self.projector, self.temperature, self.chunk = backbone, projector, temperature, chunk
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.projector(self.backbone(x))
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        z = in_chunks(lambda part: self.projector(self.backbone(part)), x, self.chunk)
+        return z if self.temperature is None else (z, self.temperature())
 
 
 # ---- pure parts -----------------------------------------------------------------------------------------------------
@@ -147,14 +159,17 @@ def quantile(masks: Tensor, share: float) -> Tensor:
     return (low + high) / 2
 
 
-def contrast(recognise: Callable[[Tensor], Tensor], pair: Pair, hidden: Tensor | None, temperature: float) -> Any:
+def contrast(recognise: Callable[[Tensor], Any], pair: Pair, hidden: Tensor | None, temperature: float) -> Any:
     """One encoder pass over view 1 and every masked view 2 -> (NT-Xent, accuracy), the mean over the masks.
 
-    `hidden`: [n, B, 1, T], 1 = hidden; None leaves view 2 as it is.
+    `hidden`: [n, B, 1, T], 1 = hidden; None leaves view 2 as it is. A temperature that `recognise` gives beside the
+    embeddings goes before `temperature`.
     """
     seconds = [pair.v] if hidden is None else [pair.v * (1 - h) for h in hidden.to(pair.v.dtype)]
-    z1, *others = recognise(torch.cat([pair.x, *seconds])).chunk(1 + len(seconds))
-    losses, accuracies = zip(*(nt_xent(z1, z2, temperature) for z2 in others))
+    found = recognise(torch.cat([pair.x, *seconds]))
+    z, t = found if isinstance(found, tuple) else (found, temperature)
+    z1, *others = z.chunk(1 + len(seconds))
+    losses, accuracies = zip(*(nt_xent(z1, z2, t, pair.patients) for z2 in others))
     return torch.stack(losses).mean(), torch.stack(accuracies).mean()
 
 
@@ -226,10 +241,11 @@ class Game:
         for n, pair in enumerate(pairs):
             masks, chosen = self.hide(self.masker, pair)
             chosen.retain_grad()
-            with _frozen(self.encoder.module), _autocast(self.encoder):
-                loss, _ = contrast(self.encoder.module, pair, chosen, self.temperature)
-            cost = penalty(masks, self.cfg)
-            self.masker.backward(-self.cfg.strength * loss + cost)
+            with _frozen(self.encoder.module):  # also backward, which makes chunks again
+                with _autocast(self.encoder):
+                    loss, _ = contrast(self.encoder.module, pair, chosen, self.temperature)
+                cost = penalty(masks, self.cfg)
+                self.masker.backward(-self.cfg.strength * loss + cost)
             assert chosen.grad is not None
             finite = loss.detach().isfinite() & cost.detach().isfinite() & chosen.grad.isfinite().all()
             self._finite = finite if n == 0 else self._finite & finite

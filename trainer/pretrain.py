@@ -35,6 +35,7 @@ from trainer.models import build_encoder, building
 from trainer.models.encoder import Scaling
 from trainer.models.masker import UNet
 from trainer.models.projector import Projector
+from trainer.models.temperature import Temperature
 from trainer.resilience import Stop
 from trainer.views import Views, build
 
@@ -83,7 +84,10 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, UNet |
     torch.manual_seed(cfg.seed)
     backbone = build_encoder(cfg.encoder.name, len(manifest.leads), manifest.samples, cfg.encoder.args)
     with building("projector"):
-        encoder = Recogniser(backbone, Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out))
+        projector = Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out)
+    temperature = Temperature(cfg.temperature) if cfg.learn_temperature else None
+    views = 1 + (cfg.game.masks if cfg.game.enabled and cfg.game.use == "all" else 1)
+    encoder = Recogniser(backbone, projector, temperature, chunk=views * cfg.batch.device)
     if not cfg.game.enabled:
         return encoder, None
     stride = max(1, round(cfg.game.resolution_s * manifest.rate))
@@ -94,7 +98,9 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, UNet |
         )
     shape = (len(manifest.leads), cfg.game.masks, stride, cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
     with building("masker"):
-        return encoder, UNet(*shape)
+        masker = UNet(*shape)
+    masker.chunk = cfg.batch.device
+    return encoder, masker
 
 
 def describe(
@@ -144,7 +150,8 @@ def _run(
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
     try:
         with Stop(cfg.max_minutes).listening() as stop:
-            done = loop.train(loop.Run(cfg, world, folder, *parts), start, stop)
+            run = loop.Run(cfg, world, folder, *parts, patients=torch.tensor(train.patients(), device=world.device))
+            done = loop.train(run, start, stop)
     finally:
         metrics.close({})
     if world.is_main:
