@@ -9,6 +9,7 @@ from typing import Any
 from sharding.config import UserError, check_ranges
 from trainer.masking import GameConfig
 from trainer.metrics import MODES, WandbConfig
+from trainer.models.temperature import LEAST, MOST
 
 
 @dataclass
@@ -37,10 +38,15 @@ class DataConfig:
 
 @dataclass
 class BatchConfig:
-    """`global`: ECGs per optimiser step. `contrast`: ECGs whose embeddings meet in one loss (0: the global batch)."""
+    """`global`: ECGs per optimiser step. `contrast`: ECGs whose embeddings meet in one loss (0: the global batch).
+
+    `device`: ECGs of one pass through the networks (0: a process's whole share). Fewer give the same gradient with the
+    activations of that many ECGs in memory, for one more forward pass.
+    """
 
     global_: int = 256
     contrast: int = 0
+    device: int = 0
 
 
 @dataclass
@@ -123,6 +129,7 @@ RANGES = {
     "data.cache_gb": ">= 0",
     "batch.global": ">= 2",
     "batch.contrast": ">= 0",
+    "batch.device": ">= 0",
     "projector.hidden": ">= 1",
     "projector.out": ">= 1",
     "masker.width": ">= 1",
@@ -145,8 +152,9 @@ RANGES = {
 
 @dataclass
 class PretrainConfig:
-    """`run`: the run directory. `steps`: optimiser steps (0: `epochs`). `scaling`: fixed (the training data's mean and
-    deviation per lead) or record. `precision`: auto (bf16 on GPUs that have it), fp32 or bf16. `zero`: ZeRO stage.
+    """`run`: the run directory. `steps`: optimiser steps (0: `epochs`). `learn_temperature`: the temperature is learned
+    from the one given, between 0.01 and 1. `scaling`: fixed (the training data's mean and deviation per lead) or
+    record. `precision`: auto (bf16 on GPUs that have it), fp32 or bf16. `zero`: ZeRO stage.
     `resume`: auto (go on from the newest committed checkpoint) or never. `max_minutes`: stop with a checkpoint then.
     """
 
@@ -156,6 +164,7 @@ class PretrainConfig:
     epochs: float = 100.0
     steps: int = 0
     temperature: float = 0.1
+    learn_temperature: bool = False
     scaling: str = "fixed"
     precision: str = "auto"
     zero: int = 0
@@ -192,6 +201,8 @@ class PretrainConfig:
             raise UserError(f"batch.contrast={self.batch.contrast} does not divide batch.global={self.batch.global_}")
         if self.contrast < 2:
             raise UserError("batch.contrast=1 leaves no other ECG to contrast with: use 2 or more")
+        if self.learn_temperature and not LEAST <= self.temperature <= MOST:
+            raise UserError(f"temperature={self.temperature:g}: a learned one starts between {LEAST:g} and {MOST:g}")
         if self.masker.kernel % 2 == 0:
             raise UserError(f"masker.kernel={self.masker.kernel} must be odd, so that a mask keeps its length")
         if self.encoder.args.get("norm") == "batch":

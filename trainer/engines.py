@@ -9,6 +9,7 @@ from torch import nn
 
 from sharding.config import UserError
 from trainer.config import PlayerConfig, PretrainConfig
+from trainer.models.temperature import Temperature
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
@@ -24,7 +25,7 @@ def make_engine(module: nn.Module, player: PlayerConfig, cfg: PretrainConfig, de
     import deepspeed
 
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=player.lr, weight_decay=player.weight_decay, fused=device.type == "cuda"
+        _groups(module), lr=player.lr, weight_decay=player.weight_decay, fused=device.type == "cuda"
     )
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=_deepspeed_config(player, cfg, uses_bf16(cfg.precision, device))
@@ -32,6 +33,13 @@ def make_engine(module: nn.Module, player: PlayerConfig, cfg: PretrainConfig, de
     if cfg.zero == 0:
         _keep_norm(engine)
     return engine
+
+
+def _groups(module: nn.Module) -> list[dict[str, Any]]:
+    """All parameters; a learned temperature in a group of its own, without weight decay."""
+    free = [p for m in module.modules() if isinstance(m, Temperature) for p in m.parameters()]
+    decayed = [p for p in module.parameters() if all(p is not q for q in free)]
+    return [{"params": decayed}] + ([{"params": free, "weight_decay": 0.0}] if free else [])
 
 
 def _keep_norm(engine: Any) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from trainer.health import embedding_figures, mask_figures
 from trainer.losses import nt_xent
 from trainer.masking import GameConfig, binarise, choose, cost, cover, soft_masks, spare
+from trainer.models.chunks import in_chunks
+from trainer.models.temperature import Temperature
 from trainer.views.random import Key
 
 MASK_VIEW = 2
@@ -27,28 +29,49 @@ MASK_VIEW = 2
 
 @dataclass(frozen=True)
 class Pair:
-    """One contrast batch's share: view 1 `x` and view 2 `v`, scaled [B, leads, T], and the key of its draws."""
+    """One contrast batch's share: view 1 `x` and view 2 `v`, scaled [B, leads, T], and the key of its draws.
+
+    `patients` int64 [B]: ECGs of one patient are no negatives of each other (None: each ECG is its own patient).
+    """
 
     x: Tensor
     v: Tensor
     key: Key
+    patients: Tensor | None = None
 
 
 class Recogniser(nn.Module):
-    """Backbone and projector: [B, leads, T] scaled -> [B, D]."""
+    """Backbone and projector: [B, leads, T] scaled -> [B, D]; with a learned `temperature` also its value.
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+    `chunk`: rows of one pass (0: all), see `in_chunks`.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, projector: nn.Module, temperature: Temperature | None = None, chunk: int = 0
+    ) -> None:
         super().__init__()
-        self.backbone, self.projector = backbone, projector
+        self.backbone, self.projector, self.temperature, self.chunk = backbone, projector, temperature, chunk
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.projector(self.backbone(x))
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        z = in_chunks(lambda part: self.projector(self.backbone(part)), x, self.chunk)
+        return z if self.temperature is None else (z, self.temperature())
 
 
-def contrast(recognise: Callable[[Tensor], Tensor], x: Tensor, seconds: Sequence[Tensor], temperature: float) -> Any:
-    """One encoder pass over view 1 [B, leads, T] and every second view -> (NT-Xent, its figures), means over these."""
-    z1, *others = recognise(torch.cat([x, *seconds])).chunk(1 + len(seconds))
-    losses, accuracies = zip(*(nt_xent(z1, z2, temperature) for z2 in others))
+def contrast(
+    recognise: Callable[[Tensor], Any],
+    x: Tensor,
+    seconds: Sequence[Tensor],
+    temperature: float,
+    patients: Tensor | None = None,
+) -> Any:
+    """One encoder pass over view 1 [B, leads, T] and every second view -> (NT-Xent, its figures), means over these.
+
+    A temperature that `recognise` gives beside the embeddings goes before `temperature`.
+    """
+    found = recognise(torch.cat([x, *seconds]))
+    z, t = found if isinstance(found, tuple) else (found, temperature)
+    z1, *others = z.chunk(1 + len(seconds))
+    losses, accuracies = zip(*(nt_xent(z1, z2, t, patients) for z2 in others))
     figures = {"accuracy": torch.stack(accuracies).mean(), **embedding_figures(z1.detach(), others[0].detach())}
     return torch.stack(losses).mean(), figures
 
@@ -98,13 +121,13 @@ class Game:
 
     def _play(self, pair: Pair, both: bool, accumulation: int) -> tuple[dict[str, Tensor], Tensor]:
         if self.masker is None:
-            loss, figures = contrast(self.encoder, pair.x, [pair.v], self.temperature)
+            loss, figures = self._contrast(self.encoder, pair, None)
             self.encoder.backward(loss)
             return {"loss": loss.detach(), **figures}, loss.detach().isfinite()
         with contextlib.nullcontext() if both else torch.no_grad():
             masks, chosen = self.hide(self.masker, pair)
         hidden = chosen.detach().requires_grad_(both)
-        loss, figures = contrast(self.encoder, pair.x, self.covered(pair.v, hidden), self.temperature)
+        loss, figures = self._contrast(self.encoder, pair, hidden)
         self.encoder.backward(loss)
         price = cost(masks, self.dials)
         finite = loss.detach().isfinite() & price.detach().isfinite()
@@ -121,10 +144,11 @@ class Game:
         for n, pair in enumerate(pairs):
             masks, chosen = self.hide(self.masker, pair)
             chosen.retain_grad()
-            with frozen(self.encoder.module), _autocast(self.encoder):
-                loss, _ = contrast(self.encoder.module, pair.x, self.covered(pair.v, chosen), self.temperature)
-            price = cost(masks, self.dials)
-            self.masker.backward(-self.dials.strength * loss + price)
+            with frozen(self.encoder.module):  # also backward, which makes chunks again
+                with _autocast(self.encoder):
+                    loss, _ = self._contrast(self.encoder.module, pair, chosen)
+                price = cost(masks, self.dials)
+                self.masker.backward(-self.dials.strength * loss + price)
             assert chosen.grad is not None
             finite = loss.detach().isfinite() & price.detach().isfinite() & chosen.grad.isfinite().all()
             self._finite = finite if n == 0 else self._finite & finite
@@ -141,6 +165,10 @@ class Game:
         masks, key = self.masks_of(masker, pair.v), pair.key.with_view(MASK_VIEW)
         return masks, spare(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
 
+    def _contrast(self, recognise: Callable[[Tensor], Any], pair: Pair, hidden: Tensor | None) -> Any:
+        seconds = [pair.v] if hidden is None else self.covered(pair.v, hidden)
+        return contrast(recognise, pair.x, seconds, self.temperature, pair.patients)
+
     def covered(self, v: Tensor, hidden: Tensor) -> list[Tensor]:
         """The second views: v under each of the n masks [n, B, R, *S]."""
         return [cover(v, h, self.dials, self.hop) for h in hidden]
@@ -156,17 +184,13 @@ class Game:
         try:
             for module in modules:
                 module.eval()
-            seconds = [pair.v]
-            if self.masker is not None:
-                masks, hidden = self.hide(self.masker, pair)
-                seconds = self.covered(pair.v, hidden)
-            loss, figures = contrast(self.encoder, pair.x, seconds, self.temperature)
+            masks, hidden = self.hide(self.masker, pair) if self.masker is not None else (None, None)
+            loss, figures = self._contrast(self.encoder, pair, hidden)
             result = {"loss": loss, "accuracy": figures["accuracy"]}
-            if self.masker is not None:
+            if masks is not None:
                 own = binarise(choose(masks, pair.key.with_view(MASK_VIEW), self.dials.use), self.dials)
                 for name, other in (("masked_loss", own), ("others_masks_loss", own.roll(1, 1))):
-                    seconds = self.covered(pair.v, other)
-                    result[name] = contrast(self.encoder, pair.x, seconds, self.temperature)[0]
+                    result[name], _ = self._contrast(self.encoder, pair, other)
             return result
         finally:
             for module in modules:

@@ -32,7 +32,7 @@ from trainer.views import Key, Views
 
 @dataclass
 class Run:
-    """The parts of a run, built by `pretrain.py`."""
+    """The parts of a run, built by `pretrain.py`. `patients`: the code of each row of the table, on the device."""
 
     cfg: PretrainConfig
     world: dist.World
@@ -51,6 +51,7 @@ class Run:
     throughput: Throughput = field(default_factory=Throughput)
     cache: Cache | None = None  # of remote shards
     recorder: Recorder | None = None
+    patients: Tensor | None = None
 
 
 def train(run: Run, start: int, stop: Stop) -> int:
@@ -123,7 +124,7 @@ def make_pair(run: Run, signals: Tensor, key: Key) -> Pair:
         mine, rate = key.with_view(view), run.train.manifest.rate
         side = run.scaling(views.signal_views(x, mine, rate))
         sides.append(views.mask_views(side, mine, rate))
-    return Pair(sides[0], sides[1], key)
+    return Pair(sides[0], sides[1], key, None if run.patients is None else run.patients[key.index])
 
 
 def heldout_loss(run: Run) -> dict[str, Tensor]:
@@ -167,6 +168,8 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
     cfg, speed = run.cfg, run.throughput.take()
     with run.throughput.paused():
         values = {name: torch.stack(many).mean() for name, many in sums.items()}
+        if cfg.learn_temperature:
+            values["temperature"] = run.engines["encoder"].module.temperature.value
         due = cfg.log.heldout_every and (step % cfg.log.heldout_every < cfg.log.every or step == run.total)
         if due and run.heldout is not None:
             values |= heldout_loss(run)

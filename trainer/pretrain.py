@@ -44,6 +44,7 @@ from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
 from trainer.models import build_encoder, build_masker, building
 from trainer.models.encoder import Scaling
 from trainer.models.projector import Projector
+from trainer.models.temperature import Temperature
 from trainer.resilience import Stop
 from trainer.views import Views, build
 
@@ -95,7 +96,10 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Mod
     torch.manual_seed(cfg.seed)
     backbone = build_encoder(cfg.encoder.name, len(manifest.leads), manifest.samples, cfg.encoder.args)
     with building("projector"):
-        encoder = Recogniser(backbone, Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out))
+        projector = Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out)
+    temperature = Temperature(cfg.temperature) if cfg.learn_temperature else None
+    views = 1 + (cfg.game.masks if cfg.game.enabled and cfg.game.use == "all" else 1)
+    encoder = Recogniser(backbone, projector, temperature, chunk=views * cfg.batch.device)
     if not cfg.game.enabled:
         return encoder, None
     hop = cfg.game.hop(manifest.rate)
@@ -106,7 +110,9 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Mod
         )
     leads = len(manifest.leads)
     shape = (cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
-    return encoder, build_masker(cfg.masker.name, leads, cfg.game.channels(leads, hop), hop, *shape)
+    masker = build_masker(cfg.masker.name, leads, cfg.game.channels(leads, hop), hop, *shape)
+    masker.chunk = cfg.batch.device
+    return encoder, masker
 
 
 def describe(
@@ -163,7 +169,8 @@ def _run(
     metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
     recorder = _recorder(cfg, world, order, train, start)
-    run = loop.Run(cfg, world, folder, *parts, cache, recorder)
+    patients = torch.tensor(train.patients(), device=world.device)
+    run = loop.Run(cfg, world, folder, *parts, cache, recorder, patients=patients)
     try:
         with Stop(cfg.max_minutes).listening() as stop:
             done = loop.train(run, start, stop)

@@ -102,6 +102,24 @@ def test_one_process_plays_the_same_game_as_two(whole, shards, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(losses(whole[0]), rel=2e-2)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_learned_temperature_goes_on_where_it_was_and_the_device_batch_may_change(zero, shards, tmp_path):
+    words = ["learn_temperature=true", "optim.encoder.lr=0.02", f"zero={zero}", "checkpoint.every=6", "batch.device=2"]
+    code, output = launch(pretrain(shards, tmp_path / "run", *words), 2)
+    assert code == 0, output[-3000:]
+    first = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert first[0]["temperature"] == pytest.approx(0.1)
+    assert len({row["temperature"] for row in first}) == 12
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-12")
+    code, output = launch(pretrain(shards, tmp_path / "run", *words[:-1], "batch.device=3"), 2)
+    assert code == 0, output[-3000:]
+    again = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in again] == list(range(1, 13))
+    for name in ("temperature", "loss"):
+        assert [r[name] for r in again] == pytest.approx([r[name] for r in first], rel=1e-3)
+
+
 def test_export_and_probe(whole, shards, tmp_path):
     run, _ = whole
     assert launch(["-m", "trainer.export", f"run={run}"])[0] == 0

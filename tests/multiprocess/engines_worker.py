@@ -7,136 +7,252 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 from torch import nn
 
-from trainer import dist
+from trainer import dist, engines
 from trainer.checkpoint import whole_weights
 from trainer.config import BatchConfig, PlayerConfig, PretrainConfig
-from trainer.engines import _deepspeed_config
-from trainer.game import MASK_VIEW, Game, Pair
+from trainer.game import MASK_VIEW, Game, Pair, Recogniser
 from trainer.losses import nt_xent
 from trainer.masking import GameConfig, binarise, choose, soft_masks
 from trainer.masking import cost as price
+from trainer.models import build_encoder
+from trainer.models.masker import UNet
+from trainer.models.projector import Projector
+from trainer.models.temperature import Temperature
 from trainer.views import Key
 
 RATES = {"encoder": 0.5, "masker": 2.0}
-SHARE, STEPS, TEMPERATURE = 4, 3, 0.3
+ADAMW = {"encoder": PlayerConfig(3e-3, 0.3, 0.02), "masker": PlayerConfig(1e-3, 0.1, 0.001)}
+SHARE, TEMPERATURE = 4, 0.3
 
 
-def players(masks: int) -> dict[str, nn.Module]:
+@dataclass
+class Case:
+    """`device` and `learn` as `batch.device` and `learn_temperature`; `adamw`: AdamW with decay and clipping, else SGD.
+
+    `plain`: float64, without DeepSpeed, gradients averaged over the ranks by hand.
+    """
+
+    zero: int = 0
+    accumulation: int = 1
+    bf16: bool = False
+    dials: dict[str, Any] = field(default_factory=dict)
+    device: int = 0
+    learn: bool = False
+    adamw: bool = False
+    plain: bool = False
+    steps: int = 3
+
+    @property
+    def game(self) -> GameConfig:
+        return GameConfig(**{"slope": 5, "strength": 1.3, "masks": 1, **self.dials})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.plain else torch.float32
+
+
+def players(case: Case) -> dict[str, nn.Module]:
+    """Small smooth networks, the same on all ranks."""
     torch.manual_seed(0)
-    encoder = nn.Sequential(
-        nn.Conv1d(4, 16, 5, padding=2), nn.GroupNorm(4, 16), nn.GELU(), nn.AdaptiveAvgPool1d(2), nn.Flatten(),
-        nn.Linear(32, 8),
-    )  # fmt: skip
-    masker = nn.Sequential(nn.Conv1d(4, 8, 5, padding=2), nn.GELU(), nn.Conv1d(8, masks, 5, padding=2))
-    return {"encoder": encoder, "masker": masker}
+    backbone = nn.Sequential(
+        nn.Conv1d(4, 16, 5, padding=2), nn.GroupNorm(4, 16), nn.GELU(), nn.AdaptiveAvgPool1d(2), nn.Flatten()
+    )
+    views = 1 + (case.game.masks if case.game.use == "all" else 1)
+    temperature = Temperature(TEMPERATURE) if case.learn else None
+    encoder = Recogniser(backbone, nn.Linear(32, 8), temperature, chunk=views * case.device)
+    masker = nn.Sequential(nn.Conv1d(4, 8, 5, padding=2), nn.GELU(), nn.Conv1d(8, case.game.masks, 5, padding=2))
+    return {"encoder": encoder.to(case.dtype), "masker": masker.to(case.dtype)}
 
 
-def global_pair(step: int, micro: int, world: int) -> Pair:
+def global_pair(step: int, micro: int, world: int, dtype: torch.dtype) -> Pair:
+    """Some ECGs are of one patient, on one rank and on several."""
     generator = torch.Generator().manual_seed(100 * step + micro)
-    x, v = torch.randn(2, SHARE * world, 4, 64, generator=generator)
-    return Pair(x, v, Key(0, step, torch.arange(SHARE * world) + 1000 * micro))
+    x, v = torch.randn(2, SHARE * world, 4, 64, generator=generator, dtype=torch.float64).to(dtype)
+    index = torch.arange(SHARE * world) + 1000 * micro
+    return Pair(x, v, Key(0, step, index), index // 2 % 5)
 
 
-def mine(pair: Pair, rank: int) -> Pair:
-    part = slice(rank * SHARE, (rank + 1) * SHARE)
-    return Pair(pair.x[part], pair.v[part], Key(0, pair.key.epoch, pair.key.index[part]))
+def mine(pair: Pair, rank: int, share: int = SHARE) -> Pair:
+    part = slice(rank * share, (rank + 1) * share)
+    assert pair.patients is not None
+    return Pair(pair.x[part], pair.v[part], Key(0, pair.key.epoch, pair.key.index[part]), pair.patients[part])
 
 
-def reference(cfg: GameConfig, accumulation: int, world: int) -> dict[str, nn.Module]:
-    """Single process, sums the same losses: the encoder minimises their mean, the masker -strength * mean + penalty."""
-    both = players(cfg.masks)
-    optimisers = {n: torch.optim.SGD(m.parameters(), lr=RATES[n]) for n, m in both.items()}
-    for step in range(STEPS):
-        pairs = [global_pair(step, micro, world) for micro in range(accumulation)]
-
-        def losses(pairs=pairs):
-            total, cost = 0.0, 0.0
-            for pair in pairs:
-                masks = soft_masks(both["masker"](pair.v), cfg)
-                hidden = binarise(choose(masks, pair.key.with_view(MASK_VIEW), cfg.use), cfg)
-                seconds = [pair.v * (1 - h) for h in hidden]
-                z1 = both["encoder"](pair.x)
-                pair_loss = sum(nt_xent_alone(z1, both["encoder"](s)) for s in seconds) / len(seconds)
-                total, cost = total + pair_loss / len(pairs), cost + price(masks, cfg) / len(pairs)
-            return total, cost
-
-        loss, cost = losses()
-        encoder_gradient = torch.autograd.grad(loss, list(both["encoder"].parameters()), retain_graph=True)
-        masker_loss = -cfg.strength * loss + cost
-        if cfg.schedule == "simultaneous":
-            masker_gradient = torch.autograd.grad(masker_loss, list(both["masker"].parameters()))
-            apply(both, optimisers, "masker", masker_gradient)
-            apply(both, optimisers, "encoder", encoder_gradient)
-        else:
-            apply(both, optimisers, "encoder", encoder_gradient)
-            loss, cost = losses()
-            masker_loss = -cfg.strength * loss + cost
-            masker_gradient = torch.autograd.grad(masker_loss, list(both["masker"].parameters()))
-            apply(both, optimisers, "masker", masker_gradient)
-    return both
+# ---- one process, plain PyTorch --------------------------------------------------------------------------------------
 
 
-def nt_xent_alone(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+def nt_xent_alone(
+    z1: torch.Tensor, z2: torch.Tensor, temperature: Any = TEMPERATURE, patients: torch.Tensor | None = None
+) -> torch.Tensor:
     """NT-Xent on one process, written independently of the gathering one."""
     z = nn.functional.normalize(torch.cat([z1, z2]), dim=1)
-    similar = (z @ z.T / TEMPERATURE).masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
+    who = torch.arange(len(z1)) if patients is None else patients
+    who = torch.cat([who, who])
     partner = torch.cat([torch.arange(len(z1), len(z)), torch.arange(len(z1))])
+    left_out = (who[:, None] == who).index_put((torch.arange(len(z)), partner), torch.tensor(False))
+    similar = (z @ z.T / temperature).masked_fill(left_out, -torch.inf)
     return (torch.logsumexp(similar, 1) - similar[torch.arange(len(z)), partner]).mean()
 
 
-def apply(both, optimisers, name, gradient) -> None:
+def costs(both: dict[str, nn.Module], pairs: list[Pair], cfg: GameConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, penalty) of all contrast batches, with the graph through both players."""
+    total, cost = torch.zeros(()), torch.zeros(())
+    for pair in pairs:
+        masks = soft_masks(both["masker"](pair.v), cfg)
+        hidden = binarise(choose(masks, pair.key.with_view(MASK_VIEW), cfg.use), cfg)
+        seconds = [pair.v * (1 - h) for h in hidden]
+        found = [both["encoder"](x) for x in (pair.x, *seconds)]
+        learned = isinstance(found[0], tuple)
+        z1, *others = [f[0] for f in found] if learned else found
+        temperature = found[0][1] if learned else TEMPERATURE
+        losses = [nt_xent_alone(z1, z2, temperature, pair.patients) for z2 in others]
+        total = total + sum(losses) / len(losses) / len(pairs)
+        cost = cost + price(masks, cfg) / len(pairs)
+    return total, cost
+
+
+def gradients(both: dict[str, nn.Module], pairs: list[Pair], cfg: GameConfig) -> dict[str, Any]:
+    """The encoder minimises the loss, the masker -strength * loss + penalty."""
+    loss, cost = costs(both, pairs, cfg)
+    aims = {"encoder": loss, "masker": -cfg.strength * loss + cost}
+    return {n: torch.autograd.grad(aim, list(both[n].parameters()), retain_graph=True) for n, aim in aims.items()}
+
+
+def reference(case: Case, world: int) -> dict[str, nn.Module]:
+    """Both players after the updates that one process makes on the global batches."""
+    both = players(Case(**{**vars(case), "device": 0}))
+    optimisers = {name: optimiser(case, name, module) for name, module in both.items()}
+    for step in range(case.steps):
+        pairs = [global_pair(step, micro, world, case.dtype) for micro in range(case.accumulation)]
+        found = gradients(both, pairs, case.game)
+        update(case, both, optimisers, "encoder", found["encoder"])
+        if case.game.schedule == "alternating":
+            found = gradients(both, pairs, case.game)
+        update(case, both, optimisers, "masker", found["masker"])
+    return both
+
+
+def optimiser(case: Case, name: str, module: nn.Module) -> torch.optim.Optimizer:
+    if not case.adamw:
+        return torch.optim.SGD(module.parameters(), lr=RATES[name])
+    player, decayed = ADAMW[name], [p for n, p in module.named_parameters() if n != "temperature.log_scale"]
+    rest = [p for n, p in module.named_parameters() if n == "temperature.log_scale"]
+    groups = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=player.lr, weight_decay=player.weight_decay)
+
+
+def update(case: Case, both: Any, optimisers: Any, name: str, gradient: Any) -> None:
     for p, g in zip(both[name].parameters(), gradient):
         p.grad = g
+    if case.adamw:
+        torch.nn.utils.clip_grad_norm_(both[name].parameters(), ADAMW[name].clip)
     optimisers[name].step()
 
 
-def engines(cfg: GameConfig, zero: int, accumulation: int, bf16: bool) -> dict[str, object]:
+# ---- under engines, on all ranks -------------------------------------------------------------------------------------
+
+
+class Plain:
+    """What `Game` calls of an engine, without DeepSpeed: sums of `accumulation` backwards, averaged over the ranks."""
+
+    def __init__(self, case: Case, name: str, module: nn.Module) -> None:
+        self.case, self.name, self.module, self.calls = case, name, module, 0
+        self.optimiser = optimiser(case, name, module)
+
+    def __call__(self, x: torch.Tensor) -> Any:
+        return self.module(x)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss / self.case.accumulation).backward()
+
+    def torch_autocast_enabled(self) -> bool:
+        return False
+
+    def step(self) -> None:
+        self.calls += 1
+        if self.calls % self.case.accumulation:
+            return
+        for p in self.module.parameters():
+            torch_dist.all_reduce(p.grad)
+            p.grad /= torch_dist.get_world_size()
+        found = [p.grad for p in self.module.parameters()]
+        update(self.case, {self.name: self.module}, {self.name: self.optimiser}, self.name, found)
+        self.module.zero_grad()
+
+
+def build(case: Case, world: dist.World) -> dict[str, Any]:
     import deepspeed
 
-    run = PretrainConfig(zero=zero, batch=BatchConfig(accumulation, 1), game=cfg)
-    made = {}
-    for name, module in players(cfg.masks).items():
-        optimiser = torch.optim.SGD(module.parameters(), lr=RATES[name])
-        config = _deepspeed_config(PlayerConfig(clip=0.0), run, bf16)
-        if zero == 3:
-            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        made[name], *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=config)
+    precision = "bf16" if case.bf16 else "fp32"
+    run = PretrainConfig(zero=case.zero, batch=BatchConfig(case.accumulation, 1), precision=precision, game=case.game)
+    made: dict[str, Any] = {}
+    for name, module in players(case).items():
+        if case.plain:
+            made[name] = Plain(case, name, module)
+        elif case.adamw:
+            made[name] = engines.make_engine(module, ADAMW[name], run, world.device)
+        else:
+            config = engines._deepspeed_config(PlayerConfig(clip=0.0), run, case.bf16)
+            made[name], *_ = deepspeed.initialize(model=module, optimizer=optimiser(case, name, module), config=config)
     return made
 
 
-def flat(weights) -> torch.Tensor:
+def partition_all() -> None:
+    """ZeRO 3 keeps parameters as small as these whole, unless told otherwise."""
+    original = engines._deepspeed_config
+
+    def config(player: PlayerConfig, cfg: PretrainConfig, bf16: bool) -> dict[str, Any]:
+        made = original(player, cfg, bf16)
+        if cfg.zero == 3:
+            made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return made
+
+    engines._deepspeed_config = config
+
+
+def flat(weights: Any) -> torch.Tensor:
     return torch.cat([w.detach().flatten().double() for w in weights])
 
 
-def play(world: dist.World, cfg: GameConfig, zero: int, accumulation: int, bf16: bool) -> dict[str, float]:
-    two = engines(cfg, zero, accumulation, bf16)
-    game = Game(two["encoder"], two["masker"], cfg, TEMPERATURE)
-    for step in range(STEPS):
-        game.step([mine(global_pair(step, m, world.size), world.rank) for m in range(accumulation)], step)
+def play(world: dist.World, case: Case) -> dict[str, float]:
+    """The distance of each player from where it belongs, relative to its way there."""
+    two = build(case, world)
+    game = Game(two["encoder"], two["masker"], case.game, TEMPERATURE)
+    for step in range(case.steps):
+        pairs = [global_pair(step, m, world.size, case.dtype) for m in range(case.accumulation)]
+        game.step([mine(pair, world.rank) for pair in pairs], step)
     errors = {}
-    start, wanted = players(cfg.masks), reference(cfg, accumulation, world.size)
+    start, wanted = players(case), reference(case, world.size)
     for name, engine in two.items():
-        got = flat(whole_weights(engine).values())
+        weights = engine.module.state_dict() if case.plain else whole_weights(engine)
         right, first = flat(wanted[name].state_dict().values()), flat(start[name].state_dict().values())
-        errors[name] = ((got - right).norm() / (right - first).norm()).item()
+        errors[name] = ((flat(weights.values()) - right).norm() / (right - first).norm()).item()
     return errors
+
+
+# ---- single figures --------------------------------------------------------------------------------------------------
 
 
 def loss_over_ranks(world: dist.World) -> float:
     """Largest deviation of the gathered loss and its gradient from the one-process formula."""
     torch.manual_seed(1)
     z1, z2 = torch.randn(2, 5 * world.size, 7, dtype=torch.float64)
+    patients = torch.randint(4 * world.size, (5 * world.size,))
     whole1, whole2 = z1.clone().requires_grad_(), z2.clone().requires_grad_()
-    expected = nt_xent_alone(whole1, whole2)
+    expected = nt_xent_alone(whole1, whole2, patients=patients)
     expected.backward()
     part = slice(5 * world.rank, 5 * world.rank + 5)
     a, b = z1[part].clone().requires_grad_(), z2[part].clone().requires_grad_()
-    loss, _ = nt_xent(a, b, TEMPERATURE)
+    loss, _ = nt_xent(a, b, TEMPERATURE, patients[part])
     loss.backward()
     mean = loss.detach().clone()
     torch_dist.all_reduce(mean)
@@ -146,15 +262,47 @@ def loss_over_ranks(world: dist.World) -> float:
     return worst
 
 
+def gradients_of_batches(world: dist.World, batches: int = 20, size: int = 16) -> dict[str, dict[str, float]]:
+    """Both players' gradients at the game's own dials and networks, before the optimiser, against one process."""
+    cfg, run = GameConfig(), PretrainConfig(precision="fp32")
+    torch.manual_seed(0)
+    backbone = build_encoder("resnet18", 12, 256, {"width": 16, "embedding": 32})
+    both = {"encoder": Recogniser(backbone, Projector(32, 64, 16)), "masker": UNet(12, cfg.masks, 10, width=16)}
+    two = {n: engines.make_engine(m, PlayerConfig(lr=0.0, clip=0.0), run, world.device) for n, m in both.items()}
+    game, far = Game(two["encoder"], two["masker"], cfg, TEMPERATURE), {"encoder": [], "masker": []}
+    for pair in ecgs(batches, size):
+        share = size // world.size
+        game._play(mine(pair, world.rank, share), True, 1)
+        got = {name: flat(p.grad for p in module.parameters()) for name, module in both.items()}
+        for module in both.values():
+            module.zero_grad()
+        for name, right in alone(both, pair, cfg).items():
+            far[name].append(((got[name] - right).norm() / right.norm()).item())
+        for engine in two.values():
+            engine.step()
+    return {name: {"median": median(errors), "worst": max(errors)} for name, errors in far.items()}
+
+
+def ecgs(batches: int, size: int) -> Iterator[Pair]:
+    for batch in range(batches):
+        x, v = torch.randn(2, size, 12, 256, generator=torch.Generator().manual_seed(batch)).cumsum(-1) / 8
+        yield Pair(x, v, Key(0, batch, torch.arange(size)), torch.arange(size) // 2)
+
+
+def alone(both: dict[str, nn.Module], pair: Pair, cfg: GameConfig) -> dict[str, torch.Tensor]:
+    found = gradients(both, [pair], cfg)
+    return {name: flat(gradient) for name, gradient in found.items()}
+
+
 def main() -> None:
     cases = json.loads(next(a for a in sys.argv[1:] if a.startswith("[")))
     world = dist.initialise(timeout_s=120)
     say = print if world.is_main else (lambda *a, **k: None)
     say(json.dumps({"case": "loss", "error": loss_over_ranks(world)}), flush=True)
-    for zero, accumulation, bf16, dials in cases:
-        cfg = GameConfig(slope=5, strength=1.3, **dials)
-        errors = play(world, cfg, zero, accumulation, bf16)
-        say(json.dumps({"case": [zero, accumulation, bf16, dials], **errors}), flush=True)
+    say(json.dumps({"case": "gradients", **gradients_of_batches(world)}), flush=True)
+    partition_all()
+    for case in cases:
+        say(json.dumps({"case": case, **play(world, Case(**case))}), flush=True)
     dist.finalise()
 
 

@@ -99,6 +99,7 @@ def test_places_logs_and_lengths_may_change(tmp_path):
         "checkpoint.keep=9",
         "max_minutes=3",
         "wandb.mode=online",
+        "batch.device=4",
     ]
     path = saved(tmp_path)
     assert (

@@ -27,6 +27,8 @@ MISTAKES = [
     (["epochs=inf"], "epochs=inf must be a finite number"),
     (["epochs=0"], "nothing to train"),
     (["temperature=0"], "temperature=0.0 must be > 0"),
+    (["temperature=2", "learn_temperature=true"], "temperature=2: a learned one starts between 0.01 and 1"),
+    (["batch.device=-1"], "batch.device=-1 must be >= 0"),
     (["encoder.name=resnet19"], "did you mean resnet18?"),
     (["encoder.args.widht=3"], "did you mean width?"),
     (["encoder.args.width=abc"], "encoder.args.width=abc must be of type int"),

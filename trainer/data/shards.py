@@ -94,12 +94,19 @@ class Shards:
         shape = (len(indices), len(self.manifest.leads), self.manifest.samples)
         return self.gather(indices, np.empty(shape, DTYPE)) * np.float32(self.resolution_mv)
 
+    def patients(self) -> NDArray[np.int64]:
+        """The patient code of every row of `samples.parquet`, of all splits."""
+        return pq.read_table(self._table(), columns=["patient"]).column(0).to_numpy()
+
     def table(self) -> pa.Table:
         """The rows of `samples.parquet` of this split, in sample order."""
+        return pq.read_table(self._table()).slice(self.rows.start, self.count)
+
+    def _table(self) -> Path:
         path = self.root / SAMPLES
         if not path.is_file():
             raise UserError(f"{path} does not exist: the data set is not complete; run the same build again")
-        return pq.read_table(path).slice(self.rows.start, self.count)
+        return path
 
     def _copy(self, indices: NDArray[np.int64], out: NDArray[np.void]) -> None:
         shards = np.searchsorted(self._starts, indices, side="right") - 1

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharding.config import UserError
+from trainer.models.chunks import in_chunks
 
 
 class UNet(nn.Module):
     """[B, leads, T] scaled -> logits [B, masks, T], piecewise constant over `stride` samples.
 
     `stride` samples per cell of the mask, `width` channels at the finest level, doubled at each of `depth` levels.
+    `chunk`: rows of one pass (0: all), see `in_chunks`.
     """
 
     def __init__(
@@ -25,7 +27,7 @@ class UNet(nn.Module):
         super().__init__()
         if width % groups:
             raise UserError(f"masker.width={width} is not a multiple of {groups}")
-        self.stride = stride
+        self.stride, self.chunk = stride, 0
         size = max(kernel, 2 * stride + 1)
         self.stem = nn.Conv1d(leads, width, size, stride=stride, padding=(size - stride + 1) // 2)
         channels = [width * 2**level for level in range(depth + 1)]
@@ -36,6 +38,9 @@ class UNet(nn.Module):
         self.head = nn.Conv1d(width, masks, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_chunks(self._logits, x, self.chunk)
+
+    def _logits(self, x: Tensor) -> Tensor:
         length = x.shape[-1]
         cells = -(-length // self.stride)
         h = self.stem(F.pad(x, (0, cells * self.stride - length)))[..., :cells]

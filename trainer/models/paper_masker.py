@@ -13,18 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharding.config import UserError
+from trainer.models.chunks import in_chunks
 
 STRIDE, LEVELS, GROUPS, SQUEEZE = 5, 4, 8, 8
 
 
 class PaperUNet(nn.Module):
-    """[B, leads, T] scaled -> logits [B, masks, T], a cell of the mask is one sample."""
+    """[B, leads, T] scaled -> logits [B, masks, T], a cell of the mask is one sample.
+
+    `chunk`: rows of one pass (0: all), see `in_chunks`.
+    """
 
     def __init__(self, leads: int, masks: int, width: int = 512, kernel: int = 5) -> None:
         super().__init__()
         if width % GROUPS:
             raise UserError(f"masker.width={width} is not a multiple of {GROUPS}")
-        self.stride = 1
+        self.stride, self.chunk = 1, 0
         channels = [width * (level + 1) for level in range(LEVELS)]
         joined = [leads, channels[0], channels[1] + leads, channels[2] + leads]
         self.down = nn.ModuleList(
@@ -35,6 +39,9 @@ class PaperUNet(nn.Module):
         self.head = nn.Conv1d(width, masks, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_chunks(self._logits, x, self.chunk)
+
+    def _logits(self, x: Tensor) -> Tensor:
         kept: list[Tensor] = []
         h = x
         for level, down in enumerate(self.down):
