@@ -1,6 +1,7 @@
 """Pictures, drawn without a display: an ECG with its masks on ECG paper, the curves of a run, a study's dot plot.
 
-`python -m trainer.figures masks RUN` draws ECGs with their masks and measures where these fall (trainer/meaning.py).
+`python -m trainer.figures masks RUN` draws ECGs with their masks and measures where these fall (trainer/meaning.py);
+`python -m trainer.figures curves OUT.png RUN [RUN ...]` the health of several runs together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sharding.config import UserError, command
-from trainer.metrics import read_metrics
+from trainer.metrics import METRICS, read_metrics
 
 Array = NDArray[np.float64]
 
@@ -240,7 +241,9 @@ def loss_curves(metrics_jsonl_path: str | Path, path: str | Path) -> None:
         for number, name in enumerate([*keys, *held_out]):
             steps, values = _points(rows, name)
             style = {"marker": "o", "ms": 3.5, "lw": 1.2} if name in held_out else {"lw": 1.2}
-            label = "held-out patients" if name in held_out else "training" if held_out else name.rpartition("/")[2]
+            label = name.rpartition("/")[2]
+            if keys and held_out:
+                label = "held-out patients" if name in held_out else "training"
             axes.plot(steps, values, color=METHOD_COLOURS[number], label=label, **style)
             if scale == "log" and np.any(values > 0):
                 axes.set_yscale("log")
@@ -252,6 +255,36 @@ def loss_curves(metrics_jsonl_path: str | Path, path: str | Path) -> None:
             axes.legend(frameon=False, fontsize=8)
         if place >= len(panels) - columns:
             axes.set_xlabel("step", size=9)
+    _save(figure, path)
+
+
+_SHARED = ("loss", "heldout/loss", "accuracy", "coverage", "hidden", "mask_sameness", "mask_contrast") + (
+    *("heldout/masked_loss", "heldout/others_masks_loss", "alignment", "uniformity", "alarms"),
+)
+
+
+def runs_together(runs: Sequence[str | Path], path: str | Path) -> None:
+    """Draws the health of several runs over their steps, a panel a figure, a line a run.
+
+    runs: run directories. Raises `UserError` for one without metrics.
+    """
+    rows = {str(run): read_metrics(Path(run) / METRICS) if (Path(run) / METRICS).is_file() else [] for run in runs}
+    if missing := [run for run, found in rows.items() if not found]:
+        raise UserError(f"{missing[0]} has no {METRICS} with rows: give run directories")
+    panels = [name for name in _SHARED if any(name in row for found in rows.values() for row in found)]
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.4 * lines), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, name in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        for number, (run, found) in enumerate(rows.items()):
+            label = Path(run).resolve().name
+            axes.plot(*_points(found, name), color=METHOD_COLOURS[number % 8], label=label, lw=1.1)
+        axes.set_title(name, size=10, loc="left")
+        _plain(axes)
+        if place == 0:
+            axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
@@ -334,9 +367,12 @@ def _save(figure: Figure, path: str | Path) -> None:
 def main(argv: list[str]) -> None:
     from trainer import meaning
 
-    if argv[:1] != ["masks"]:
-        raise UserError(f"say what to draw: {meaning.USAGE}")
-    meaning.main(argv[1:])
+    if argv[:1] == ["masks"]:
+        return meaning.main(argv[1:])
+    if argv[:1] == ["curves"] and len(argv) > 2:
+        runs_together(argv[2:], argv[1])
+        return print(f"written: {argv[1]}")
+    raise UserError(f"say what to draw: {meaning.USAGE}, or python -m trainer.figures curves OUT.png RUN [RUN ...]")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from sharding.config import UserError
 from sharding.leads import CANONICAL
 from trainer import figures
 from trainer.figures import ecg_with_masks, loss_curves, study_figure, synthetic_example
@@ -214,3 +215,18 @@ def test_study_has_a_panel_per_task_and_fraction_and_a_line_per_method(tmp_path,
     assert first.get_ylim()[0] > first.get_ylim()[1]
     with pytest.raises(ValueError, match="without rows"):
         study_figure([], tmp_path / "no.png")
+
+
+def test_runs_are_drawn_together_and_one_without_metrics_is_named(tmp_path, capsys):
+    for seed in (0, 1):
+        (tmp_path / f"seed{seed}").mkdir()
+        rows = [{"step": n, "loss": 3.0 - n / 10 + seed, "alarms": 0} for n in range(1, 9)]
+        (tmp_path / f"seed{seed}" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "curves.png"
+    figures.main(["curves", str(out), str(tmp_path / "seed0"), str(tmp_path / "seed1")])
+    assert out.stat().st_size > 5000
+    assert str(out) in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"seed2 has no metrics\.jsonl"):
+        figures.main(["curves", str(out), str(tmp_path / "seed2")])
+    with pytest.raises(UserError, match="curves OUT.png RUN"):
+        figures.main(["curves", str(out)])
