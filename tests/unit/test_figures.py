@@ -228,5 +228,5 @@ def test_runs_are_drawn_together_and_one_without_metrics_is_named(tmp_path, caps
     assert str(out) in capsys.readouterr().out
     with pytest.raises(UserError, match=r"seed2 has no metrics\.jsonl"):
         figures.main(["curves", str(out), str(tmp_path / "seed2")])
-    with pytest.raises(UserError, match="curves OUT.png RUN"):
+    with pytest.raises(UserError, match="say what to draw"):
         figures.main(["curves", str(out)])
