@@ -33,7 +33,7 @@ from trainer.config import PretrainConfig
 from trainer.data import exclude
 from trainer.data.audit import Recorder, next_start
 from trainer.data.board import Node
-from trainer.data.cache import Cache, open_cache
+from trainer.data.cache import Cache, open_cache, room
 from trainer.data.fetch import Remote, is_remote, without_secrets
 from trainer.data.order import Order, default_lanes
 from trainer.data.shards import Shards
@@ -62,7 +62,10 @@ def main(argv: list[str]) -> int:
     views = [build(v, train.manifest.leads) for v in (cfg.views.first, cfg.views.second)]
     total = cfg.total_steps(order.steps_per_epoch)
     if "--dry-run" in words:
-        print(dump(cfg) + describe(cfg, train, order, encoder, masker, total))
+        print(dump(cfg) + describe(cfg, train, order, encoder, masker, total), end="")
+        if remote:
+            least, whole = room(train.manifest, order, Node(), 0, total, loop.kept_shards(cfg, order, train, heldout))
+            print(f"# data.cache on one machine: {whole / 1e9:.3f} GB hold all, {least / 1e9:.3f} are the least")
         return 0
     if checkpoint.newest(folder) and cfg.resume == "never":
         raise UserError(f"run={folder} holds checkpoints already and resume=never: choose another run directory")
