@@ -182,15 +182,18 @@ def _run(
     if missing:
         _stop_for_data(run, done, info, missing)
     if world.is_main:
-        figures.loss_curves(folder / METRICS, folder / "figures" / "curves.png")
-        finished = done == total
-        _write_run(folder, cfg, info, "finished" if finished else "interrupted")
-        said = (
-            "finished" if finished else f"stopped ({stop.reason or 'another process was asked to'}) with a checkpoint"
-        )
-        follow = f"python -m trainer.export run={folder}" if finished else "the same command goes on from here"
-        print(f"# {said} at step {done} of {total}; next: {follow}", flush=True)
+        _end(run, done, info, stop.reason or "another process was asked to")
     return 0
+
+
+def _end(run: loop.Run, done: int, info: dict[str, Any], reason: str) -> None:
+    """Of a run that has its steps, or was asked to stop: its curves, its state, what to do next."""
+    figures.loss_curves(run.folder / METRICS, run.folder / "figures" / "curves.png")
+    finished = done == run.total
+    _write_run(run.folder, run.cfg, info, "finished" if finished else "interrupted")
+    said = "finished" if finished else f"stopped ({reason}) with a checkpoint"
+    follow = f"python -m trainer.export run={run.folder}" if finished else "the same command goes on from here"
+    print(f"# {said} at step {done} of {run.total}; next: {follow}", flush=True)
 
 
 def _open_cache(
