@@ -33,7 +33,7 @@ from trainer.config import PretrainConfig
 from trainer.data import exclude
 from trainer.data.audit import Recorder, next_start
 from trainer.data.board import Node
-from trainer.data.cache import Cache, open_cache
+from trainer.data.cache import Cache, open_cache, room
 from trainer.data.fetch import Remote, is_remote, without_secrets
 from trainer.data.order import Order, default_lanes
 from trainer.data.shards import Shards
@@ -63,7 +63,10 @@ def main(argv: list[str]) -> int:
     views = [build(v, train.manifest.leads) for v in (cfg.views.first, cfg.views.second)]
     total = cfg.total_steps(order.steps_per_epoch)
     if "--dry-run" in words:
-        print(dump(cfg) + describe(cfg, train, order, encoder, masker, total))
+        print(dump(cfg) + describe(cfg, train, order, encoder, masker, total), end="")
+        if remote:
+            least, whole = room(train.manifest, order, Node(), 0, total, loop.kept_shards(cfg, order, train, heldout))
+            print(f"# data.cache on one machine: {whole / 1e9:.3f} GB hold all, {least / 1e9:.3f} are the least")
         return 0
     if checkpoint.newest(folder) and cfg.resume == "never":
         raise UserError(f"run={folder} holds checkpoints already and resume=never: choose another run directory")
@@ -186,15 +189,18 @@ def _run(
     if missing:
         _stop_for_data(run, done, info, missing)
     if world.is_main:
-        figures.loss_curves(folder / METRICS, folder / "figures" / "curves.png")
-        finished = done == total
-        _write_run(folder, cfg, info, "finished" if finished else "interrupted")
-        said = (
-            "finished" if finished else f"stopped ({stop.reason or 'another process was asked to'}) with a checkpoint"
-        )
-        follow = f"python -m trainer.export run={folder}" if finished else "the same command goes on from here"
-        print(f"# {said} at step {done} of {total}; next: {follow}", flush=True)
+        _end(run, done, info, stop.reason or "another process was asked to")
     return 0
+
+
+def _end(run: loop.Run, done: int, info: dict[str, Any], reason: str) -> None:
+    """Of a run that has its steps, or was asked to stop: its curves, its state, what to do next."""
+    figures.loss_curves(run.folder / METRICS, run.folder / "figures" / "curves.png")
+    finished = done == run.total
+    _write_run(run.folder, run.cfg, info, "finished" if finished else "interrupted")
+    said = "finished" if finished else f"stopped ({reason}) with a checkpoint"
+    follow = f"python -m trainer.export run={run.folder}" if finished else "the same command goes on from here"
+    print(f"# {said} at step {done} of {run.total}; next: {follow}", flush=True)
 
 
 def _open_cache(

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,10 +17,10 @@ from handmade import make_shards
 from misbehaving import Server
 
 from sharding.schema import read_manifest
-from tests.launch import launch, start
+from tests.launch import ROOT, environment, launch, start
 from trainer.data.audit import judge
 from trainer.data.order import Order
-from trainer.data.plan import needs
+from trainer.data.plan import needs, smallest_of_run
 from trainer.metrics import read_metrics
 
 SMALL = [
@@ -92,6 +94,56 @@ def test_each_epoch_is_complete_over_worlds_of_1_2_4_and_1_with_kills_between(sh
     code, output = launch(["-m", "trainer.data.audit", str(run)])
     assert code == 0, output
     assert "proven: 4 complete epochs, no sample twice in any epoch, none from a held-out split" in output
+
+
+def test_a_bad_shard_stops_a_run_with_a_checkpoint_and_its_records(shards, tmp_path):
+    run, names = tmp_path / "run", [s.name for s in read_manifest(shards).of_split("train")]
+    bad = next(need for need in needs(order_of(shards), range(4), 0, 12) if need.first >= 3)
+    with Server(shards).serving() as server:
+        server.faults[names[bad.shard]] = ["404!"]
+        words = pretrain(server.url, run, f"data.cache={tmp_path / 'cache'}", "steps=12")
+        code, output = launch(words)
+    assert (code, output.count("error: ")) == (2, 1), output[-3000:]
+    assert f"error: shard {names[bad.shard]} cannot be had: {server.url}/{names[bad.shard]}: HTTP 404" in output
+    assert f"with a checkpoint of step {bad.first}\n" in output
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{bad.first}"]
+    verdict = judge(run)
+    assert (verdict.problems, verdict.epochs[0].seen) == ([], 16 * bad.first)
+    assert all(row["cache_hits"] < 0.3 for row in read_metrics(run / "metrics.jsonl"))
+
+
+FULL_DISK = """
+set -u
+mount -t tmpfs -o size=4m tmpfs "$1"
+(until [ -s "$2/metrics.jsonl" ]; do sleep 0.05; done
+ while :; do dd if=/dev/zero bs=4k >> "$1/other" 2>/dev/null; sleep 0.02; done) &
+filler=$!
+shift 2
+"$@"; echo "exit code $?"
+kill $filler
+"""
+
+
+@pytest.mark.full
+def test_a_disk_that_fills_under_the_cache_is_one_line_after_a_checkpoint(shards, tmp_path):
+    inside = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    cache.mkdir()
+    sizes = [shard.bytes for shard in read_manifest(shards).of_split("train")]
+    least = smallest_of_run(order_of(shards), range(4), 0, 40, sizes)
+    held_out = (shards / "val-000000.tar").stat().st_size
+    words = pretrain(f"pipe:cat {shards}/{{}}", run, f"data.cache={cache}", "steps=40", "checkpoint.every=5")
+    words.append(f"data.cache_gb={(least + held_out) / 1e9 + 0.0001:.4f}")
+    command = [*inside, "bash", "-c", FULL_DISK, "bash", str(cache), str(run), sys.executable, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, env=environment())
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert ("exit code 2" in done.stdout, len(said)) == (True, 1), done.stderr[-3000:]
+    assert "no space left for train-0000" in said[0]
+    step = int(re.search(r"with a checkpoint of step (\d+)$", said[0])[1])
+    assert (run / "checkpoints" / f"step-{step}" / "COMMITTED").is_file()
+    assert len(losses(run)) == step
 
 
 @pytest.mark.full

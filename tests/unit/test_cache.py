@@ -30,7 +30,7 @@ from sharding.writer import ShardWriter, metadata_bytes
 from trainer.data import cache as module
 from trainer.data.board import Node, ShardError
 from trainer.data.cache import Cache, budget, open_cache
-from trainer.data.fetch import Download, FetchError, Limits, Remote, is_remote
+from trainer.data.fetch import Download, FetchError, Limits, Remote, is_remote, without_secrets
 from trainer.data.order import Order
 from trainer.data.plan import Need, lanes_of, needs, smallest, smallest_of_run
 from trainer.data.shards import Shards
@@ -155,6 +155,8 @@ def test_where_a_file_is_and_what_is_shown_of_it():
     assert two.shown("x.tar") == "pipe:aws ... x.tar"
     assert Remote("pipe:cat /d/").where("x.tar") == "pipe:cat /d/x.tar"
     assert [is_remote(p) for p in ("s3://b/d", "pipe:cat d", "http://h/d", "/a/b", "d:e")] == [True] * 3 + [False] * 2
+    shown = [without_secrets(p) for p in ("https://me:s@host:8/a?token=t#x", "s3://b/d", "/a/b?c", "pipe:cat d?e")]
+    assert shown == ["https://host:8/a", "s3://b/d", "/a/b?c", "pipe:cat d?e"]
     for bad in ("http://", "http://[x/y", "https:///d?token=t0p"):
         with pytest.raises(UserError, match=r"is no URL of a folder") as error:
             Remote(bad)
@@ -533,6 +535,20 @@ def test_of_what_no_step_needs_now_that_goes_which_is_needed_last(server, tmp_pa
         for path in folder.glob("*.tar"):
             path.unlink()
         server.seen.clear()
+
+
+def test_a_pinned_shard_that_is_trained_on_too_stays(server, tmp_path):
+    remote = Remote(server.url, QUICK)
+    folder = open_data_set(remote, tmp_path)
+    shards = read_manifest(folder).shards
+    a, b, c = (i for i, s in enumerate(shards) if s.samples == 9)
+    plan = [Need(a, 0, 0), Need(b, 1, 1), Need(c, 2, 2)]
+    with Cache(remote, folder, shards, plan, 2 * shards[a].bytes, Node(), 0, 4, "t", pinned=[a]) as cache:
+        for step in range(4):
+            cache.wait(step)
+            assert (folder / shards[a].name).is_file()
+            cache.done(step)
+    assert server.times()[shards[a].name] == 1
 
 
 def test_two_runs_may_share_a_folder(server, root, tmp_path):

@@ -8,6 +8,7 @@ from handmade import make_shards
 from sharding.config import load
 from trainer import loop
 from trainer.config import PretrainConfig
+from trainer.data.board import ShardError
 from trainer.data.order import Order
 from trainer.data.shards import Shards
 from trainer.game import Game
@@ -38,3 +39,26 @@ def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upl
     assert all(masks.shape == (1, 256) for _, masks in drawn)
     recording = train.read_mv(np.array([0]))[0]
     assert [np.array_equal(ecg, recording) for ecg, _ in drawn] == [False, True][: 1 + upload]
+
+
+def test_what_a_run_reads_beside_its_batches_stays_in_the_cache(tmp_path):
+    root = make_shards(tmp_path / "s", {"train": ["SR"] * 8, "val": ["SR"] * 6}, shards_of_train=4)
+    train, heldout = Shards(root, "train"), Shards(root, "val")
+    order = Order(train.counts, 0, 2, 1, changes=((0, (0, 1)), (5, (0,))))
+
+    def kept(*words, heldout=heldout):
+        cfg = load(PretrainConfig, None, ["batch.global=4", *words])
+        return [shard.name for shard in loop.kept_shards(cfg, order, train, heldout)]
+
+    assert kept() == ["val-000000.tar"]
+    assert kept("log.heldout_every=0") == kept(heldout=None) == []
+    assert kept("wandb.upload_ecgs=true") == ["train-000001.tar", "val-000000.tar"]
+
+
+def test_the_reason_is_the_same_on_every_rank_and_only_for_steps_that_need_it(monkeypatch):
+    error = ShardError("shard x cannot be had", "x", 5)
+    run = types.SimpleNamespace(cache=types.SimpleNamespace(failure=error, lost=lambda step: error))
+    assert [loop.missing(run, step) for step in (4, 5, 6)] == ["", str(error), str(error)]
+    assert loop.missing(types.SimpleNamespace(cache=None), 5) == ""
+    monkeypatch.setattr("trainer.dist.gather", lambda mine: ["", "another machine's", mine])
+    assert loop.missing(run, 4) == loop.missing(run, 5) == "another machine's"

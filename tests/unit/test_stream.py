@@ -320,6 +320,14 @@ def test_shards_that_are_fetched_are_waited_for_and_given_back(tmp_path):
         assert calls.index(("wait", step)) < calls.index(("done", step))
 
 
+def test_a_shard_that_is_removed_while_it_is_opened_is_not_missed(tmp_path, monkeypatch):
+    root, _ = many_shards(tmp_path / "s", (8, 8), samples=32)
+    shards, path = Shards(root, "train", later=True), root / "train-000001.tar"
+    monkeypatch.setattr(os, "open", lambda *words, real=os.open: (path.unlink(missing_ok=True), real(*words))[1])
+    assert len(shards.hold([0, 1])) == 1
+    assert list(shards._held) == [0]
+
+
 # ---- meters ----
 
 
@@ -327,6 +335,8 @@ def test_the_line_of_a_slow_loader_names_what_to_set():
     assert bottleneck(0.1, 0.0, 2, 2) is None
     assert "43 % of the time; raise data.threads (now 3)" in (bottleneck(0.43, 0.2, 3, 2) or "")
     assert "raise data.ahead (now 2)" in (bottleneck(0.43, 1.4, 3, 2) or "")
+    assert "raise data.threads (now 3) or data.cache_gb" in (bottleneck(0.43, 0.2, 3, 2, 3) or "")
+    assert "put data.path on faster storage" in (bottleneck(0.43, 0.2, 3, 2, 30) or "")
 
 
 def test_the_depth_of_the_queue_is_a_mean_and_a_note_comes_once(tmp_path, capsys):

@@ -238,6 +238,15 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def room(
+    manifest: Manifest, order: Order, node: Node, start: int, stop: int, pinned: Sequence[Shard]
+) -> tuple[int, int]:
+    """Bytes of the least room that works for these steps, and of all that there is to fetch."""
+    sizes, fixed = [shard.bytes for shard in manifest.of_split("train")], sum(shard.bytes for shard in pinned)
+    lanes = lanes_of(node.ranks, node.world, order.lanes)
+    return smallest_of_run(order, lanes, start, stop, sizes) + fixed, sum(sizes) + fixed
+
+
 def open_cache(
     remote: Remote,
     folder: Path,
@@ -257,10 +266,7 @@ def open_cache(
     """
     lanes, shards = lanes_of(node.ranks, node.world, order.lanes), manifest.shards
     first = next(i for i, shard in enumerate(shards) if shard.split == "train")
-    sizes, size = [shard.bytes for shard in manifest.of_split("train")], 0
-    if node.leads:
-        fixed = sum(shard.bytes for shard in pinned)
-        size = budget(gb, smallest_of_run(order, lanes, start, stop, sizes) + fixed, sum(sizes) + fixed, folder)
+    size = budget(gb, *room(manifest, order, node, start, stop, pinned), folder) if node.leads else 0
     plan = (Need(need.shard + first, need.first, need.last) for need in needs(order, lanes, start, stop))
     kept = [shards.index(shard) for shard in pinned]
     return Cache(remote, folder, shards, plan, size, node, start, stop, token, kept, threads)

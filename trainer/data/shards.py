@@ -64,8 +64,8 @@ class Shards:
         if not later:
             used = [i for i, shard in enumerate(self.shards) if shard.name not in excluded]
             with ThreadPoolExecutor(CHECKERS) as pool:
-                for _ in pool.map(self._check, used):
-                    pass
+                keys = list(pool.map(self._check, used))
+            self._refuse_copies(dict(zip(used, keys)))
 
     def gather(
         self, indices: NDArray[np.int64], out: NDArray[np.int16], pool: Executor | None = None
@@ -116,8 +116,21 @@ class Shards:
         rows = map(operator.getitem, map(opened.__getitem__, numbers), places)
         np.concatenate(list(rows), out=out)
 
-    def _check(self, shard: int) -> None:
-        self._open(shard)
+    def _check(self, shard: int) -> bytes:
+        """The first half of its samples' keys, which no other shard of a data set has; nothing if it is empty."""
+        file = self._open(shard).samples
+        assert isinstance(file, _File)
+        return file.key
+
+    def _refuse_copies(self, keys: dict[int, bytes]) -> None:
+        first: dict[bytes, int] = {}
+        for shard, key in keys.items():
+            if key and first.setdefault(key, shard) != shard:
+                one, other = self._path(first[key]), self._path(shard)
+                raise UserError(
+                    f"shards {one} and {other} hold the same samples: one has a wrong name; delete both and run the "
+                    "same build again"
+                )
 
     def _open(self, shard: int) -> OpenShard:
         return OpenShard(self._path(shard), self.shards[shard], self.manifest.geometry)
@@ -167,7 +180,7 @@ class _File:
 
     def __init__(self, path: Path, shard: Shard, geometry: Geometry) -> None:
         self.path, self.shard, self.geometry = path, shard, geometry
-        self.handle = -1
+        self.handle, self.key = -1, b""
         try:
             self.handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -215,6 +228,7 @@ class _File:
                     f"shard {self.path} is not one of this data set: its sample {i} does not begin where the manifest "
                     "says; delete it and run the same build again"
                 )
+            self.key = name[:-15]
 
     def _read(self, at: int, size: int) -> bytes:
         try:
