@@ -87,17 +87,29 @@ def test_each_is_exported_and_loaded(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_each_plays_under_the_masker(name):
-    backbone, masker = small(name), UNet(12, 1, 8, width=8)
-    encoder = Recogniser(backbone, Projector(backbone.dim, 16, 8))
-    x, v = torch.randn(2, 6, 12, SAMPLES)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_under_the_masker_its_update_raises_the_loss_and_the_encoders_lowers_it(name, seed):
+    backbone, cfg = small(name), GameConfig(slope=5, masks=1)
+    torch.manual_seed(seed)
+    encoder = Recogniser(backbone, Projector(backbone.dim, 16, 8)).double()
+    masker = UNet(12, 1, 8, width=8).double()
+    x, v = torch.randn(2, 6, 12, SAMPLES, dtype=torch.float64).cumsum(-1) / 8
     pair = Pair(x, v, Key(0, 0, torch.arange(6)))
-    game = Game(PlainEngine(encoder, 0.05), PlainEngine(masker, 0.05), GameConfig(slope=5), 0.3)
-    figures, _ = game.step([pair], 0)
-    assert figures["loss"].isfinite()
-    for module in (encoder, masker):
-        assert all(p.grad.isfinite().all() for p in module.parameters())
-        assert sum(p.grad.norm() for p in module.parameters()) > 0
+
+    def updated(encoder_lr: float, masker_lr: float) -> float:
+        """The loss after one update."""
+        game = Game(PlainEngine(encoder, encoder_lr), PlainEngine(masker, masker_lr), cfg, 0.3)
+        game.step([pair], 0)
+        for module in (encoder, masker):
+            assert all(p.grad.isfinite().all() for p in module.parameters())
+            assert sum(p.grad.norm() for p in module.parameters()) > 0
+            module.zero_grad()
+        return game.evaluate(pair)[0].item()
+
+    start = updated(0.0, 0.0)
+    harder = updated(0.0, 1e-5)
+    assert harder > start * (1 + 1e-12)
+    assert updated(1e-5, 0.0) < harder * (1 - 1e-12)
 
 
 def test_the_published_sizes():
