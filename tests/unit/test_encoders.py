@@ -10,9 +10,10 @@ from test_game import PlainEngine
 
 from sharding.config import UserError
 from trainer.export import export
-from trainer.game import Game, GameConfig, Pair, Recogniser
+from trainer.game import Game, Pair, Recogniser
 from trainer.hub import load_encoder
-from trainer.models import ENCODERS, build_encoder
+from trainer.masking import GameConfig
+from trainer.models import ENCODERS, build_encoder, build_masker
 from trainer.models.__main__ import main
 from trainer.models.flops import PEAKS, forward_flops, peak, peak_of, training_flops
 from trainer.models.masker import UNet
@@ -51,6 +52,7 @@ def nan_memory():
 PARTS = {name: lambda name=name: small(name) for name in ENCODERS} | {
     "xresnet, batch norm": lambda: build_encoder("xresnet1d101", 12, 250, {"width": 16, "norm": "batch"}),
     "masker": lambda: UNet(12, 2, 4, width=8),
+    "paper's masker": lambda: build_masker("paper", 12, 2, 1, 16, 0, 5),
     "projector": lambda: Projector(8, 16, 4),
     "temperature": lambda: Temperature(0.2),
 }
@@ -104,7 +106,7 @@ def test_under_the_masker_its_update_raises_the_loss_and_the_encoders_lowers_it(
             assert all(p.grad.isfinite().all() for p in module.parameters())
             assert sum(p.grad.norm() for p in module.parameters()) > 0
             module.zero_grad()
-        return game.evaluate(pair)[0].item()
+        return game.evaluate(pair)["loss"].item()
 
     start = updated(0.0, 0.0)
     harder = updated(0.0, 1e-5)

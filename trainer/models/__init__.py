@@ -1,4 +1,4 @@
-"""The registry of encoders, and the two maskers. A new encoder is one file of this folder, with an `ENCODERS` of its own.
+"""The registry of encoders, and the two maskers. A new encoder is one file here, with an `ENCODERS` of its own.
 
 An encoder is a module made of `(leads, samples, **arguments)` with a `dim`: [B, leads, samples] scaled -> [B, dim].
 Rows are treated alone and no random numbers are drawn (no batch norm by default, no dropout).
