@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,7 +33,11 @@ from trainer.views import Key, Views
 
 @dataclass
 class Run:
-    """The parts of a run, built by `pretrain.py`. `patients`: the code of each row of the table, on the device."""
+    """The parts of a run, built by `pretrain.py`.
+
+    `patients`: the code of each row of `samples.parquet`, on the device; `mfu_per_ecg`: the share of a second of all
+    devices' bf16 peak that one ECG's own operations take (NaN where the peak is not known).
+    """
 
     cfg: PretrainConfig
     world: dist.World
@@ -52,6 +57,7 @@ class Run:
     cache: Cache | None = None  # of remote shards
     recorder: Recorder | None = None
     patients: Tensor | None = None
+    mfu_per_ecg: float = math.nan
 
 
 def train(run: Run, start: int, stop: Stop) -> int:
@@ -180,6 +186,7 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
             speed |= run.cache.meters()
         if "data_wait" in speed:
             speed |= {"data_wait": worst["data_wait"], "queue_depth": -worst["queue_depth"]}
+            speed["mfu"] = speed["samples_per_s"] * run.mfu_per_ecg
             speed["data_mb_per_s"] = speed["samples_per_s"] * run.train.manifest.geometry.array_bytes / 1e6
             steps = run.cache.ahead if run.cache is not None else None
             waits = worst["data_wait"], -worst["queue_depth"]

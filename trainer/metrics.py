@@ -137,7 +137,7 @@ def terminal_line(step: int, total: int, values: Mapping[str, float], eta: float
         words.append(f"{rest.pop('samples_per_s'):,.0f} samples/s")
     if "data_wait" in rest:
         words.append(f"data wait {100 * rest.pop('data_wait'):.1f} %")
-    words += [f"{name} {value:.4g}" for name, value in rest.items()]
+    words += [f"{name} {value:.4g}" for name, value in rest.items() if name != "mfu" or math.isfinite(value)]
     if eta is not None:
         words.append(f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}")
     return " | ".join(words)

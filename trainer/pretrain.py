@@ -40,9 +40,11 @@ from trainer.data.shards import Shards
 from trainer.data.store import local_root
 from trainer.engines import make_engine, uses_bf16
 from trainer.game import Game, Recogniser
+from trainer.masking import GameConfig
 from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
 from trainer.models import build_encoder, build_masker, building
 from trainer.models.encoder import Scaling
+from trainer.models.flops import peak, training_flops
 from trainer.models.projector import Projector
 from trainer.models.temperature import Temperature
 from trainer.resilience import Stop
@@ -101,8 +103,8 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Mod
     with building("projector"):
         projector = Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out)
     temperature = Temperature(cfg.temperature) if cfg.learn_temperature else None
-    views = 1 + (cfg.game.masks if cfg.game.enabled and cfg.game.use == "all" else 1)
-    encoder = Recogniser(backbone, projector, temperature, chunk=views * cfg.batch.device)
+    rows = (1 + masked_views(cfg.game)) * cfg.batch.device
+    encoder = Recogniser(backbone, projector, temperature, chunk=rows)
     if not cfg.game.enabled:
         return encoder, None
     hop = cfg.game.hop(manifest.rate)
@@ -116,6 +118,11 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Mod
     masker = build_masker(cfg.masker.name, leads, cfg.game.channels(leads, hop), hop, *shape)
     masker.chunk = cfg.batch.device
     return encoder, masker
+
+
+def masked_views(game: GameConfig) -> int:
+    """Masked copies of view 2 that pass the encoder (one that is not masked without the game)."""
+    return game.masks if game.enabled and game.use == "all" else 1
 
 
 def describe(
@@ -150,6 +157,7 @@ def _run(
     views: list[Views],
     total: int,
 ) -> int:
+    mfu = _mfu_per_ecg(cfg, world, train, encoder, masker)
     players = {"encoder": encoder} if masker is None else {"encoder": encoder, "masker": masker}
     engines = {name: make_engine(m, getattr(cfg.optim, name), cfg, world.device) for name, m in players.items()}
     found = dist.agree(str(checkpoint.newest(folder) or ""))
@@ -173,7 +181,7 @@ def _run(
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
     recorder = _recorder(cfg, world, order, train, start)
     patients = torch.tensor(train.patients(), device=world.device)
-    run = loop.Run(cfg, world, folder, *parts, cache, recorder, patients=patients)
+    run = loop.Run(cfg, world, folder, *parts, cache, recorder, patients=patients, mfu_per_ecg=mfu)
     try:
         with Stop(cfg.max_minutes).listening() as stop:
             done = loop.train(run, start, stop)
@@ -235,6 +243,14 @@ def _stop_for_data(run: loop.Run, done: int, info: dict[str, Any], missing: str)
     dist.agree("")  # the launcher ends the others once one has ended
     kept = f"a checkpoint of step {done}" if done else "no checkpoint"
     raise UserError(f"{missing}; the run stopped before they were due, with {kept}")
+
+
+def _mfu_per_ecg(
+    cfg: PretrainConfig, world: dist.World, train: Shards, encoder: Recogniser, masker: nn.Module | None
+) -> float:
+    """Model FLOPs utilisation per ECG and second, by the operations of the simultaneous schedule."""
+    flops = training_flops(encoder, masker, 1 + masked_views(cfg.game), *train.shape)
+    return flops / (peak(world.device) * world.size)
 
 
 def _state(cfg: PretrainConfig, world: dist.World, order: Order, train: Shards) -> dict[str, Any]:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from sharding.config import UserError
-from trainer.models import ENCODERS, build_encoder, build_masker, building
+from trainer.models import build_encoder, build_masker, building
 from trainer.models.encoder import Encoder, Scaling
 from trainer.models.masker import UNet
 from trainer.models.projector import Projector
@@ -13,20 +13,11 @@ def test_resnet18_has_the_papers_size():
     assert sum(p.numel() for p in build_encoder("resnet18", 12, 1000).parameters()) == 4_111_488
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_encoders_map_ecgs_to_features(name, norm):
     encoder = build_encoder(name, 12, 250, {"width": 8, "embedding": 24, "norm": norm})
     assert encoder(torch.randn(3, 12, 250)).shape == (3, encoder.dim) == (3, 24)
-
-
-@pytest.mark.parametrize("make", [lambda: build_encoder("resnet18", 12, 250, {"width": 8}), lambda: UNet(12, 2, 4)])
-def test_every_parameter_is_finite_and_no_matrix_is_constant(make):
-    torch.manual_seed(0)
-    module = make()
-    for p in module.parameters():
-        assert p.isfinite().all()
-        assert p.ndim == 1 or p.std() > 0
 
 
 @pytest.mark.parametrize(("stride", "length"), [(1, 100), (4, 100), (7, 101), (40, 1000)])

@@ -7,6 +7,7 @@ of 7 and a linear map from the pooled features to the embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -34,11 +35,11 @@ class ResNet(nn.Module):
         for key, value in (("width", width), ("embedding", embedding), ("groups", groups)):
             if value < 1:
                 raise UserError(f"encoder.args.{key}={value} must be >= 1")
-        make_norm, act = _norm(norm, groups, width), _activation(activation)
+        normed, act = make_norm(norm, groups, width), _activation(activation)
         self.dim = embedding
         self.stem = nn.Sequential(
             nn.Conv1d(leads, width, 7, stride=2, padding=3, bias=False),
-            make_norm(width),
+            normed(width),
             act(),
             nn.MaxPool1d(3, stride=2, padding=1),
         )
@@ -47,7 +48,7 @@ class ResNet(nn.Module):
         for stage, depth in enumerate(layers):
             out = width * 2**stage
             for block in range(depth):
-                stages.append(_Block(channels, out, 2 if stage > 0 and block == 0 else 1, make_norm, act))
+                stages.append(_Block(channels, out, 2 if stage > 0 and block == 0 else 1, normed, act))
                 channels = out
         self.stages = nn.Sequential(*stages)
         self.embed = nn.Linear(channels, embedding)
@@ -78,7 +79,8 @@ class _Block(nn.Module):
         return self.act(self.body(x) + self.skip(x))
 
 
-def _norm(name: str, groups: int, width: int) -> Callable[[int], nn.Module]:
+def make_norm(name: str, groups: int, width: int) -> Callable[[int], nn.Module]:
+    """channels -> norm: `group`, with channels a multiple of `width`, or `batch`. Raises `UserError` if neither."""
     if name == "group":
         if width % groups:
             raise UserError(f"encoder.args.width={width} is not a multiple of encoder.args.groups={groups}")
@@ -104,9 +106,4 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def resnet18(leads: int, samples: int, **args: object) -> ResNet:
-    return ResNet(leads, samples, layers=(2, 2, 2, 2), **args)  # type: ignore[arg-type]
-
-
-def resnet34(leads: int, samples: int, **args: object) -> ResNet:
-    return ResNet(leads, samples, layers=(3, 4, 6, 3), **args)  # type: ignore[arg-type]
+ENCODERS = {"resnet18": partial(ResNet, layers=(2, 2, 2, 2)), "resnet34": partial(ResNet, layers=(3, 4, 6, 3))}
