@@ -267,7 +267,7 @@ def planned_windows(samples: int, rate: float, target_rate: float, window: int, 
     length = signal.resampled_length(samples, rate, target_rate)
     if length < window:
         return int(0 < min_seconds <= samples / rate)
-    return length // window
+    return min(length // window, (1 << 31) - 1)
 
 
 def name_hash(record: str) -> int:

@@ -30,7 +30,7 @@ REASONS = {
     "skew": "leads with skew or of different lengths",
     "truncated": "the signal file is shorter than the header says",
     "empty": "no samples",
-    "too_large": "more samples than one record may have",
+    "too_large": "more values than one record may have (leads x samples; WFDB 2^33, others 2^26): cut it into several",
     "rate": "a sampling rate out of bounds",
     "gain": "a gain that cannot be",
     "duplicate_lead": "a lead comes twice",

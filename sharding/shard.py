@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -106,13 +106,16 @@ def _write_shard(
         with open(path, "wb", buffering=1 << 20) as file:
             writer = ShardWriter(file, geometry, shard.ordinal)
             for number, row in enumerate(rows):
+                expired = partial(_hangs, config, shard, row["record"])
                 try:
-                    with watchdog.limit(config.timeout, partial(_hangs, config, shard, row["record"])):
-                        recording = _read(source, config, row)
+                    with watchdog.limit(config.timeout, expired):
+                        pieces = _pieces(source, config, row)
+                    for piece in pieces:
+                        with watchdog.limit(config.timeout, expired):
+                            recording = _read(source, config, row, piece)
+                        _add_record(config, writer, tally, number, row, recording, piece)
                 except sources.Rejected as error:
                     tally.reject(number, None, error.reason, error.detail)
-                else:
-                    _add_record(config, writer, tally, number, row, recording)
                 if tick is not None:
                     tick(1)
             shard_hash = writer.close()
@@ -128,7 +131,38 @@ def _hangs(config: BuildConfig, shard: ShardPlan, record: str) -> str:
     return line
 
 
-def _read(source: ModuleType, config: BuildConfig, row: dict[str, Any]) -> sources.Recording:
+class Piece(NamedTuple):
+    """The windows from `first` to before `last` of a record; their samples and some around them, `span` (None: all of
+    the record), begin at the sample `start` of the target rate."""
+
+    first: int
+    last: int
+    span: tuple[int, int] | None = None
+    start: int = 0
+
+
+def _pieces(source: ModuleType, config: BuildConfig, row: dict[str, Any]) -> list[Piece]:
+    """One, or for a record that is too long to be read at once as many as it needs, with room for the filters."""
+    most = getattr(source, "MAX_READ", row["bytes"])
+    head = source.head(Path(config.input), row["record"], config.source) if row["bytes"] > most else None
+    if head is None or head.samples * len(head.leads) <= most:
+        return [Piece(0, row["windows"])]
+    up, down = signal.ratio(head.rate, config.rate)
+    around = signal.PERIODS * max(up, down) // up + round(10 * head.rate / config.high_pass if config.high_pass else 0)
+    windows = max(most // 4 // len(head.leads) * up // (config.samples * down), 1)
+    pieces = []
+    for first in range(0, row["windows"], windows):
+        last = min(first + windows, row["windows"])
+        begin, end = (
+            signal.span(first, config.samples, head.rate, config.rate)[0],
+            -(-last * config.samples * down // up),
+        )
+        begin = max(begin - around, 0) // (2 * down) * 2 * down
+        pieces.append(Piece(first, last, (begin, min(end + around, head.samples)), begin // down * up))
+    return pieces
+
+
+def _read(source: ModuleType, config: BuildConfig, row: dict[str, Any], piece: Piece) -> sources.Recording:
     """A record's signals. Raises `UserError` for an input that is not as it was at planning."""
     root, record = Path(config.input), row["record"]
     before = (row["bytes"], row["stamp"])
@@ -136,7 +170,8 @@ def _read(source: ModuleType, config: BuildConfig, row: dict[str, Any]) -> sourc
         what = "has vanished from the input" if now[0] < 0 <= before[0] else "has changed"
         raise UserError(f"{record} {what} since the plan was made")
     try:
-        return source.read(root, record, row["leads"].split(), config.source)
+        span = {} if piece.span is None else {"span": piece.span}
+        return source.read(root, record, row["leads"].split(), config.source, **span)
     except sources.Rejected as error:
         if error.reason != "missing_file":
             raise
@@ -152,17 +187,18 @@ def _add_record(
     number: int,
     row: dict[str, Any],
     recording: sources.Recording,
+    piece: Piece,
 ) -> None:
-    """Cuts one recording into its planned windows, writes the good ones and notes the reason of the others."""
+    """Cuts a recording, or a piece, into its planned windows, writes the good ones, notes the reason of the others."""
     x, present = _prepared(config, row, recording)
     flags, real = recording.flags, min(x.shape[1], config.samples)
     if 0 < x.shape[1] < config.samples and 0 < config.min_seconds <= x.shape[1] / config.rate:
         x = np.pad(x, ((0, 0), (0, config.samples - x.shape[1])))
         flags = (*flags, "padded")
     meta = metadata_bytes(_metadata(config, row, recording.rate, flags), writer.geometry.meta_bytes)
-    for window in range(row["windows"]):
-        part = x[:, window * config.samples : (window + 1) * config.samples]
-        reason, detail = _raw_reason(config, recording, window)
+    for window in range(piece.first, piece.last):
+        part = x[:, window * config.samples - piece.start : (window + 1) * config.samples - piece.start]
+        reason, detail = _raw_reason(config, recording, window, piece)
         if part.shape[1] < config.samples:
             reason, detail = "short", f"{x.shape[1] / config.rate:.4g} s"
         if not reason:
@@ -202,10 +238,11 @@ def _prepared(
     return out, present
 
 
-def _raw_reason(config: BuildConfig, recording: sources.Recording, window: int) -> tuple[str, str]:
+def _raw_reason(config: BuildConfig, recording: sources.Recording, window: int, piece: Piece) -> tuple[str, str]:
     if recording.missing is None and recording.saturated is None:
         return "", ""
-    first, last = signal.span(window, config.samples, recording.rate, config.rate)
+    begin = piece.span[0] if piece.span else 0
+    first, last = (at - begin for at in signal.span(window, config.samples, recording.rate, config.rate))
     if recording.missing is not None and (gaps := int(recording.missing[first:last].sum())):
         return "nan", f"{gaps} samples missing"
     if recording.saturated is not None and (limits := int(recording.saturated[first:last].sum())):

@@ -6,9 +6,10 @@
 `head(root, record, options) -> Head`         what the header says, without reading signals
 `read(root, record, wanted, options) -> Recording`   the leads needed for `wanted`, in millivolt
 
-`ENDINGS` are those of its files, in lower case. `options` is the config's `source`. A record in a file of many is named
-`FILE#ID`. The functions raise `Rejected` for a record that cannot be used, `OSError` for a file that cannot be read,
-and `find` also `UserError` for options that fit no file.
+`ENDINGS` are those of its files, in lower case. A module with `MAX_READ` reads parts of a record as well, by its
+`read(..., span=(first, last))`: records of more values are read in pieces. `options` is the config's `source`. A record
+in a file of many is named `FILE#ID`. The functions raise `Rejected` for a record that cannot be used, `OSError` for a
+file that cannot be read, and `find` also `UserError` for options that fit no file.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from sharding.sources import Head, Recording, Rejected, SourceConfig, contained,
 DEFAULT_GAIN = 200.0
 DEFAULT_RATE = 250.0
 MAX_HEADER = 1 << 20
-MAX_VALUES = 1 << 26
+MAX_READ = 1 << 24
+MAX_VALUES = 1 << 33
 MAX_SIGNALS = 1024
 ENDINGS = (".hea",)
 
@@ -112,8 +113,14 @@ def head(root: Path, record: str, options: SourceConfig | None = None) -> Head:
     return Head(header.rate, samples, [s.name for s in header.signals], files, _words(header.comments))
 
 
-def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig | None = None) -> Recording:
-    """The leads that `wanted` needs, in millivolt. See `Recording`."""
+def read(
+    root: Path,
+    record: str,
+    wanted: Sequence[str],
+    options: SourceConfig | None = None,
+    span: tuple[int, int] | None = None,
+) -> Recording:
+    """The leads that `wanted` needs, in millivolt; of `span` only, from an even sample to one past the last."""
     header = _read_header(root, record)
     try:
         rows = lead_names.index([s.name for s in header.signals])
@@ -123,10 +130,12 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig |
         raise Rejected("missing_lead", " ".join(absent))
     names = lead_names.needed(rows, wanted)
     picked = [rows[name] for name in names]
-    values, sums = _digital(root, record, header, picked)
+    values, sums = _digital(root, record, header, picked, span or (0, header.samples or _length(root, record, header)))
     lines = [header.signals[row] for row in picked]
     flags = []
-    if any(line.checksum is not None and (line.checksum - int(s)) % 65536 for line, s in zip(lines, sums)):
+    if span is None and any(
+        line.checksum is not None and (line.checksum - int(s)) % 65536 for line, s in zip(lines, sums)
+    ):
         flags.append("checksum")
     if len(names) < len(wanted) or any(name not in rows for name in wanted):
         flags.append("derived")
@@ -147,7 +156,8 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig |
 def digital(root: Path, record: str) -> NDArray[np.integer]:
     """All signals of a record as they are stored, `[signals, samples]`."""
     header = _read_header(root, record)
-    return _digital(root, record, header, range(len(header.signals)))[0]
+    span = (0, header.samples or _length(root, record, header))
+    return _digital(root, record, header, range(len(header.signals)), span)[0]
 
 
 def _millivolt(values: NDArray[np.integer], lines: list[SignalLine]) -> NDArray[np.float32]:
@@ -163,15 +173,14 @@ def _millivolt(values: NDArray[np.integer], lines: list[SignalLine]) -> NDArray[
 
 
 def _digital(
-    root: Path, record: str, header: Header, rows: Sequence[int]
+    root: Path, record: str, header: Header, rows: Sequence[int], span: tuple[int, int]
 ) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
     """(samples `[rows, samples]`, sum of each row)."""
-    length = header.samples or _length(root, record, header)
     blocks: dict[int, NDArray[np.integer]] = {}
     for first, lines in _by_file(header.signals):
         picked = [row for row in rows if first <= row < first + len(lines)]
         if picked:
-            frames = _read_file(root, record, lines, length)
+            frames = _read_file(root, record, lines, *span)
             blocks.update((row, frames[:, row - first]) for row in picked)
             if list(rows) == list(range(first, first + len(lines))):
                 values = np.ascontiguousarray(frames.T)
@@ -193,17 +202,17 @@ def _by_file(signals: list[SignalLine]) -> list[tuple[int, list[SignalLine]]]:
     return groups
 
 
-def _read_file(root: Path, record: str, lines: list[SignalLine], length: int) -> NDArray[np.integer]:
-    """The interleaved samples of one signal file, `[length, signals in the file]`."""
+def _read_file(root: Path, record: str, lines: list[SignalLine], first: int, last: int) -> NDArray[np.integer]:
+    """The interleaved samples of one signal file, `[last - first, signals in the file]`."""
     form = _format(lines)
-    count = length * len(lines)
-    if count > MAX_VALUES:
-        raise Rejected("too_large", f"{length} samples of {len(lines)} signals")
+    count = (last - first) * len(lines)
+    if count > MAX_READ:
+        raise Rejected("too_large", f"{last - first} samples of {len(lines)} signals at once")
     size = -(-count * form.bits // 8)
     path = _signal_path(root, record, lines[0].file)
     try:
         with open(path, "rb") as file:
-            file.seek(lines[0].offset)
+            file.seek(lines[0].offset + first * len(lines) * form.bits // 8)
             data = file.read(size)
     except FileNotFoundError as error:
         raise Rejected("missing_file", "signal file") from error
@@ -211,7 +220,7 @@ def _read_file(root: Path, record: str, lines: list[SignalLine], length: int) ->
         raise Rejected("unreadable", "signal file") from error
     if len(data) < size:
         raise Rejected("truncated", f"{len(data)} of {size} bytes")
-    return unpack(data, lines[0].format, count).reshape(length, len(lines))
+    return unpack(data, lines[0].format, count).reshape(last - first, len(lines))
 
 
 def unpack(data: bytes, form: str, count: int) -> NDArray[np.integer]:

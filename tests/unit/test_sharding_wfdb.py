@@ -40,7 +40,9 @@ def test_digital_samples_equal_wfdbs(tmp_path, form, samples):
     assert (found == x.T).all()
     head = wfdb.head(tmp_path, "rec")
     assert (head.rate, head.samples, head.leads) == (500, samples, ["I", "II", "V1"])
-    assert wfdb.read(tmp_path, "rec", ["I", "II"]).flags == ()
+    whole, part = (wfdb.read(tmp_path, "rec", ["I", "II"], span=span) for span in (None, (2, samples - 1)))
+    assert whole.flags == part.flags == ()
+    assert (part.mv == whole.mv[:, 2 : samples - 1]).all()
 
 
 @pytest.mark.parametrize(

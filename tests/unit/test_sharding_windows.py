@@ -68,6 +68,33 @@ def test_a_lead_that_changes_by_less_than_one_unit_is_flat(tmp_path):
     assert reasons(tmp_path / "out") == [("a", 0, None), ("a", 1, "flat_lead"), ("a", 2, "flat_lead")]
 
 
+@pytest.mark.parametrize(
+    ("words", "most"), [("rate=500", 0), ("rate=250", 1), ("rate=200", 1), ("rate=100 high_pass=0.5", 2)]
+)
+def test_long_records_are_read_in_pieces(tmp_path, monkeypatch, words, most):
+    """The same windows as when it is read at once, but for what filters make of the ends of a piece."""
+    bad = beats(3, 60000, 500.0)
+    bad[27000, 2], bad[41000, 5] = -32768, 32767  # in windows 5 and 8
+    write_record(tmp_path / "in", "holter", bad, rate=500)
+    write_record(tmp_path / "in", "short", beats(4, 5000, 500.0), rate=500)
+    whole = build(tmp_path / "in", tmp_path / "whole", *words.split())
+    reads, reading = [], wfdb._read_file
+
+    def counted(root, record, lines, first, last):
+        reads.append((record, last - first))
+        return reading(root, record, lines, first, last)
+
+    monkeypatch.setattr(wfdb, "MAX_READ", 12 * 5000 * 10)
+    monkeypatch.setattr(wfdb, "_read_file", counted)
+    pieces = build(tmp_path / "in", tmp_path / "pieces", *words.split())
+    assert [record for record, _ in reads].count("holter") == 6
+    assert max(length for _, length in reads) * 12 <= wfdb.MAX_READ
+    assert (whole.kept, whole.rejected) == (pieces.kept, pieces.rejected) == (11, {"nan": 1, "saturated": 1})
+    tables = [pq.read_table(tmp_path / name / "private/records.parquet") for name in ("whole", "pieces")]
+    assert tables[0] == tables[1]
+    assert np.abs(arrays(tmp_path / "whole").astype(int) - arrays(tmp_path / "pieces")).max() <= most
+
+
 def test_short_records_are_refused_or_padded(tmp_path):
     root = tmp_path / "in"
     for name, samples in (("long", 2500), ("seven", 700), ("two", 200)):
