@@ -120,7 +120,8 @@ def worker_pool(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sharding.build", "scipy.signal"])
+    # pyarrow imports pandas, if it is there, as soon as it makes an array
+    context.set_forkserver_preload(["sharding.build", "sharding.sources.wfdb", "scipy.signal", "scipy.fft", "pandas"])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
     try:
         yield pool

@@ -133,8 +133,8 @@ class CellCounts:
     def add(self, cells: Iterable[tuple[str, int]]) -> None:
         """Counts (cell, patient) pairs, one a sample and cell, of patients that no other part holds."""
         of_patient: dict[int, set[str]] = {}
-        for cell, patient in cells:
-            self.samples[cell] += 1
+        for (cell, patient), samples in Counter(cells).items():
+            self.samples[cell] += samples
             of_patient.setdefault(patient, set()).add(cell)
         for patient, its_cells in of_patient.items():
             for cell in its_cells:

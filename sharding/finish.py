@@ -195,8 +195,9 @@ def _samples_of_shard(rows: pa.Table, windows: pa.Table, config: BuildConfig, nu
 
 def _lists(column: pa.ChunkedArray, separator: str) -> pa.Array:
     """Words joined in text as lists (none for empty text)."""
-    lists = pc.split_pattern(column.cast(pa.string()), separator).combine_chunks()
-    return pa.array([[w for w in words if w] for words in lists.to_pylist()], pa.list_(pa.string()))
+    encoded = pa.concat_arrays(column.dictionary_encode().unify_dictionaries().chunks)
+    lists = [[word for word in text.split(separator) if word] for text in encoded.dictionary.to_pylist()]
+    return pa.array(lists, pa.list_(pa.string())).take(encoded.indices)
 
 
 def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa.Table:
@@ -238,10 +239,10 @@ def _records(
 
 def count_cells(cells: Cells, table: pa.Table) -> None:
     """Counts the samples of one shard: no patient has samples in another."""
-    patient, source, age, sex, codes = (
-        table.column(c).to_pylist() for c in ("patient", "source", "age", "sex", "codes")
-    )
-    cells["source"].add(zip(source, patient))
-    cells["sex"].add(zip((s or "unknown" for s in sex), patient))
-    cells["age"].add(zip(map(deidentify.age_band, age), patient))
-    cells["codes"].add((code, p) for p, of_sample in zip(patient, codes) for code in of_sample)
+    patient, source, age, codes = (table.column(c) for c in ("patient", "source", "age", "codes"))
+    patients = patient.to_pylist()
+    cells["source"].add(zip(source.to_pylist(), patients))
+    cells["sex"].add(zip(pc.fill_null(table.column("sex").cast(pa.string()), "unknown").to_pylist(), patients))
+    cells["age"].add(zip(map(deidentify.age_band, age.to_pylist()), patients))
+    of_code = patient.take(pc.list_parent_indices(codes))
+    cells["codes"].add(zip(pc.list_flatten(codes).to_pylist(), of_code.to_pylist()))

@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -108,9 +108,7 @@ def _write_shard(
             for number, row in enumerate(rows):
                 expired = partial(_hangs, config, shard, row["record"])
                 try:
-                    with watchdog.limit(config.timeout, expired):
-                        pieces = _pieces(source, config, row)
-                    for piece in pieces:
+                    for piece in _pieces(source, config, row, expired):
                         with watchdog.limit(config.timeout, expired):
                             recording = _read(source, config, row, piece)
                         _add_record(config, writer, tally, number, row, recording, piece)
@@ -141,11 +139,14 @@ class Piece(NamedTuple):
     start: int = 0
 
 
-def _pieces(source: ModuleType, config: BuildConfig, row: dict[str, Any]) -> list[Piece]:
+def _pieces(source: ModuleType, config: BuildConfig, row: dict[str, Any], expired: Callable[[], str]) -> list[Piece]:
     """One, or for a record that is too long to be read at once as many as it needs, with room for the filters."""
     most = getattr(source, "MAX_READ", row["bytes"])
-    head = source.head(Path(config.input), row["record"], config.source) if row["bytes"] > most else None
-    if head is None or head.samples * len(head.leads) <= most:
+    if row["bytes"] <= most:
+        return [Piece(0, row["windows"])]
+    with watchdog.limit(config.timeout, expired):
+        head = source.head(Path(config.input), row["record"], config.source)
+    if head.samples * len(head.leads) <= most:
         return [Piece(0, row["windows"])]
     up, down = signal.ratio(head.rate, config.rate)
     around = signal.PERIODS * max(up, down) // up + round(10 * head.rate / config.high_pass if config.high_pass else 0)
@@ -196,25 +197,19 @@ def _add_record(
         x = np.pad(x, ((0, 0), (0, config.samples - x.shape[1])))
         flags = (*flags, "padded")
     meta = metadata_bytes(_metadata(config, row, recording.rate, flags), writer.geometry.meta_bytes)
+    there = slice(None) if present.all() else present
     for window in range(piece.first, piece.last):
         part = x[:, window * config.samples - piece.start : (window + 1) * config.samples - piece.start]
         reason, detail = _raw_reason(config, recording, window, piece)
         if part.shape[1] < config.samples:
             reason, detail = "short", f"{x.shape[1] / config.rate:.4g} s"
+        units = None
         if not reason:
-            reason, detail = signal.check(part[present, :real])
-        units = None if reason else signal.quantise(part, config.resolution_uv)
-        seen = None if units is None else units[present, :real]
-        if seen is not None and (flat := int((seen.min(axis=1) == seen.max(axis=1)).sum())):
-            reason, detail = "flat_lead", f"{flat} leads never change by {config.resolution_uv:g} microvolt"
-        if not reason and units is None:
-            reason, detail = "clipped", f"{float(np.abs(part).max()):.3g} mV at {config.resolution_uv:g} microvolt"
-        elif not reason and meta is None:
-            reason = "metadata"
-        if reason:
-            tally.reject(number, window, reason, detail)
+            units, reason, detail = signal.to_units(part, part[there, :real], config.resolution_uv)
+        if units is None or meta is None:
+            tally.reject(number, window, reason or "metadata", detail)
         else:
-            tally.keep(number, window, writer.add(units, meta), units, present * real)  # type: ignore[arg-type]
+            tally.keep(number, window, writer.add(units, meta), units, present * real)
             tally.flags.update(flags)
 
 

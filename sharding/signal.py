@@ -18,6 +18,7 @@ MOST_RATIO = 10_000
 _TO_MV = {"mv": 1.0, "": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 
 
+@lru_cache(maxsize=256)
 def to_millivolt(units: str) -> float | None:
     """Factor from `units` (any case; nothing means millivolt) to millivolt; None for anything that is no voltage."""
     return _TO_MV.get(units.strip().lower())
@@ -133,31 +134,47 @@ def span(window: int, length: int, source_rate: float, target_rate: float) -> tu
     return window * length * down // up, -(-(window + 1) * length * down // up)
 
 
-def check(x: NDArray[np.float32]) -> tuple[str, str]:
-    """(reason, detail) why a window `x` [leads, samples] in mV is no plausible ECG; ("", "") if it is.
+def to_units(
+    x: NDArray[np.float32], seen: NDArray[np.float32], resolution_uv: float
+) -> tuple[NDArray[np.int16] | None, str, str]:
+    """(a window `x` [leads, samples] in mV as int16 steps of `resolution_uv`, "", ""), or (None, reason, detail).
 
-    `flat_lead`: a lead that never changes. `units`: the median lead's standard deviation lies outside 0.002 to 10 mV,
-    as when microvolt or volt are taken for millivolt. `amplitude`: a value beyond 20 mV.
+    Rounded to even, never clipped. `seen` is what was recorded of `x`, the rest is zeros. Reasons beside those of
+    `_implausible`: `clipped`, a value that does not fit int16; `flat_lead`, a lead that changes by less than a step.
     """
-    low, high = x.min(axis=1), x.max(axis=1)
+    low, high = seen.min(axis=1), seen.max(axis=1)
+    reason, detail = _implausible(seen, low, high)
+    if reason:
+        return None, reason, detail
+    scale = np.float32(1000.0 / resolution_uv)
+    least, most = np.rint(low * scale), np.rint(high * scale)  # rounding keeps the order
+    if most.max() > 32767 or least.min() < -32768:
+        return None, "clipped", f"{_peak(low, high):.3g} mV at {resolution_uv:g} microvolt"
+    if flat := int((least == most).sum()):
+        return None, "flat_lead", f"{flat} leads never change by {resolution_uv:g} microvolt"
+    return np.rint(x * scale).astype("<i2"), "", ""
+
+
+def _implausible(x: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> tuple[str, str]:
+    """(reason, detail) why `x` [leads, samples] in mV, from `low` to `high` [leads], is no ECG; ("", "") if it may be.
+
+    `nan`; `flat_lead`: a lead that never changes. `units`: the median lead's standard deviation lies outside 0.002 to
+    10 mV, as when microvolt or volt are taken for millivolt. `amplitude`: a value beyond 20 mV.
+    """
     if not np.isfinite(high - low).all():
         return "nan", "values that are no numbers"
     if (low == high).any():
         return "flat_lead", f"{int((low == high).sum())} of {len(x)} leads never change"
-    variance = np.einsum("ij,ij->i", x, x) / x.shape[1] - np.square(x.mean(axis=1))
+    mean = np.add.reduce(x, axis=1) / x.shape[1]
+    variance = np.einsum("ij,ij->i", x, x) / x.shape[1] - np.square(mean)
     spread = float(np.sqrt(max(np.sort(variance)[len(x) // 2], 0.0)))
     if not STD_MV[0] <= spread <= STD_MV[1]:
         taken = "microvolt" if spread > STD_MV[1] else "volt"
         return "units", f"standard deviation {spread:.2g} mV: {taken} taken for millivolt, or a wrong gain?"
-    peak = max(float(high.max()), -float(low.min()))
-    if peak > AMPLITUDE_MV:
+    if (peak := _peak(low, high)) > AMPLITUDE_MV:
         return "amplitude", f"{peak:.3g} mV, more than {AMPLITUDE_MV:g}"
     return "", ""
 
 
-def quantise(x: NDArray[np.float32], resolution_uv: float) -> NDArray[np.int16] | None:
-    """`x` in mV as int16 in steps of `resolution_uv` microvolt, rounded to even; None if a value does not fit int16."""
-    scaled = np.rint(x * np.float32(1000.0 / resolution_uv))
-    if scaled.size and (scaled.max() > 32767 or scaled.min() < -32768):
-        return None
-    return scaled.astype("<i2")
+def _peak(low: NDArray[np.float32], high: NDArray[np.float32]) -> float:
+    return max(float(high.max()), -float(low.min()))

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from sharding.schema import BLOCK, DTYPE, Geometry, npy_header
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
 
 def metadata_bytes(meta: dict[str, Any], size: int) -> bytes | None:
     """`meta` as JSON padded with spaces to `size` bytes; None if it does not fit."""
-    text = json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()
+    text = _JSON.encode(meta).encode()
     return text.ljust(size) if len(text) <= size else None
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sharding import leads as lead_names
 from sharding import signal
-from sharding.sources import Head, Recording, Rejected, SourceConfig, contained, files_below
+from sharding.sources import Head, Recording, Rejected, SourceConfig, contained, files_below, read_at
 
 DEFAULT_GAIN = 200.0
 DEFAULT_RATE = 250.0
@@ -139,11 +139,11 @@ def read(
         flags.append("checksum")
     if len(names) < len(wanted) or any(name not in rows for name in wanted):
         flags.append("derived")
-    lowest = np.array([[FORMATS[line.format].lowest] for line in lines])
     missing = saturated = None
-    if (values.min(axis=1, keepdims=True) <= lowest + 1).any() or (
-        values.max(axis=1, keepdims=True) >= -lowest - 1
-    ).any():
+    limits = [FORMATS[line.format].lowest for line in lines]
+    extremes = zip(values.min(axis=1).tolist(), values.max(axis=1).tolist(), limits)
+    if any(low <= limit + 1 or high >= -limit - 1 for low, high, limit in extremes):
+        lowest = np.array(limits)[:, None]
         gap = values == lowest
         missing = gap.any(axis=0)
         saturated = ((values == lowest + 1) | (values == -lowest - 1)).any(axis=0)
@@ -166,16 +166,16 @@ def _millivolt(values: NDArray[np.integer], lines: list[SignalLine]) -> NDArray[
         if factor is None:
             raise Rejected("units", f"lead {line.name} in '{line.units[:16]}'")
     scale = np.array([[f / line.gain] for f, line in zip(factors, lines)], np.float64)  # type: ignore[operator]
+    if values.dtype.itemsize <= 2 and not any(line.baseline for line in lines):
+        return values.astype(np.float32) * scale.astype(np.float32)
     baseline = np.array([[line.baseline] for line in lines], np.float64)
-    if not baseline.any() and values.dtype.itemsize <= 2:
-        return np.multiply(values, scale, dtype=np.float32)
     return ((values - baseline) * scale).astype(np.float32)
 
 
 def _digital(
     root: Path, record: str, header: Header, rows: Sequence[int], span: tuple[int, int]
-) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """(samples `[rows, samples]`, sum of each row)."""
+) -> tuple[NDArray[np.integer], NDArray[np.int16]]:
+    """(samples `[rows, samples]`, the 16 low bits of the sum of each row)."""
     blocks: dict[int, NDArray[np.integer]] = {}
     for first, lines in _by_file(header.signals):
         picked = [row for row in rows if first <= row < first + len(lines)]
@@ -184,9 +184,9 @@ def _digital(
             blocks.update((row, frames[:, row - first]) for row in picked)
             if list(rows) == list(range(first, first + len(lines))):
                 values = np.ascontiguousarray(frames.T)
-                return values, values.sum(axis=1, dtype=np.int64)
+                return values, values.sum(axis=1, dtype=np.int16)
     values = np.stack([blocks[row] for row in rows])
-    return values, values.sum(axis=1, dtype=np.int64)
+    return values, values.sum(axis=1, dtype=np.int16)
 
 
 def _by_file(signals: list[SignalLine]) -> list[tuple[int, list[SignalLine]]]:
@@ -211,9 +211,7 @@ def _read_file(root: Path, record: str, lines: list[SignalLine], first: int, las
     size = -(-count * form.bits // 8)
     path = _signal_path(root, record, lines[0].file)
     try:
-        with open(path, "rb") as file:
-            file.seek(lines[0].offset + first * len(lines) * form.bits // 8)
-            data = file.read(size)
+        data = read_at(path, lines[0].offset + first * len(lines) * form.bits // 8, size)
     except FileNotFoundError as error:
         raise Rejected("missing_file", "signal file") from error
     except PermissionError as error:
@@ -296,9 +294,8 @@ def _read_header(root: Path, record: str) -> Header:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise Rejected("unreadable", "header is no regular file")
-        with open(path, "rb", buffering=0) as file:
-            data = file.read(1 << 14)  # few are longer, and a large buffer costs more than the file
-            data += file.read(MAX_HEADER + 1 - len(data)) if len(data) == 1 << 14 else b""
+        data = read_at(path, 0, 1 << 14)  # few are longer, and a large buffer costs more than the file
+        data += read_at(path, len(data), MAX_HEADER + 1 - len(data)) if len(data) == 1 << 14 else b""
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Rejected("missing_file", "header") from error
     except (PermissionError, ValueError, IsADirectoryError) as error:

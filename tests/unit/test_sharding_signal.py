@@ -77,18 +77,29 @@ def changed(lead, place, value):
     ],
 )
 def test_check(x, reason):
-    assert signal.check(x)[0] == reason
+    assert signal.to_units(x, x, 1.0)[1] == reason
 
 
 def test_units_check_names_the_unit():
-    assert "microvolt" in signal.check(ecg(1000.0))[1]
-    assert "volt" in signal.check(ecg(1e-3))[1]
+    micro, volt = ecg(1000.0), ecg(1e-3)
+    assert "microvolt" in signal.to_units(micro, micro, 1.0)[2]
+    assert "volt" in signal.to_units(volt, volt, 1.0)[2]
 
 
-def test_quantise_rounds_and_refuses_what_does_not_fit():
-    x = np.array([[0.0014, -0.0016, 32.766]], np.float32)
-    assert signal.quantise(x, 1.0).tolist() == [[1, -2, 32766]]
-    assert signal.quantise(x, 2.0).tolist() == [[1, -1, 16383]]
-    assert signal.quantise(x, 0.5) is None
-    every = np.arange(-32767, 32768, dtype=np.int16)
-    assert (signal.quantise((every * np.float32(1e-3))[None], 1.0)[0] == every).all()
+def units(values: np.ndarray, resolution: float):
+    return signal.to_units(values, values, resolution)
+
+
+def test_units_are_rounded_and_what_does_not_fit_is_refused():
+    x = np.array([[0.0014, -0.0016, 18.766]], np.float32)
+    assert units(x, 1.0)[0].tolist() == [[1, -2, 18766]]
+    assert units(x, 2.0)[0].tolist() == [[1, -1, 9383]]
+    assert units(x, 0.5)[1:] == ("clipped", "18.8 mV at 0.5 microvolt")
+    assert units(-x, 0.5)[1] == "clipped"
+    assert units(np.array([[18.766, 0.0], [0.0011, 0.0014]], np.float32), 1.0)[1] == "flat_lead"
+    every = np.arange(-17000, 17001, dtype=np.int16)
+    assert (units((every * np.float32(1e-3))[None], 1.0)[0][0] == every).all()
+    top = np.array([[-16.384, 16.3835, 0, 0, 0, 0, 0, 0]], np.float32)
+    assert units(top, 0.5)[0].tolist() == [[-32768, 32767, 0, 0, 0, 0, 0, 0]]
+    padded = np.array([[1.0, 1.5, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    assert signal.to_units(padded, padded[:1, :2], 1.0)[0].tolist() == [[1000, 1500, 0], [0, 0, 0]]
