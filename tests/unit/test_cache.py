@@ -493,6 +493,19 @@ def test_a_shard_that_stays_bad_is_named_when_the_steps_before_it_are_done(serve
     assert not list(folder.glob("*.part"))
 
 
+def test_a_run_that_is_asked_to_stop_waits_for_no_shard(server, root, tmp_path):
+    folder = open_data_set(Remote(server.url, QUICK), tmp_path)
+    shards = read_manifest(folder).shards
+    server.faults[shards[3].name] = ["stall!"]
+    slow = Remote(server.url, replace(QUICK, stall=4))
+    with Cache(slow, folder, shards, [Need(3, 4, 5)], 10**9, Node(), 0, 6, "t") as cache:
+        before = time.monotonic()
+        assert cache.lost(3) is None
+        assert cache.lost(4, lambda: True) is None
+        assert time.monotonic() - before < 3
+        server.released.set()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_clear_line(server, root, tmp_path, monkeypatch, code):
     remote = Remote(server.url, QUICK)

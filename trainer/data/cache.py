@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -98,13 +98,18 @@ class Cache:
         if (error := self.lost(step)) is not None:
             raise error
 
-    def lost(self, step: int) -> ShardError | None:
-        """`wait`, but the error is returned: asked for the step after the next, it leaves the time for a checkpoint."""
+    def lost(self, step: int, unless: Callable[[], bool] = lambda: False) -> ShardError | None:
+        """`wait`, but the error is returned: asked for the step after the next, it leaves the time for a checkpoint.
+
+        Waits no longer once `unless()` is true.
+        """
         look = time.monotonic() + 1
         while self._board.ready <= min(step, self._stop - 1):
             error = self._board.failure()
             if error is not None and error.step <= step:
                 return error
+            if unless():
+                return None
             if self._stopped.wait(POLL):
                 raise FetchError("data.cache was closed while a step was waited for")
             if not self._leads and time.monotonic() > look:
