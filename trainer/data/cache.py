@@ -89,6 +89,7 @@ class Cache:
         self._pending: list[Need] = []  # admitted, not yet in place
         self._last: dict[int, int] = {}  # admitted shards: the last step that needs them
         self._spare = {i for i, shard in enumerate(shards) if (folder / shard.name).is_file()}
+        self._note_ready()
         self._threads = [threading.Thread(target=self._work, name="fetch", daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -232,7 +233,11 @@ class Cache:
             self.counts["fetched" if fetched else "hits"] += 1
             self.counts["bytes"] += shard.bytes if fetched else 0
             self._pending.remove(need)
-            self._board.ready = min((n.first for n in (*self._pending, *islice(self._upcoming, 1))), default=self._stop)
+            self._note_ready()
+
+    def _note_ready(self) -> None:
+        """Says up to which step nothing is missing."""
+        self._board.ready = min((n.first for n in (*self._pending, *islice(self._upcoming, 1))), default=self._stop)
 
 
 @contextlib.contextmanager
