@@ -184,8 +184,8 @@ def _run(
     metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
     recorder = _recorder(cfg, world, order, train, start)
-    extra = {"partners": _partners(cfg, order, train), "patients": torch.tensor(train.patients(), device=world.device)}
-    run = loop.Run(cfg, world, folder, *parts, cache, recorder, mfu_per_ecg=mfu, **extra)
+    patients, partners = torch.tensor(train.patients(), device=world.device), _partners(cfg, order, train)
+    run = loop.Run(cfg, world, folder, *parts, cache, recorder, patients, mfu, partners)
     try:
         with Stop(cfg.max_minutes).listening() as stop:
             done = loop.train(run, start, stop)

@@ -58,6 +58,7 @@ def test_the_second_view_is_made_of_the_partners(monkeypatch):
         scaling=lambda x: x,
         first=views[0],
         second=views[1],
+        patients=None,
     )
     rows = torch.arange(4).reshape(2, 2)
     signals, partners = torch.ones(2, 2, 12, 8, dtype=torch.int16), torch.full((2, 2, 12, 8), 4, dtype=torch.int16)
