@@ -17,7 +17,9 @@ class DataConfig:
     """`path`: the sharded data set. `lanes`: 0 takes the largest divisor of the contrast batch up to 64.
 
     `block_shards`: shards that are shuffled together; best if `lanes * block_shards` of them fit into the memory of the
-    machines. Of each process, `threads` copy samples (and as many read shards ahead), `ahead` batches are kept ready.
+    machines. `partner`: of a pair, the second view is of the `same` window, or of another one of the `patient` (drawn
+    anew each epoch; the same one where there is no other). Of each process, `threads` copy samples (and as many read
+    shards ahead), `ahead` batches are kept ready.
     `exclude`: names of training shards that are left out from the next epoch on, which begins where the run goes on.
     `path` may be a URL (`https://`, `s3://`, `gs://`, ...) or `pipe:COMMAND`: then the shards are fetched ahead, by
     `threads` (at least 4) threads a machine, into the folder `cache` on a disk of each machine, where they take at most
@@ -28,6 +30,7 @@ class DataConfig:
     path: str = ""
     lanes: int = 0
     block_shards: int = 8
+    partner: str = "same"
     threads: int = 2
     ahead: int = 2
     exclude: list[str] = field(default_factory=list)
@@ -189,6 +192,7 @@ class PretrainConfig:
             raise UserError("data.path is not set: give the folder of a sharded data set, data.path=DIR")
         for key, value, known in (
             ("scaling", self.scaling, ("fixed", "record")),
+            ("data.partner", self.data.partner, ("same", "patient")),
             ("precision", self.precision, ("auto", "fp32", "bf16")),
             ("resume", self.resume, ("auto", "never")),
             ("wandb.mode", self.wandb.mode, MODES),

@@ -20,7 +20,7 @@ from trainer.data.audit import Recorder
 from trainer.data.cache import Cache
 from trainer.data.order import Order
 from trainer.data.shards import Shards
-from trainer.data.stream import Batch, Stream, bottleneck, millivolts
+from trainer.data.stream import Batch, Partners, Stream, bottleneck, millivolts
 from trainer.engines import gradient_norm, set_learning_rate
 from trainer.game import Game, NonFiniteError, Pair
 from trainer.health import alarms
@@ -58,6 +58,7 @@ class Run:
     recorder: Recorder | None = None
     patients: Tensor | None = None
     mfu_per_ecg: float = math.nan
+    partners: Partners | None = None
 
 
 def train(run: Run, start: int, stop: Stop) -> int:
@@ -70,12 +71,13 @@ def train(run: Run, start: int, stop: Stop) -> int:
         return start
     sums: dict[str, list[Tensor]] = {}
     place = (run.world.rank, run.world.size, run.world.device)
-    stream = Stream(run.train, run.order, start, run.total, *place, cfg.data.threads, cfg.data.ahead, run.cache)
+    options = (cfg.data.threads, cfg.data.ahead, run.cache, run.partners)
+    stream = Stream(run.train, run.order, start, run.total, *place, *options)
     with closing(stream):
         for batch in _timed(stream, run.throughput):
             rates = _set_rates(run, batch.step)
             try:
-                ending = stop.asked or _next_is_lost(run, batch.step)
+                ending = _next_is_lost(run, batch.step, stop) or stop.asked
                 played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending)
             except NonFiniteError as error:
                 raise SystemExit(_non_finite(run, batch.step, error)) from error
@@ -109,24 +111,27 @@ def missing(run: Run, step: int, wait: bool = False) -> str:
     return next(filter(None, dist.gather(str(error) if error and error.step <= step else "")), "")
 
 
-def _next_is_lost(run: Run, step: int) -> bool:
+def _next_is_lost(run: Run, step: int, stop: Stop) -> bool:
     """Waits for the data of the next step before this one is done, so that a checkpoint can be saved without them."""
     if run.cache is None:
         return False
     with run.throughput.waiting():
-        return run.cache.lost(step + 1) is not None
+        return run.cache.lost(step + 1, lambda: stop.asked) is not None
 
 
 def pairs_of(run: Run, batch: Batch) -> list[Pair]:
     """The contrast batches of a step: int16 -> mV -> signal views -> scaled -> mask views."""
     epoch = run.order.epoch(batch.step).number
-    return [make_pair(run, signals, Key(run.cfg.seed, epoch, rows)) for signals, rows in zip(batch.signals, batch.rows)]
+    others = batch.partners if batch.partners is not None else [None] * len(batch.signals)
+    keys = (Key(run.cfg.seed, epoch, rows) for rows in batch.rows)
+    return [make_pair(run, *pair) for pair in zip(batch.signals, keys, others)]
 
 
-def make_pair(run: Run, signals: Tensor, key: Key) -> Pair:
-    x = millivolts(signals, run.train.resolution_mv)
-    sides = []
-    for view, views in enumerate((run.first, run.second)):
+def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) -> Pair:
+    """The two sides of a contrast batch, of the same signals or the second of `other` ones of the same patients."""
+    sides, first = [], millivolts(signals, run.train.resolution_mv)
+    second = first if other is None else millivolts(other, run.train.resolution_mv)
+    for view, (views, x) in enumerate(((run.first, first), (run.second, second))):
         mine, rate = key.with_view(view), run.train.manifest.rate
         side = run.scaling(views.signal_views(x, mine, rate))
         sides.append(views.mask_views(side, mine, rate))

@@ -35,9 +35,11 @@ from trainer.data.audit import Recorder, next_start
 from trainer.data.board import Node
 from trainer.data.cache import Cache, open_cache, room
 from trainer.data.fetch import Remote, is_remote, without_secrets
+from trainer.data.metadata import Metadata
 from trainer.data.order import Order, default_lanes
 from trainer.data.shards import Shards
 from trainer.data.store import local_root
+from trainer.data.stream import Partners
 from trainer.engines import make_engine, uses_bf16
 from trainer.game import Game, Recogniser
 from trainer.masking import GameConfig
@@ -60,6 +62,8 @@ def main(argv: list[str]) -> int:
     train = Shards(root, "train", remote, cfg.data.exclude)
     heldout = Shards(root, "val", remote) if train.manifest.of_split("val") else None
     order = make_order(cfg, train, checkpoint.saved_state(checkpoint.newest(folder)))
+    if cfg.data.partner == "patient" and not train.manifest.patient_ids:
+        raise UserError("data.partner=patient: the source of the data set has no patient ids; use data.partner=same")
     order.ranks(int(os.environ.get("WORLD_SIZE", "1")))
     encoder, masker = make_players(cfg, train)
     views = [build(v, train.manifest.leads) for v in (cfg.views.first, cfg.views.second)]
@@ -180,8 +184,8 @@ def _run(
     metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
     parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
     recorder = _recorder(cfg, world, order, train, start)
-    patients = torch.tensor(train.patients(), device=world.device)
-    run = loop.Run(cfg, world, folder, *parts, cache, recorder, patients=patients, mfu_per_ecg=mfu)
+    patients, partners = torch.tensor(train.patients(), device=world.device), _partners(cfg, order, train)
+    run = loop.Run(cfg, world, folder, *parts, cache, recorder, patients, mfu, partners)
     try:
         with Stop(cfg.max_minutes).listening() as stop:
             done = loop.train(run, start, stop)
@@ -225,6 +229,17 @@ def _open_cache(
     if world.is_main:
         print(f"# shards are fetched into {train.root}, of {cache.size / 1e9:.3f} GB at most", flush=True)
     return cache
+
+
+def _partners(cfg: PretrainConfig, order: Order, train: Shards) -> Partners | None:
+    """With `data.partner=patient`, what draws for each sample of a step another one of its patient."""
+    if cfg.data.partner == "same":
+        return None
+    metadata, first = Metadata(train.root, cfg.data.cache or cfg.run), train.rows.start
+    if os.environ["LOCAL_RANK"] == "0":
+        metadata.prepare()
+    dist.gather(None)  # one process of a machine makes the files, the others wait
+    return lambda step, rows: metadata.partners(rows + first, cfg.seed, order.epoch(step).number) - first
 
 
 def _recorder(cfg: PretrainConfig, world: dist.World, order: Order, train: Shards, start: int) -> Recorder | None:

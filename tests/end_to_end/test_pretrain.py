@@ -15,6 +15,7 @@ from handmade import make_shards
 from safetensors.torch import load_file
 
 from tests.launch import finish, launch, start
+from trainer.data.audit import judge
 from trainer.metrics import read_metrics
 
 SMALL = [
@@ -198,6 +199,17 @@ def test_a_run_goes_on_under_its_own_config_only(whole, shards):
         assert said in output
         assert "Traceback" not in output
     assert (run / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.full
+def test_pairs_of_a_patient_are_the_same_game_at_any_world_size(whole, shards, tmp_path):
+    for processes in (1, 2):
+        words = pretrain(shards, tmp_path / str(processes), "data.partner=patient", "data.audit=true")
+        assert launch(words, processes)[0] == 0
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert one[:5] == pytest.approx(two[:5], rel=1e-5)
+    assert one[:5] != pytest.approx(losses(whole[0])[:5], rel=1e-3)
+    assert judge(tmp_path / "2").problems == []
 
 
 @pytest.mark.full

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from misbehaving import Server
 from test_order import changes
+from webdataset.gopen import gopen_schemes
 
 from sharding.config import UserError
 from sharding.schema import Geometry, Manifest, Shard, fingerprint, read_manifest
@@ -245,6 +246,7 @@ def test_no_server_at_all(root):
 def test_commands_and_other_openers(root, tmp_path, monkeypatch):
     shard = read_manifest(root).shards[3]
     whole = (root / shard.name).read_bytes()
+    assert {"pipe", "gs"} <= set(gopen_schemes)  # imported before the time of a download runs
     assert download(Remote(f"pipe:cat {root}", QUICK), shard) == whole
     assert download(Remote(f"pipe:cat {root}/{{}} | cat", QUICK), shard) == whole
     assert download(Remote(f"file://{root}", QUICK), shard) == whole
@@ -443,7 +445,7 @@ def test_two_processes_of_a_machine_share_what_is_fetched(server, root, tmp_path
     for rank in (1, 0):
         start(process, server.url, tmp_path, rank, stop, "t", results)
     for _ in range(2):
-        rank, bounded, got = results.get(timeout=30)
+        rank, bounded, got = results.get(timeout=120)
         assert got == [e.tobytes() for e in expected(root, ORDER, Node(rank, (0, 1), 2), range(stop))]
         assert bounded
     most = Counter(read_manifest(root).shards[n.shard].name for n in needs(ORDER, range(4), 0, stop))
@@ -491,6 +493,19 @@ def test_a_shard_that_stays_bad_is_named_when_the_steps_before_it_are_done(serve
                 one.wait(bad.first)
         other.close()
     assert not list(folder.glob("*.part"))
+
+
+def test_a_run_that_is_asked_to_stop_waits_for_no_shard(server, root, tmp_path):
+    folder = open_data_set(Remote(server.url, QUICK), tmp_path)
+    shards = read_manifest(folder).shards
+    server.faults[shards[3].name] = ["stall!"]
+    slow = Remote(server.url, replace(QUICK, stall=4))
+    with Cache(slow, folder, shards, [Need(3, 4, 5)], 10**9, Node(), 0, 6, "t") as cache:
+        before = time.monotonic()
+        assert cache.lost(3) is None
+        assert cache.lost(4, lambda: True) is None
+        assert time.monotonic() - before < 3
+        server.released.set()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -11,6 +11,7 @@ from trainer.config import PretrainConfig
 from trainer.data.board import ShardError
 from trainer.data.order import Order
 from trainer.data.shards import Shards
+from trainer.data.stream import Batch
 from trainer.game import Game
 from trainer.masking import GameConfig
 from trainer.models.encoder import Scaling
@@ -39,6 +40,33 @@ def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upl
     assert all(masks.shape == (1, 256) for _, masks in drawn)
     recording = train.read_mv(np.array([0]))[0]
     assert [np.array_equal(ecg, recording) for ecg, _ in drawn] == [False, True][: 1 + upload]
+
+
+def test_the_second_view_is_made_of_the_partners(monkeypatch):
+    seen = []
+    views = [
+        types.SimpleNamespace(
+            signal_views=lambda x, key, rate, n=n: seen.append((n, x)) or x, mask_views=lambda x, *_: x
+        )
+        for n in (0, 1)
+    ]
+    manifest = types.SimpleNamespace(rate=100.0)
+    run = types.SimpleNamespace(
+        cfg=load(PretrainConfig, None, []),
+        train=types.SimpleNamespace(resolution_mv=0.5, manifest=manifest),
+        order=Order((8,), 0, 4, 1),
+        scaling=lambda x: x,
+        first=views[0],
+        second=views[1],
+        patients=None,
+    )
+    rows = torch.arange(4).reshape(2, 2)
+    signals, partners = torch.ones(2, 2, 12, 8, dtype=torch.int16), torch.full((2, 2, 12, 8), 4, dtype=torch.int16)
+    for others, second in ((partners, 2.0), (None, 0.5)):
+        seen.clear()
+        pairs = loop.pairs_of(run, Batch(0, signals, rows, rows.numpy(), others))
+        assert [(n, x.unique().tolist()) for n, x in seen] == [(0, [0.5]), (1, [second])] * 2
+        assert [pair.key.index.tolist() for pair in pairs] == rows.tolist()
 
 
 def test_what_a_run_reads_beside_its_batches_stays_in_the_cache(tmp_path):

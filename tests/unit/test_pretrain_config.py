@@ -1,7 +1,9 @@
 """What a user gets wrong before anything starts: one line, exit code 2; and the ranges of all numbers."""
 
+import shutil
 import sys
 
+import numpy as np
 import pytest
 from handmade import make_shards
 
@@ -53,6 +55,7 @@ MISTAKES = [
     (["game.resolution_s=100"], "game.resolution_s=100 leaves one cell in a window of 2.56 s"),
     (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
     (["zero=7"], "zero=7"),
+    (["data.partner=patients"], "data.partner=patients is unknown; use same, patient"),
     (["wandb.mode=ofline"], "wandb.mode=ofline"),
     (["data.exclude=[train-00000.tar]"], "no shard of the training split; did you mean train-000000.tar?"),
     (["data.exclude=[train-000000.tar]"], "larger than the 0 training samples that data.exclude leaves"),
@@ -86,6 +89,28 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(words, said, dry, shards, tm
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_partners_of_a_patient_need_patients(shards, tmp_path, capsys, monkeypatch):
+    root = shutil.copytree(shards, tmp_path / "s")
+    manifest = root / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"patient_ids": true', '"patient_ids": false'))
+    words = ["configs/pretrain/none.yaml", f"data.path={root}", *SMALL, "data.partner=patient", "--dry-run"]
+    code, _, error = called(words, monkeypatch, capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "no patient ids; use data.partner=same" in error
+
+
+def test_the_partners_of_a_run_are_other_windows_of_the_patient_anew_each_epoch(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    cfg = pretrain.read_config([f"data.path={shards}", f"run={tmp_path}", *SMALL, "data.partner=patient"])
+    train = pretrain.Shards(shards, "train")
+    order = pretrain.make_order(cfg, train, {})
+    partners = pretrain._partners(cfg, order, train)
+    indices = order.step(1)
+    assert np.array_equal(partners(1, indices), indices ^ 1)  # two windows a patient, side by side
+    cfg.data.partner = "same"
+    assert pretrain._partners(cfg, order, train) is None
 
 
 def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):

@@ -95,6 +95,27 @@ def test_a_gather_by_threads_out_of_many_shards(dataset, ahead, monkeypatch):
         shards.gather(indices[:4], np.zeros((4, 12, SAMPLES), "<f4"))
 
 
+def test_partners_come_with_their_samples(dataset):
+    root, data = dataset
+    shards = Shards(root, "train")
+    order = Order(shards.counts, 5, 12, 4, 3, block=2)
+    asked = []
+
+    def partners(step, indices):
+        asked.append(step)
+        return (indices * 7 + step) % shards.count
+
+    kept = []
+    for batch in Stream(shards, order, 0, 30, 0, 1, CPU, partners=partners):
+        kept.append(batch if batch.step % 9 == 0 else None)
+        kept = kept[-12:]
+        for one in filter(None, kept):
+            assert one.signals.shape == one.partners.shape == (3, 4, 12, SAMPLES)
+            assert torch.equal(one.signals, torch.from_numpy(data[one.host_rows]))
+            assert torch.equal(one.partners, torch.from_numpy(data[partners(one.step, one.host_rows)]))
+    assert {*range(30)} <= {*asked}
+
+
 # ---- memory ----
 
 

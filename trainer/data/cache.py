@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -89,6 +89,7 @@ class Cache:
         self._pending: list[Need] = []  # admitted, not yet in place
         self._last: dict[int, int] = {}  # admitted shards: the last step that needs them
         self._spare = {i for i, shard in enumerate(shards) if (folder / shard.name).is_file()}
+        self._note_ready()
         self._threads = [threading.Thread(target=self._work, name="fetch", daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -98,13 +99,18 @@ class Cache:
         if (error := self.lost(step)) is not None:
             raise error
 
-    def lost(self, step: int) -> ShardError | None:
-        """`wait`, but the error is returned: asked for the step after the next, it leaves the time for a checkpoint."""
+    def lost(self, step: int, unless: Callable[[], bool] = lambda: False) -> ShardError | None:
+        """`wait`, but the error is returned: asked for the step after the next, it leaves the time for a checkpoint.
+
+        Waits no longer once `unless()` is true.
+        """
         look = time.monotonic() + 1
         while self._board.ready <= min(step, self._stop - 1):
             error = self._board.failure()
             if error is not None and error.step <= step:
                 return error
+            if unless():
+                return None
             if self._stopped.wait(POLL):
                 raise FetchError("data.cache was closed while a step was waited for")
             if not self._leads and time.monotonic() > look:
@@ -227,7 +233,11 @@ class Cache:
             self.counts["fetched" if fetched else "hits"] += 1
             self.counts["bytes"] += shard.bytes if fetched else 0
             self._pending.remove(need)
-            self._board.ready = min((n.first for n in (*self._pending, *islice(self._upcoming, 1))), default=self._stop)
+            self._note_ready()
+
+    def _note_ready(self) -> None:
+        """Says up to which step nothing is missing."""
+        self._board.ready = min((n.first for n in (*self._pending, *islice(self._upcoming, 1))), default=self._stop)
 
 
 @contextlib.contextmanager

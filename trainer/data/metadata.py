@@ -97,6 +97,10 @@ class Metadata:
         partner = begin + drawn
         return partner + ((partner >= rows) & (others > 0))
 
+    def prepare(self) -> None:
+        """Makes the files that `partners` needs."""
+        self._runs()
+
     def _runs(self) -> NDArray[np.int64]:
         """Where each patient's run of rows ends, ascending; a shard's end always ends one."""
         if self._ends is None:

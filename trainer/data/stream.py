@@ -28,19 +28,22 @@ FETCHED_PLAN = 4  # the same where shards are fetched: one that is removed takes
 FILES = 65536  # files that may be open, where the system lets us choose
 
 Write = Callable[[NDArray[np.int16]], object]
+Partners = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]  # (step, indices) -> indices of as many others
 
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's share of a step: `signals` int16 [micro, share, leads, samples], `rows` int64 [micro, share].
 
-    `rows` are those of `samples.parquet`; `host_rows` are the same, wherever the tensors are.
+    `rows` are those of `samples.parquet`; `host_rows` are the same, wherever the tensors are. `partners`: the signals
+    that the second views are made of, where they are others.
     """
 
     step: int
     signals: Tensor
     rows: Tensor
     host_rows: NDArray[np.int64]
+    partners: Tensor | None = None
 
 
 class Fetcher(Protocol):
@@ -70,9 +73,11 @@ class Stream(Iterator[Batch]):
         threads: int = 2,
         ahead: int = 2,
         fetcher: Fetcher | None = None,
+        partners: Partners | None = None,
     ) -> None:
         self._shards, self._order, self._place = shards, order, (rank, world)
-        self._start, self._stop, self._threads, self._fetcher = start, stop, threads, fetcher
+        self._start, self._stop, self._threads = start, stop, threads
+        self._fetcher, self._partners = fetcher, partners
         self._left = stop - start
         self._memory = _Pinned(device) if device.type == "cuda" else _Memory()
         self._ready: queue.SimpleQueue[tuple[Batch, Any] | BaseException] = queue.SimpleQueue()
@@ -145,11 +150,12 @@ class Stream(Iterator[Batch]):
     def _load(self, step: int, indices: NDArray[np.int64], rows: Tensor, pool: ThreadPoolExecutor) -> tuple[Batch, Any]:
         if self._fetcher:
             self._fetcher.wait(step)
-        shape = (*indices.shape, *self._shards.shape)
-        signals, there, copied = self._memory.load(shape, lambda out: self._shards.gather(indices, out, pool), rows)
+        wanted = np.stack([indices, *([self._partners(step, indices)] if self._partners else [])])
+        shape = (*wanted.shape, *self._shards.shape)
+        signals, there, copied = self._memory.load(shape, lambda out: self._shards.gather(wanted, out, pool), rows)
         if self._fetcher:
             self._fetcher.done(step)
-        return Batch(step, signals, there, rows.numpy()), copied
+        return Batch(step, signals[0], there, rows.numpy(), *signals[1:]), copied
 
 
 def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
@@ -198,10 +204,10 @@ class _Pinned:
         self._buffers: list[tuple[Tensor, Any]] = []
 
     def load(self, shape: tuple[int, ...], write: Write, rows: Tensor) -> tuple[Tensor, Tensor, Any]:
-        buffer, copied = self._next(shape)
-        copied.synchronize()  # the copy out of this buffer, two batches ago, is over
-        write(buffer.numpy())
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            buffer, copied = self._next(shape)
+            copied.synchronize()  # the copy out of this buffer, two batches ago, is over
+            write(buffer.numpy())
             signals, rows = (x.to(self._device, non_blocking=True) for x in (buffer, rows))
             copied = torch.cuda.Event()
             copied.record(self._stream)
