@@ -21,7 +21,7 @@ from trainer.checkpoint import whole_weights
 from trainer.config import BatchConfig, PlayerConfig, PretrainConfig
 from trainer.game import MASK_VIEW, Game, Pair, Recogniser
 from trainer.losses import nt_xent
-from trainer.masking import GameConfig, binarise, choose, soft_masks
+from trainer.masking import GameConfig, binarise, choose, cover, soft_masks, spare
 from trainer.masking import cost as price
 from trainer.models import build_encoder
 from trainer.models.masker import UNet
@@ -31,7 +31,7 @@ from trainer.views import Key
 
 RATES = {"encoder": 0.5, "masker": 2.0}
 ADAMW = {"encoder": PlayerConfig(3e-3, 0.3, 0.02), "masker": PlayerConfig(1e-3, 0.1, 0.001)}
-SHARE, TEMPERATURE = 4, 0.3
+SHARE, TEMPERATURE, HOP = 4, 0.3, 8
 
 
 @dataclass
@@ -69,7 +69,9 @@ def players(case: Case) -> dict[str, nn.Module]:
     views = 1 + (case.game.masks if case.game.use == "all" else 1)
     temperature = Temperature(TEMPERATURE) if case.learn else None
     encoder = Recogniser(backbone, nn.Linear(32, 8), temperature, chunk=views * case.device)
-    masker = nn.Sequential(nn.Conv1d(4, 8, 5, padding=2), nn.GELU(), nn.Conv1d(8, case.game.masks, 5, padding=2))
+    masker = nn.Sequential(
+        nn.Conv1d(4, 8, 5, padding=2), nn.GELU(), nn.Conv1d(8, case.game.channels(4, HOP), 5, padding=2)
+    )
     return {"encoder": encoder.to(case.dtype), "masker": masker.to(case.dtype)}
 
 
@@ -107,9 +109,9 @@ def costs(both: dict[str, nn.Module], pairs: list[Pair], cfg: GameConfig) -> tup
     """(loss, penalty) of all contrast batches, with the graph through both players."""
     total, cost = torch.zeros(()), torch.zeros(())
     for pair in pairs:
-        masks = soft_masks(both["masker"](pair.v), cfg)
-        hidden = binarise(choose(masks, pair.key.with_view(MASK_VIEW), cfg.use), cfg)
-        seconds = [pair.v * (1 - h) for h in hidden]
+        masks, key = soft_masks(both["masker"](pair.v), cfg, HOP), pair.key.with_view(MASK_VIEW)
+        hidden = spare(binarise(choose(masks, key, cfg.use), cfg), key, cfg)
+        seconds = [cover(pair.v, h, cfg, HOP) for h in hidden]
         found = [both["encoder"](x) for x in (pair.x, *seconds)]
         learned = isinstance(found[0], tuple)
         z1, *others = [f[0] for f in found] if learned else found
@@ -226,7 +228,7 @@ def flat(weights: Any) -> torch.Tensor:
 def play(world: dist.World, case: Case) -> dict[str, float]:
     """The distance of each player from where it belongs, relative to its way there."""
     two = build(case, world)
-    game = Game(two["encoder"], two["masker"], case.game, TEMPERATURE)
+    game = Game(two["encoder"], two["masker"], case.game, TEMPERATURE, HOP)
     for step in range(case.steps):
         pairs = [global_pair(step, m, world.size, case.dtype) for m in range(case.accumulation)]
         game.step([mine(pair, world.rank) for pair in pairs], step)

@@ -13,7 +13,7 @@ QUICK = [
     {}, {"accumulation": 2}, {"zero": 1, "accumulation": 4}, {"zero": 2}, {"zero": 2, "adamw": True, "learn": True},
     {"zero": 1, "accumulation": 2, "dials": {"schedule": "alternating"}},
     {"zero": 3, "adamw": True, "learn": True, "device": 1, "accumulation": 2},
-    {"dials": {"masks": 2, "threshold": "half", "penalty": "paper"}},
+    {"dials": {"masks": 2, "threshold": "half", "penalty": "paper"}}, {"dials": {"family": "spectral", "share": 0.6}},
 ]  # fmt: skip
 DIALS = [
     {},
@@ -21,6 +21,8 @@ DIALS = [
     {"masks": 2, "use": "all"},
     {"schedule": "alternating"},
     {"masks": 2, "threshold": "half", "penalty": "paper", "schedule": "alternating"},
+    {"family": "lead", "share": 0.6, "entropy": 0.3, "smoothness": 0.2},
+    {"family": "spectral", "masks": 2},
 ]
 STAGES = [{"zero": z, "accumulation": a} for z, a in itertools.product((0, 1, 2, 3), (1, 4))]
 FULL = [{**stage, "dials": dials} for stage, dials in itertools.product(STAGES, DIALS)]

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import types
 
@@ -73,6 +74,16 @@ def test_only_a_config_that_asks_for_it_has_one(tmp_path):
     assert encoder.temperature().item() == pytest.approx(0.1)
     with pytest.raises(UserError, match=r"temperature=2: a learned one starts between 0.01 and 1"):
         pretrain.read_config([*words, "learn_temperature=true", "temperature=2"])
+
+
+def test_the_game_takes_no_ecg_of_one_patient_for_a_negative():
+    module, given, patients = recogniser(None), pair(), torch.tensor([0, 0, 1, 2, 2, 2])
+    game = Game(PlainEngine(module), None, GameConfig(enabled=False), 0.3)
+    for who in (None, patients):
+        wanted, _ = nt_xent(module(given.x), module(given.v), 0.3, who)
+        figures, _ = game.step([dataclasses.replace(given, patients=who)], 0)
+        assert figures["loss"].item() == pytest.approx(wanted.item())
+    assert wanted < nt_xent(module(given.x), module(given.v), 0.3)[0] - 0.01
 
 
 def test_a_pair_knows_its_patients(tmp_path):
