@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sharding import deidentify, headers, progress
+from sharding import changes, deidentify, headers, progress
 from sharding import plan as planning
 from sharding.config import UserError
 from sharding.finish import Outcome, finish, tables
@@ -147,15 +147,15 @@ def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey
         if not (output / PRIVATE / planning.PLAN_JSON).is_file():
             return _new_plan(output, config, key, pool)
     plan = planning.read_plan(output)
-    planning.refuse_other_config(output, plan, config, key.key_id)
-    planning.refuse_other_table(output, plan, config)
+    changes.refuse_other_config(output, plan, config, key.key_id)
+    changes.refuse_other_table(output, plan, config)
     if config.tasks > 1 and headers.listing(config) == plan.listing:
         return plan  # each task sees to the files of its own shards, as it reads them
     known = headers.survey(config, planning.wanted_split)
-    planning.refuse_other_records(output, known)
+    changes.refuse_other_records(output, known)
     if config.tasks == 1:
         with progress.bar(plan.records, "record", "compare") as bar:
-            planning.refuse_other_files(output, config, pool, bar.update)
+            changes.refuse_other_files(output, config, pool, bar.update)
     return plan
 
 

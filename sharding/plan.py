@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sharding import deidentify, headers
 from sharding.config import UserError
 from sharding.files import atomic, write_text
 from sharding.headers import Survey
-from sharding.metadata import Table, table_path
+from sharding.metadata import Table
 from sharding.options import BuildConfig, SplitConfig, content
 from sharding.schema import PRIVATE, SPLITS
 
@@ -199,7 +199,7 @@ def make_plan(
     shards = _shards(order, patients, split, kept, config.samples_per_shard)
     plan = Plan(
         content=content(config, key_id),
-        table=_table_stamp(None if known.table is None else Path(known.table.path)),
+        table=table_stamp(None if known.table is None else Path(known.table.path)),
         meta_bytes=META_BYTES,
         key_id=key_id,
         patient_ids=bool(len(usable)) and not pc.any(rows.column("own").take(pa.array(usable))).as_py(),
@@ -248,7 +248,7 @@ def _repeated(rows: pa.Table) -> NDArray[np.int64]:
     return np.sort(order[1:][names[order][1:] == names[order][:-1]])
 
 
-def _table_stamp(path: Path | None) -> list[int]:
+def table_stamp(path: Path | None) -> list[int]:
     return [] if path is None else list(headers.stamp(path.parent, path.name, "*"))
 
 
@@ -356,76 +356,23 @@ def read_plan(output: Path) -> Plan:
 
 
 @lru_cache(maxsize=1)
-def _row_file(path: Path, size: int, time: int) -> pq.ParquetFile:
+def _parsed(path: Path, size: int, time: int) -> pq.ParquetFile:
     """Its footer, which is long where there are many shards, is parsed once a process."""
     return pq.ParquetFile(path, memory_map=True)
 
 
-def _rows(output: Path) -> pq.ParquetFile:
+def row_file(output: Path) -> pq.ParquetFile:
     path = output / PRIVATE / PLAN_ROWS
     status = path.stat()
-    return _row_file(path, status.st_size, status.st_mtime_ns)
+    return _parsed(path, status.st_size, status.st_mtime_ns)
 
 
 def rows_of_shard(output: Path, ordinal: int) -> pa.Table:
     """The planned records of one shard, in order."""
-    return _rows(output).read_row_group(ordinal)
+    return row_file(output).read_row_group(ordinal)
 
 
 def rejected_rows(output: Path, plan: Plan) -> Iterator[pa.Table]:
-    file = _rows(output)
+    file = row_file(output)
     for group in range(len(plan.shards), file.num_row_groups):
         yield file.read_row_group(group)
-
-
-def refuse_other_config(output: Path, plan: Plan, config: BuildConfig, key_id: str) -> None:
-    """Raises `UserError`, naming the key that differs, if `config` is not the plan's."""
-    # a key that came later had its default
-    old, new = _flat(content(BuildConfig(), "")) | _flat(plan.content), _flat(content(config, key_id))
-    if key := next((k for k in sorted({*old, *new}) if old.get(k) != new.get(k)), None):
-        raise UserError(f"{output} was planned with {key}={old.get(key)}, now {key}={new.get(key)}: {_mend(output)}")
-
-
-def refuse_other_table(output: Path, plan: Plan, config: BuildConfig) -> None:
-    """Raises `UserError` if the table is not the plan's, by its size and time."""
-    found = table_path(Path(config.input), config.source.table)
-    if _table_stamp(found) != plan.table:
-        raise UserError(f"{output} was planned from other input, {found} has changed: {_mend(output)}")
-
-
-def refuse_other_records(output: Path, known: Survey) -> None:
-    """Raises `UserError`, naming one, if a folder without a table holds other records than the plan's."""
-    if known.table is None and (difference := _found_difference(output, known)):
-        raise UserError(f"{output} was planned from other input, {difference}: {_mend(output)}")
-
-
-def refuse_other_files(output: Path, config: BuildConfig, pool: Executor | None, tick: Callable[[int], object]) -> None:
-    """Raises `UserError`, naming one, if a file of a record is not as it was at planning."""
-    groups = iter(range(_rows(output).num_row_groups))
-    for records, change in headers.in_order(partial(_changed_group, output, Path(config.input)), groups, pool):
-        if change:
-            raise UserError(f"{output} was planned from other input, {change}: {_mend(output)}")
-        tick(records)
-
-
-def _found_difference(output: Path, known: Survey) -> str:
-    planned = _rows(output).read(columns=["record"]).column("record")
-    for what, here, there in (("new", known.records, planned), ("gone", planned, known.records)):
-        if len(only := here.filter(pc.invert(pc.is_in(here, there)))):
-            return f"record {only[0].as_py()} is {what}"
-    return ""
-
-
-def _changed_group(output: Path, root: Path, group: int) -> tuple[int, str]:
-    rows = _rows(output).read_row_group(group, columns=["record", "files", "bytes", "stamp"])
-    return len(rows), headers.changed(root, rows)
-
-
-def _mend(output: Path) -> str:
-    return f"choose another output or delete {output}"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
