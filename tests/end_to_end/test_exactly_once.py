@@ -119,8 +119,8 @@ def test_a_bad_shard_stops_a_run_with_a_checkpoint_and_its_records(shards, tmp_p
 FULL_DISK = """
 set -u
 mount -t tmpfs -o size=4m tmpfs "$1"
-(until [ -s "$2/metrics.jsonl" ]; do sleep 0.05; done
- while :; do dd if=/dev/zero bs=4k >> "$1/other" 2>/dev/null; sleep 0.02; done) &
+(until [ -s "$2/metrics.jsonl" ] || ! kill -0 $$; do sleep 0.05; done
+ while kill -0 $$ 2>/dev/null; do dd if=/dev/zero bs=4k >> "$1/other" 2>/dev/null; sleep 0.02; done) &
 filler=$!
 shift 2
 "$@"; echo "exit code $?"
