@@ -30,6 +30,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+LONG = 500  # seconds for a start of a run on a busy machine
+
+
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
@@ -63,7 +66,7 @@ def losses(run: Path) -> list[float]:
 
 def killed_at(words: list[str], processes: int, run: Path, step: int) -> None:
     """Starts a run and kills all its processes once it has logged `step`."""
-    process, end = start(words, processes), time.monotonic() + 150
+    process, end = start(words, processes), time.monotonic() + LONG
     log = run / "metrics.jsonl"
     while not (log.is_file() and (rows := read_metrics(log)) and rows[-1]["step"] >= step):
         assert process.poll() is None, process.communicate()[0][-3000:]
@@ -74,26 +77,27 @@ def killed_at(words: list[str], processes: int, run: Path, step: int) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 def test_each_epoch_is_complete_over_worlds_of_1_2_4_and_1_with_kills_between(shards, tmp_path):
     run = tmp_path / "run"
-    words = pretrain(shards, run, "steps=50", "checkpoint.every=4")
-    for processes, step in ((1, 10), (2, 23), (4, 33)):
+    words = pretrain(shards, run, "steps=38", "checkpoint.every=4")
+    for processes, step in ((1, 9), (2, 18), (4, 27)):
         killed_at(words, processes, run, step)
-    code, output = launch(words, 1)
+    code, output = launch(words, 1, LONG)
     assert code == 0, output[-3000:]
     verdict = judge(run)
     assert verdict.problems == []
     assert [(e.number, e.first, e.last, e.state, e.seen) for e in verdict.epochs] == [
-        *((n, 12 * n, 12 * n + 11, "complete", 192) for n in range(4)),
-        (4, 48, 49, "unfinished", 32),
+        *((n, 12 * n, 12 * n + 11, "complete", 192) for n in range(3)),
+        (3, 36, 37, "unfinished", 32),
     ]
     assert verdict.struck > 0
-    assert len({tuple(e.remainder) for e in verdict.epochs[:4]}) > 1
+    assert len({tuple(e.remainder) for e in verdict.epochs[:3]}) > 1
     worlds = {json.loads(path.read_bytes().partition(b"\n")[0])["world"] for path in (run / "audit").glob("*.bin")}
     assert worlds == {1, 2, 4}
     code, output = launch(["-m", "trainer.data.audit", str(run)])
     assert code == 0, output
-    assert "proven: 4 complete epochs, no sample twice in any epoch, none from a held-out split" in output
+    assert "proven: 3 complete epochs, no sample twice in any epoch, none from a held-out split" in output
 
 
 def test_a_bad_shard_stops_a_run_with_a_checkpoint_and_its_records(shards, tmp_path):
@@ -115,8 +119,8 @@ def test_a_bad_shard_stops_a_run_with_a_checkpoint_and_its_records(shards, tmp_p
 FULL_DISK = """
 set -u
 mount -t tmpfs -o size=4m tmpfs "$1"
-(until [ -s "$2/metrics.jsonl" ]; do sleep 0.05; done
- while :; do dd if=/dev/zero bs=4k >> "$1/other" 2>/dev/null; sleep 0.02; done) &
+(until [ -s "$2/metrics.jsonl" ] || ! kill -0 $$; do sleep 0.05; done
+ while kill -0 $$ 2>/dev/null; do dd if=/dev/zero bs=4k >> "$1/other" 2>/dev/null; sleep 0.02; done) &
 filler=$!
 shift 2
 "$@"; echo "exit code $?"
@@ -125,6 +129,7 @@ kill $filler
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 def test_a_disk_that_fills_under_the_cache_is_one_line_after_a_checkpoint(shards, tmp_path):
     inside = ["unshare", "--map-root-user", "--mount"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
@@ -137,7 +142,7 @@ def test_a_disk_that_fills_under_the_cache_is_one_line_after_a_checkpoint(shards
     words = pretrain(f"pipe:cat {shards}/{{}}", run, f"data.cache={cache}", "steps=40", "checkpoint.every=5")
     words.append(f"data.cache_gb={(least + held_out) / 1e9 + 0.0001:.4f}")
     command = [*inside, "bash", "-c", FULL_DISK, "bash", str(cache), str(run), sys.executable, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, cwd=ROOT, env=environment())
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert ("exit code 2" in done.stdout, len(said)) == (True, 1), done.stderr[-3000:]
     assert "no space left for train-0000" in said[0]
@@ -147,6 +152,7 @@ def test_a_disk_that_fills_under_the_cache_is_one_line_after_a_checkpoint(shards
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp_path):
     order, names = order_of(shards), [s.name for s in read_manifest(shards).of_split("train")]
     plan = list(needs(order, range(4), 0, 12))
@@ -158,7 +164,7 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
         server.faults |= {names[bad.shard]: ["bytes!"], "manifest.json": ["500", ""], "samples.parquet": ["cut", ""]}
         run, cache = tmp_path / "run", tmp_path / "cache"
         words = pretrain(f"{server.url}?token=t0p", run, f"data.cache={cache}", "steps=30")
-        code, output = launch(words, 2)
+        code, output = launch(words, 2, LONG)
         said = [line for line in output.splitlines() if line.startswith("error: ")]
         assert (code, len(said)) == (2, 1), output[-3000:]
         assert f"shard {names[bad.shard]} cannot be had: {server.url}/{names[bad.shard]}: " in said[0]
@@ -167,11 +173,11 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
         assert json.loads((run / "run.json").read_text())["status"] == "failed"
         assert all("t0p" not in p.read_text() for p in (run / "config.yaml", *run.glob("checkpoints/*/state.json")))
         server.seen.clear()
-        code, output = launch(words, 2)  # it is as bad as before
+        code, output = launch(words, 2, LONG)  # it is as bad as before
         assert (code, output.count("error: ")) == (2, 1), output[-3000:]
         assert len(losses(run)) == bad.first
         assert set(server.times()) == {"manifest.json", names[bad.shard]}
-        code, output = launch([*words, f"data.exclude=[{names[bad.shard]}]"], 2)
+        code, output = launch([*words, f"data.exclude=[{names[bad.shard]}]"], 2, LONG)
         assert code == 0, output[-3000:]
         assert f"# from step {bad.first} on without {names[bad.shard]}" in output
     verdict = judge(run)
@@ -183,17 +189,18 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
         *([(3, bad.first + 22, 29, "unfinished")] if bad.first < 8 else []),
     ]
     near = tmp_path / "near"  # the same samples in the same order as from a local disk
-    assert launch(pretrain(shards, near, "steps=30"), 2)[0] == 0
+    assert launch(pretrain(shards, near, "steps=30"), 2, LONG)[0] == 0
     assert losses(near)[: bad.first] == losses(run)[: bad.first]
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 def test_a_resume_and_a_second_exclusion_leave_whole_epochs(shards, tmp_path):
     run, [one, two] = tmp_path / "run", ["train-000003.tar", "train-000009.tar"]
     words = pretrain(shards, run, "steps=40", "checkpoint.every=3")
     killed_at(words, 2, run, 7)  # goes on from step 6, in the midst of epoch 0
     killed_at([*words, f"data.exclude=[{one}]"], 1, run, 19)  # epoch 1 is steps 6 to 16; goes on from step 18 or 21
-    code, output = launch([*words, f"data.exclude=[{one},{two}]"], 2)
+    code, output = launch([*words, f"data.exclude=[{one},{two}]"], 2, LONG)
     assert code == 0, output[-3000:]
     verdict = judge(run)
     assert verdict.problems == []
