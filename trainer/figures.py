@@ -1,6 +1,7 @@
 """Pictures, drawn without a display: an ECG with its masks on ECG paper, the curves of a run, a study's dot plot.
 
-`python -m trainer.figures masks RUN` draws ECGs with their masks and measures where these fall (trainer/meaning.py);
+`python -m trainer.figures masks RUN [ecgs=300]` draws ECGs with their masks and measures where these fall
+(trainer/meaning.py),
 `python -m trainer.figures curves OUT.png RUN [RUN ...]` the health of several runs together.
 """
 
