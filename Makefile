@@ -16,6 +16,9 @@ ifneq ($(wildcard ../shared/data),)
 export UMBRA_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
+# Tests run beside one another's processes: more threads than that would only wait for a core.
+test test-full: export OMP_NUM_THREADS ?= 1
+
 .PHONY: setup demo test test-full lint clean
 
 setup: $(VENV)/.ready

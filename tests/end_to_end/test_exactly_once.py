@@ -113,7 +113,8 @@ def test_a_bad_shard_stops_a_run_with_a_checkpoint_and_its_records(shards, tmp_p
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{bad.first}"]
     verdict = judge(run)
     assert (verdict.problems, verdict.epochs[0].seen) == ([], 16 * bad.first)
-    assert all(row["cache_hits"] < 0.3 for row in read_metrics(run / "metrics.jsonl"))
+    each_once = sum(s.bytes for s in read_manifest(shards).shards if s.name != names[bad.shard]) / 1e9
+    assert all(0 < row["fetched_gb"] <= each_once for row in read_metrics(run / "metrics.jsonl"))
 
 
 FULL_DISK = """
