@@ -175,14 +175,20 @@ def test_the_published_setting_runs_with_a_smaller_masker(shards, tmp_path):
 
 
 @pytest.mark.full
-def test_loss_curves_of_200_steps_are_the_same_on_one_two_and_four_processes(shards, tmp_path):
+@pytest.mark.timeout(900)
+def test_loss_curves_of_200_steps_of_a_smooth_game_are_the_same_on_one_two_and_four_processes(tmp_path):
+    """Smooth networks and masks and a small rate: a steep game at full rate is chaotic, rounding parts its runs."""
+    shards = make_shards(tmp_path / "shards", {"train": KINDS * 64, "val": KINDS * 6, "test": KINDS * 6})
+    more = ["steps=200", "log.every=10", "log.heldout_every=0", "batch.global=32", "game.slope=5"]
+    more += ["encoder.args.activation=gelu", "optim.encoder.lr=2e-4", "optim.masker.lr=2e-5"]
     curves = []
     for processes in (1, 2, 4):
         run = tmp_path / f"of-{processes}"
-        code, output = launch(pretrain(shards, run, "steps=200", "log.every=10", "log.heldout_every=0"), processes)
+        code, output = launch(pretrain(shards, run, *more), processes, seconds=500)
         assert code == 0, output[-3000:]
         curves.append(losses(run))
     assert len(curves[0]) == 20
+    assert curves[0][-1] < curves[0][0]
     assert curves[1] == pytest.approx(curves[0], rel=2e-2)
     assert curves[2] == pytest.approx(curves[0], rel=2e-2)
 
