@@ -137,7 +137,7 @@ class Game:
             adversary = -self.dials.strength * accumulation * hidden.grad
             self.masker.backward((chosen * adversary).sum() + price)
         figures = {"loss": loss.detach(), "penalty": price.detach(), **figures}
-        return figures | mask_figures(masks.detach(), hidden.detach()), finite
+        return figures | mask_figures(masks.detach(), hidden.detach(), self.dials), finite
 
     def _masker_phase(self, pairs: Sequence[Pair]) -> None:
         """The second half of the alternating schedule: the updated encoder, frozen, called past its engine."""

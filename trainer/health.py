@@ -8,18 +8,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.masking import entropy
+from trainer.masking import GameConfig, binarise, entropy
 
 
 @torch.no_grad()
-def mask_figures(masks: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-    """Scalars of raw masks [B, N, R, *S] and the binarised chosen ones [n, B, R, *S].
+def mask_figures(masks: Tensor, hidden: Tensor, cfg: GameConfig) -> dict[str, Tensor]:
+    """Scalars of raw masks [B, N, R, *S] and what of the ECGs is hidden, [n, B, R, *S].
 
     `coverage`; `hidden`: share that is hidden (beyond 0.9), not only dimmed; `extreme_coverage`: share of ECGs under
     5 or over 95 %; `mask_entropy` (nats); `mask_contrast`: deviation of a raw mask over its grid; `mask_switches`:
     between hidden and not along time, per mask; `mask_sameness`: 1 if all ECGs have the same mask, 0 if theirs have
-    nothing to do with one another; `mask_overlap`: share that at least two of the N hide (as much as they would hide
-    at the raw value 0.5).
+    nothing to do with one another; `mask_overlap`: share that at least two of the N masks, binarised, hide.
     """
     coverage = hidden.flatten(2).mean(-1)
     decided = (hidden > 0.5).float()
@@ -35,7 +34,8 @@ def mask_figures(masks: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         "mask_sameness": 1 - between,
     }
     if masks.shape[1] > 1:
-        figures["mask_overlap"] = ((masks > 0.25).sum(1) > 1).float().mean()
+        every = binarise(masks.transpose(0, 1), cfg) > 0.5
+        figures["mask_overlap"] = (every.sum(0) > 1).float().mean()
     return figures
 
 

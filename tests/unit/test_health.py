@@ -96,17 +96,20 @@ def test_mask_figures_of_masks_made_by_hand():
     hidden[0, :2, 0, :5] = 1
     hidden[0, 2:, 0, 5:] = 1
     masks = torch.stack([hidden[0], 1 - hidden[0]], 1) * 0.98 + 0.01
-    found = {name: float(value) for name, value in mask_figures(masks, hidden).items()}
+    found = {name: float(value) for name, value in mask_figures(masks, hidden, GameConfig(masks=2)).items()}
     assert found["coverage"] == found["hidden"] == 0.5
     assert found["mask_switches"] == 1
     assert found["mask_sameness"] == pytest.approx(0, abs=1e-6)
     assert found["mask_overlap"] == found["extreme_coverage"] == 0
     assert found["mask_entropy"] == pytest.approx(-(0.99 * math.log(0.99) + 0.01 * math.log(0.01)), rel=1e-4)
-    same = mask_figures(masks[:1].expand(4, -1, -1, -1), hidden[:, :1].expand(-1, 4, -1, -1))
+    same = mask_figures(masks[:1].expand(4, -1, -1, -1), hidden[:, :1].expand(-1, 4, -1, -1), GameConfig(masks=2))
     assert float(same["mask_sameness"]) == pytest.approx(1)
-    both = mask_figures(torch.full((4, 2, 1, 10), 0.5), torch.ones(1, 4, 1, 10))
-    assert float(both["mask_overlap"]) == float(both["extreme_coverage"]) == 1
-    assert float(both["mask_contrast"]) == 0
+    flat = mask_figures(torch.full((4, 2, 1, 10), 0.5), torch.ones(1, 4, 1, 10), GameConfig(masks=2))
+    assert float(flat["extreme_coverage"]) == 1
+    assert float(flat["mask_contrast"]) == 0
+    three = torch.rand(4, 3, 1, 1000).softmax(1)
+    cover_all = float(mask_figures(three, three[None, :, 0], GameConfig(masks=3, coverage=0.5))["mask_overlap"])
+    assert cover_all == pytest.approx(0.5, abs=0.05)  # three masks of a half each, each hidden place twice or thrice
 
 
 def test_alignment_and_uniformity_by_their_definitions():
