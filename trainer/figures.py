@@ -370,7 +370,7 @@ def main(argv: list[str]) -> None:
 
     if argv[:1] == ["masks"]:
         return meaning.main(argv[1:])
-    if argv[:1] == ["curves"] and len(argv) > 2:
+    if argv[:1] == ["curves"] and len(argv) > 2 and not Path(argv[1]).is_dir():
         runs_together(argv[2:], argv[1])
         return print(f"written: {argv[1]}")
     raise UserError(f"say what to draw: {meaning.USAGE}, or python -m trainer.figures curves OUT.png RUN [RUN ...]")

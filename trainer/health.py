@@ -10,32 +10,34 @@ from torch import Tensor
 
 from trainer.masking import GameConfig, binarise, entropy
 
+YOUNG = 50
+
 
 @torch.no_grad()
 def mask_figures(masks: Tensor, hidden: Tensor, cfg: GameConfig) -> dict[str, Tensor]:
     """Scalars of raw masks [B, N, R, *S] and what of the ECGs is hidden, [n, B, R, *S].
 
-    `coverage`; `hidden`: share that is hidden (beyond 0.9), not only dimmed; `extreme_coverage`: share of ECGs under
-    5 or over 95 %; `mask_entropy` (nats); `mask_contrast`: deviation of a raw mask over its grid; `mask_switches`:
-    between hidden and not along time, per mask; `mask_sameness`: 1 if all ECGs have the same mask, 0 if theirs have
-    nothing to do with one another; `mask_overlap`: share that at least two of the N masks, binarised, hide.
+    `coverage`; `hidden`: share that is hidden (beyond 0.9), not only dimmed. Of the masker's own N masks, binarised:
+    `extreme_coverage`: share of ECGs under 5 or over 95 %; `mask_switches`: between hidden and not along time, per
+    mask; `mask_sameness`: 1 if all ECGs have the same mask, 0 if those of many have nothing to do with one another;
+    `mask_overlap`: share that at least two of the N hide. Of the raw masks `mask_entropy` (nats) and `mask_contrast`,
+    their deviation over their grid.
     """
-    coverage = hidden.flatten(2).mean(-1)
-    decided = (hidden > 0.5).float()
-    mean = decided.mean()
-    between = decided.var(1, unbiased=False).mean() / (mean * (1 - mean)).clamp_min(1e-6)
+    own = binarise(masks.transpose(0, 1), cfg)
+    coverage, decided = own.flatten(2).mean(-1), (own > 0.5).float()
+    mean = decided.flatten(1).mean(1)
+    between = decided.var(1, unbiased=False).flatten(1).mean(1) / (mean * (1 - mean)).clamp_min(1e-6)
     figures = {
-        "coverage": coverage.mean(),
+        "coverage": hidden.mean(),
         "hidden": (hidden > 0.9).float().mean(),
         "extreme_coverage": ((coverage < 0.05) | (coverage > 0.95)).float().mean(),
         "mask_entropy": entropy(masks),
         "mask_contrast": masks.flatten(3).std(-1).mean(),
         "mask_switches": decided.diff(dim=-1).abs().sum(-1).mean(),
-        "mask_sameness": 1 - between,
+        "mask_sameness": 1 - between.mean(),
     }
     if masks.shape[1] > 1:
-        every = binarise(masks.transpose(0, 1), cfg) > 0.5
-        figures["mask_overlap"] = (every.sum(0) > 1).float().mean()
+        figures["mask_overlap"] = (decided.sum(0) > 1).float().mean()
     return figures
 
 
@@ -47,12 +49,18 @@ def embedding_figures(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     z1, z2 = (torch.nn.functional.normalize(z.float(), dim=-1) for z in (z1, z2))
     return {
         "alignment": (z1 - z2).square().sum(-1).mean(),
-        "uniformity": torch.pdist(z1).square().mul(-2).exp().mean().log() if len(z1) > 1 else z1.new_zeros(()),
+        "uniformity": torch.pdist(z1).square().mul(-2).exp().mean().log(),  # NaN of a single ECG
     }
 
 
-def alarms(values: Mapping[str, float], contrast: int, progress: float) -> list[str]:
-    """What is wrong with a game, in words, from the means of one log interval; `contrast` ECGs meet in a loss."""
+def alarms(values: Mapping[str, float], contrast: int, step: int, total: int, warmup: float = 0.0) -> list[str]:
+    """What is wrong with a game, in words, from the means of one log interval; `contrast` ECGs meet in a loss.
+
+    Silent for the first `YOUNG` steps. `warmup`: share of the run before the masker plays.
+    """
+    if step < YOUNG:
+        return []
+    progress = (step / total - warmup) / (1 - warmup)
     checks = (_encoder_alarm(values, contrast, progress), _mask_alarm(values), _extreme_alarm(values))
     return [said for said in (*checks, _masker_alarm(values, progress)) if said]
 
@@ -65,7 +73,7 @@ def _encoder_alarm(values: Mapping[str, float], contrast: int, progress: float) 
             "optim.encoder.lr, or game.share"
         )
     chance = math.log(max(2 * contrast - 1, 2))
-    if progress > 0.2 and loss > 0.93 * chance:
+    if progress > 0.2 and loss > 0.93 * chance and values.get("accuracy", 0.0) < 0.25:
         return (
             f"the encoder cannot learn: its loss {loss:.2f} is near that of chance, {chance:.2f}; if masks are too "
             "strong, lower game.coverage or game.share, raise game.resolution_s, or set game.masker_interval"

@@ -21,7 +21,8 @@ LEAST_SPREAD = 1e-3
 
 @dataclass
 class GameConfig:
-    """The dials of the game. Shares of the run (`warmup` and so on) count in its steps.
+    """The dials of the game. Shares of the run (`warmup` and so on) count in its steps; of a run that goes on with
+    another number of `steps`, in the new number.
 
     `enabled`: false plays without a masker (the rivals). `family`: what a mask hides: `time` (a stretch of all leads),
     `lead` (each lead has a mask of its own), `spectral` (cells of the short-time spectrum, of all leads). `masks`: N,
@@ -39,8 +40,9 @@ class GameConfig:
     `masker_interval`: the masker trains every k-th step. `schedule`: `simultaneous`, or `alternating` (the masker sees
     the encoder after its update).
 
-    What masks cost the masker. `penalty`: `none`, or `paper`: alpha / sin(pi ratio c). `entropy`: weight of the mean
-    entropy over the masks, in nats (low: decided). `smoothness`: weight of a mask's switches along time.
+    What raw masks cost the masker, with `threshold: half`. `penalty`: `none`, or `paper`: alpha / sin(pi ratio c).
+    `entropy`: weight of the mean entropy over the masks, in nats (low: decided). `smoothness`: weight of a mask's
+    switches along time.
     """
 
     enabled: bool = True
@@ -80,6 +82,17 @@ class GameConfig:
                 f"game.penalty=paper cannot hold {self.masks} masks that share the time axis near a half each; "
                 "use game.masks of 1 or 2, or game.penalty=none"
             )
+
+        costs = [f"game.{key}={value}" for key, value in self._costs().items()]
+        if costs and self.threshold == "coverage":
+            raise UserError(
+                f"{costs[0]} weighs the raw mask, of which game.threshold=coverage takes the order alone: the masker "
+                "would shrink it and hide the same; use game.threshold=half with it"
+            )
+
+    def _costs(self) -> dict[str, object]:
+        given = {"penalty": self.penalty, "entropy": self.entropy, "smoothness": self.smoothness}
+        return {key: value for key, value in given.items() if value not in ("none", 0)}
 
     def at(self, progress: float) -> GameConfig:
         """The dials at this share of the run: 0 at its first step, 1 at its end."""

@@ -2,7 +2,8 @@
 
 Held-out ECGs are delineated by NeuroKit2 (discrete wavelets, Martinez et al. 2004; Makowski et al. 2021). A wave's lift
 is the share of it that is hidden over the share of the whole ECG that is hidden: 1 is chance, 1.5 is half as much
-again. Beside the masker's own masks stand two controls: the mask of another ECG, and a random block.
+again. Beside the masker's own masks (each of the N; per lead that of the delineated lead) stand two controls: the mask
+of another ECG, and a random block on a ring.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from sharding.config import UserError, load
+from sharding.config import UserError, check_ranges, load
 from sharding.files import write_text
 from trainer import figures
 from trainer.checkpoint import newest
 from trainer.config import PretrainConfig
 from trainer.data.shards import Shards
+from trainer.data.store import local_root
 from trainer.masking import binarise, soft_masks
 from trainer.models.encoder import Scaling
 from trainer.pretrain import make_players
 from trainer.scores import interval, patient_resamples
 from trainer.transfer import TransferConfig, class_of
-from trainer.views.masks import BlockMask
+from trainer.views.masks import TimeMask
 from trainer.views.random import Key
 
 WAVES = ("P", "QRS", "T", "between")
-MASKS = ("masker", "another ECG's", "random block")
+MASKS = ("masker", "masker, another ECG's", "random block")
 USAGE = "python -m trainer.figures masks RUN [data=DIR] [split=val] [ecgs=300] [by=rhythm] [draw=4] [lead=II]"
 Bools = NDArray[np.bool_]
 
@@ -76,7 +78,14 @@ def main(argv: list[str]) -> None:
         raise UserError(f"say which run: {USAGE}")
     run = Path(cfg.run)
     settings = load(PretrainConfig, run / "config.yaml")
-    shards = Shards(cfg.data or settings.data.path, cfg.split)
+    check_ranges(cfg, {"ecgs": ">= 2", "draw": ">= 0", "bootstrap": ">= 1"})
+    shards = Shards(cfg.data or local_root(settings.data.path, settings.data.cache), cfg.split)
+    wanted = json.loads((run / "run.json").read_text())["encoder"] if (run / "run.json").is_file() else {}
+    manifest = shards.manifest
+    if wanted and (manifest.leads, manifest.samples, manifest.rate) != tuple(
+        wanted[k] for k in ("leads", "samples", "rate")
+    ):
+        raise UserError(f"data={shards.root} has other leads, rate or length than the data that {run} was trained on")
     count = min(cfg.ecgs, shards.count)
     ecgs = shards.read_mv(np.linspace(0, shards.count - 1, count).astype(np.int64))
     hidden = masks_of_run(run, settings, shards, ecgs)
@@ -98,8 +107,8 @@ def main(argv: list[str]) -> None:
 
 
 def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, leads, T] per lead; of a
-    spectrum the mean over its bins. Raises `UserError` for a run without a masker or checkpoint."""
+    """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] per lead; of
+    a spectrum the mean over its bins. Raises `UserError` for a run without a masker or checkpoint."""
     if not settings.game.enabled:
         raise UserError(f"{run} was trained without a masker: there are no masks to look at")
     found = newest(run)
@@ -130,11 +139,15 @@ def measure(cfg: MeaningConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.fl
         raise UserError(f"none of the {len(ecgs)} ECGs could be delineated in lead {cfg.lead}; try another lead=")
     print(f"{len(kept)} of {len(ecgs)} ECGs could be delineated in lead {cfg.lead}")
     place = np.stack([waves[i] for i in kept])
-    mine = hidden[kept].mean(1)
-    coverage = float(mine.mean())
-    key = Key(0, 0, torch.from_numpy(kept))
-    block = BlockMask(op="control", coverage=min(max(coverage, 0.01), 0.99)).hidden(key, 1, mine.shape[-1])
-    kinds = dict(zip(MASKS, (mine, np.roll(mine, len(mine) // 2, 0), block[:, 0].numpy().astype(np.float32))))
+    own = hidden[kept] if hidden.ndim == 3 else hidden[kept][:, :, leads.index(cfg.lead)]
+    coverage = min(max(float(own.mean()), 0.01), 0.99)
+    ring = TimeMask(op="control", coverage=coverage, per_lead=False)  # all places alike, also the edges
+    block = ring.hidden(Key(0, 0, torch.from_numpy(kept)), 1, own.shape[-1])[:, 0].numpy().astype(np.float32)
+    kinds = {}
+    for n, masks in enumerate(own.swapaxes(0, 1)):
+        name = MASKS[0] if own.shape[1] == 1 else f"mask {n + 1}"
+        kinds |= {name: masks, f"{name}, another ECG's": np.roll(masks, len(masks) // 2, 0)}
+    kinds[MASKS[-1]] = block
     patient = table.column("patient").to_numpy()[kept]
     groups = {"all": np.ones(len(kept), bool), **_classes(cfg.by, table, kept)}
     return [
@@ -203,7 +216,7 @@ def markdown(rows: Sequence[Lift]) -> str:
         mine = [row for row in rows if row.group == group]
         lines = [f"{group}: {mine[0].ecgs} ECGs; hidden share of a wave over that of the whole ECG", ""]
         lines += ["| masks | " + " | ".join(WAVES) + " |", "|---" * (1 + len(WAVES)) + "|"]
-        for kind in MASKS:
+        for kind in dict.fromkeys(row.masks for row in mine):
             cells = [f"{r.lift:.2f} ({r.low:.2f} to {r.high:.2f})" for r in mine if r.masks == kind]
             lines.append(f"| {kind} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))

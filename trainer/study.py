@@ -30,6 +30,7 @@ from scipy.stats import rankdata
 from sharding.config import UserError, command, dump, load
 from sharding.files import write_text
 from sharding.schema import MANIFEST
+from trainer.config import PretrainConfig
 from trainer.export import export
 from trainer.hub import CONFIG
 from trainer.scores import bootstrap_auroc, interval, macro_auroc
@@ -145,6 +146,11 @@ def _check(config: StudyConfig) -> None:
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
             raise UserError(f"{path} does not exist; there are: {known}")
+    for method in trained:
+        yaml, *words = config.words(method)
+        load(PretrainConfig, config_path("pretrain", yaml), [*config.pretrain, *words])
+    if taken := sorted(set(config.variants) & set(UNTRAINED)):
+        raise UserError(f"variants.{taken[0]}: the name is taken by the untrained encoder; choose another")
     for rotation in config.rotations:
         folds_of(rotation, config.folds, config.judge)
     for task in config.tasks:

@@ -154,7 +154,7 @@ def test_the_rivals_run(method, shards, tmp_path):
     "dials",
     [
         ["game.family=lead", "game.warmup=0.3", "game.slope_start=5", "game.slope_rise=0.5"],
-        ["game.family=spectral", "game.masks=3", "game.entropy=0.1", "game.smoothness=0.01", "game.strength_rise=0.5"],
+        ["game.family=spectral", "game.masks=3", "game.threshold=half", "game.entropy=0.1", "game.strength_rise=0.5"],
         ["game.masks=2", "game.use=all", "game.share=0.5", "views.first=[lead_dropout]", "game.masker_interval=2"],
     ],
 )

@@ -116,8 +116,8 @@ def reference_cost(raw: torch.Tensor, cfg: GameConfig) -> torch.Tensor:
 @pytest.mark.parametrize(
     "more",
     [
-        dict(), dict(threshold="half"), dict(threshold="half", penalty="paper"), dict(entropy=0.3),
-        dict(smoothness=0.2), dict(share=0.5),
+        dict(), dict(threshold="half"), dict(threshold="half", penalty="paper"), dict(entropy=0.3, threshold="half"),
+        dict(smoothness=0.2, threshold="half"), dict(share=0.5),
     ],
 )  # fmt: skip
 def test_both_players_gradients_equal_plain_autograd(schedule, family, masks, use, more):
@@ -295,6 +295,7 @@ def test_a_masker_gradient_that_is_not_finite_does_not_reach_the_masker():
         dict(penalty="paper", masks=3), dict(schedule="other"), dict(masker_interval=0), dict(slope=float("nan")),
         dict(strength=float("nan")), dict(strength=-1.0), dict(resolution_s=0.0), dict(alpha=float("inf")),
         dict(ratio=0.0), dict(family="frequency"), dict(share=0.0), dict(warmup=1.0), dict(entropy=-1.0),
+        dict(entropy=0.1), dict(smoothness=0.1), dict(penalty="paper"),
     ],
 )  # fmt: skip
 def test_dials_that_cannot_work_are_refused(wrong):

@@ -24,8 +24,9 @@ def figures(
     return {**values, **{f"heldout/{name}": value for name, value in game.evaluate(pair).items()}}
 
 
-def said(values: dict, contrast: int = 16, progress: float = 1.0) -> str:
-    return " ".join(alarms({name: float(value) for name, value in values.items()}, contrast, progress))
+def said(values: dict, contrast: int = 16, progress: float = 1.0, step: int = 0, warmup: float = 0.0) -> str:
+    numbers = {name: float(value) for name, value in values.items()}
+    return " ".join(alarms(numbers, contrast, step or round(1000 * progress), 1000, warmup))
 
 
 def ecgs(n: int = 16) -> torch.Tensor:
@@ -91,6 +92,32 @@ def test_a_masker_that_helps_the_encoder_has_lost_and_one_that_plays_has_not():
         assert "the masker has lost" not in said(values, progress=0.3)
 
 
+def test_alarms_are_silent_at_the_start_and_of_the_masker_while_it_rests():
+    encoder, masker, _ = players(1)
+    masker[-1].weight.data.zero_()
+    assert said(figures(GameConfig(), encoder, masker, ecgs()), step=49) == ""
+    lost = {"heldout/masked_loss": 1.0, "heldout/others_masks_loss": 2.0}
+    assert "has lost" in said(lost, progress=0.7)
+    assert said(lost, progress=0.7, warmup=0.6) == ""
+
+
+@pytest.mark.parametrize("more", [dict(share=0.3), dict(masks=2), dict(masks=6, use="all")])
+def test_masks_that_are_the_same_are_seen_under_random_blocks_and_draws(more):
+    cfg = GameConfig(**more)
+    encoder, masker, _ = players(cfg.masks)
+
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shape = nn.Parameter(torch.randn(1, cfg.masks, 40, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.shape.expand(len(x), -1, -1)
+
+    assert "all ECGs have the same one" in said(figures(cfg, encoder, Same(), ecgs()))
+    assert "the same one" not in said(figures(cfg, encoder, masker, ecgs()))
+
+
 def test_mask_figures_of_masks_made_by_hand():
     hidden = torch.zeros(1, 4, 1, 10)
     hidden[0, :2, 0, :5] = 1
@@ -105,8 +132,10 @@ def test_mask_figures_of_masks_made_by_hand():
     same = mask_figures(masks[:1].expand(4, -1, -1, -1), hidden[:, :1].expand(-1, 4, -1, -1), GameConfig(masks=2))
     assert float(same["mask_sameness"]) == pytest.approx(1)
     flat = mask_figures(torch.full((4, 2, 1, 10), 0.5), torch.ones(1, 4, 1, 10), GameConfig(masks=2))
-    assert float(flat["extreme_coverage"]) == 1
     assert float(flat["mask_contrast"]) == 0
+    all_or_nothing = torch.stack([torch.full((2, 10), 0.99), torch.full((2, 10), 0.01)])[:, None]
+    extreme = mask_figures(all_or_nothing, torch.full((1, 2, 2, 10), 0.5), GameConfig(threshold="half"))
+    assert float(extreme["extreme_coverage"]) == 1
     three = torch.rand(4, 3, 1, 1000).softmax(1)
     cover_all = float(mask_figures(three, three[None, :, 0], GameConfig(masks=3, coverage=0.5))["mask_overlap"])
     assert cover_all == pytest.approx(0.5, abs=0.05)  # three masks of a half each, each hidden place twice or thrice

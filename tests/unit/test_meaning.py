@@ -44,15 +44,17 @@ def test_lift_is_one_by_chance_and_what_was_planted_otherwise():
     assert low < value < high
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
+@pytest.fixture(params=[[]])
+def run(request, tmp_path, monkeypatch):
     """A run of an untrained masker, on synthetic ECGs of 6 s."""
     monkeypatch.setattr(handmade, "SAMPLES", 600)
     monkeypatch.setattr(
         handmade, "ecg", lambda kind, rng: (1000 * synthetic_example(LEADS, 600, 100.0, rng.integers(99))).astype("<i2")
     )
     data = make_shards(tmp_path / "data", {"train": ["SR"] * 16, "val": ["SR"] * 12 + ["AFIB"] * 12})
-    cfg = pretrain.read_config([f"data.path={data}", "batch.global=16", "encoder.args.width=8", "masker.width=8"])
+    cfg = pretrain.read_config(
+        [f"data.path={data}", "batch.global=16", "encoder.args.width=8", "masker.width=8", *request.param]
+    )
     train = pretrain.Shards(data, "train")
     _, masker = pretrain.make_players(cfg, train)
     step = tmp_path / "run" / "checkpoints" / "step-3"
@@ -77,6 +79,22 @@ def test_masks_of_a_run_are_measured_drawn_and_written(run, capsys):
     assert not (run / "figures" / "meaning-2.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("run", "kinds"),
+    [
+        (["game.family=lead"], set(meaning.MASKS)),
+        (["game.masks=2"], {*(f"mask {n}{of}" for n in (1, 2) for of in ("", ", another ECG's")), "random block"}),
+        (["game.family=spectral", "game.masks=2", "game.use=all"], None),
+    ],
+    indirect=["run"],
+)
+def test_every_family_is_measured_mask_by_mask(run, kinds):
+    figures.main(["masks", str(run), "ecgs=24", "draw=1", "bootstrap=20", "by=''"])
+    rows = json.loads((run / "figures" / "meaning.json").read_text())
+    assert kinds is None or {row["masks"] for row in rows} == kinds
+    assert len({row["lift"] for row in rows if row["wave"] == "QRS"}) == len({row["masks"] for row in rows})
+
+
 def test_masks_are_those_of_the_checkpoint(run):
     cfg = pretrain.load(pretrain.PretrainConfig, run / "config.yaml")
     shards = pretrain.Shards(cfg.data.path, "val")
@@ -99,6 +117,9 @@ def test_masks_are_those_of_the_checkpoint(run):
         (["masks", "RUN", "lead=V9"], "lead=V9 is not among the leads"),
         (["masks", "RUN", "by=rythm"], "by=rythm: .* does not exist"),
         (["masks", "RUN", "data=/no/where"], "/no/where"),
+        (["masks", "RUN", "ecgs=0"], "ecgs=0 must be >= 2"),
+        (["masks", "RUN", "bootstrap=0"], "bootstrap=0 must be >= 1"),
+        (["curves", "RUN", "RUN"], "say what to draw"),
     ],
 )
 def test_mistakes_are_one_clear_line(run, words, said):

@@ -241,6 +241,8 @@ def _made(path):
         (["tasks=[rythm]", "methods=[adversarial]"], "does not exist; there are"),
         (["variants={a: [nothing]}", "methods=[a]", "reference=a"], "nothing.yaml does not exist; there are"),
         (["variants={a: []}"], "variants.a is empty"),
+        (["variants={a: [none, game.shar=1]}", "methods=[a]", "reference=a"], "did you mean 'game.share'"),
+        (["variants={random: [none]}"], "variants.random: the name is taken"),
         (["judge=train"], "judge=train is unknown; use test or validation"),
     ],
 )
