@@ -150,12 +150,13 @@ class Stream(Iterator[Batch]):
     def _load(self, step: int, indices: NDArray[np.int64], rows: Tensor, pool: ThreadPoolExecutor) -> tuple[Batch, Any]:
         if self._fetcher:
             self._fetcher.wait(step)
-        wanted = np.stack([indices, *([self._partners(step, indices)] if self._partners else [])])
+        wanted = indices if self._partners is None else np.stack([indices, self._partners(step, indices)])
         shape = (*wanted.shape, *self._shards.shape)
         signals, there, copied = self._memory.load(shape, lambda out: self._shards.gather(wanted, out, pool), rows)
+        pair = (signals,) if self._partners is None else signals.unbind()
         if self._fetcher:
             self._fetcher.done(step)
-        return Batch(step, signals[0], there, rows.numpy(), *signals[1:]), copied
+        return Batch(step, pair[0], there, rows.numpy(), *pair[1:]), copied
 
 
 def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
