@@ -184,14 +184,16 @@ class Game:
         try:
             for module in modules:
                 module.eval()
-            masks, hidden = self.hide(self.masker, pair) if self.masker is not None else (None, None)
-            loss, figures = self._contrast(self.encoder, pair, hidden)
-            result = {"loss": loss, "accuracy": figures["accuracy"]}
-            if masks is not None:
-                own = binarise(choose(masks, pair.key.with_view(MASK_VIEW), self.dials.use), self.dials)
-                for name, other in (("masked_loss", own), ("others_masks_loss", own.roll(1, 1))):
-                    result[name], _ = self._contrast(self.encoder, pair, other)
-            return result
+            if self.masker is None:
+                loss, figures = self._contrast(self.encoder, pair, None)
+                return {"loss": loss, "accuracy": figures["accuracy"]}
+            key = pair.key.with_view(MASK_VIEW)
+            own = binarise(choose(self.masks_of(self.masker, pair.v), key, self.dials.use), self.dials)
+            loss, figures = self._contrast(self.encoder, pair, spare(own, key, self.dials))
+            masked = loss if self.dials.share == 1 else self._contrast(self.encoder, pair, own)[0]
+            others, _ = self._contrast(self.encoder, pair, own.roll(1, 1))
+            figures = {"accuracy": figures["accuracy"], "masked_loss": masked, "others_masks_loss": others}
+            return {"loss": loss, **figures}
         finally:
             for module in modules:
                 module.train()

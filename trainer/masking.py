@@ -82,7 +82,16 @@ class GameConfig:
                 f"game.penalty=paper cannot hold {self.masks} masks that share the time axis near a half each; "
                 "use game.masks of 1 or 2, or game.penalty=none"
             )
-
+        if bool(self.slope_start) != bool(self.slope_rise):
+            raise UserError(
+                f"game.slope_start={self.slope_start:g} and game.slope_rise={self.slope_rise:g} work together only: "
+                "give both, or leave both at 0"
+            )
+        if self.warmup + self.strength_rise > 1:
+            raise UserError(
+                f"game.warmup={self.warmup:g} and game.strength_rise={self.strength_rise:g} are more than the whole "
+                "run: the adversary would never reach game.strength; lower one of them"
+            )
         costs = [f"game.{key}={value}" for key, value in self._costs().items()]
         if costs and self.threshold == "coverage":
             raise UserError(

@@ -242,3 +242,9 @@ def test_the_command(tmp_path):
         judge(tmp_path / "none")
     with pytest.raises(UserError, match="give one run directory"):
         main([])
+
+
+def test_a_run_without_a_step_on_record_proves_nothing(tmp_path):
+    play(tmp_path, 0, 0, world=2)
+    with pytest.raises(UserError, match="no step on record"):
+        main([str(tmp_path)])

@@ -3,9 +3,9 @@ import os
 
 import pytest
 import torch
+from handmade import ENCODER, SAMPLES, SCALING, backbone, make_run
 
 from sharding.config import UserError
-from tests.unit.handmade import ENCODER, SAMPLES, SCALING, backbone, make_run
 from trainer.export import export, main
 from trainer.hub import load_encoder
 

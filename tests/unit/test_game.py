@@ -295,7 +295,8 @@ def test_a_masker_gradient_that_is_not_finite_does_not_reach_the_masker():
         dict(penalty="paper", masks=3), dict(schedule="other"), dict(masker_interval=0), dict(slope=float("nan")),
         dict(strength=float("nan")), dict(strength=-1.0), dict(resolution_s=0.0), dict(alpha=float("inf")),
         dict(ratio=0.0), dict(family="frequency"), dict(share=0.0), dict(warmup=1.0), dict(entropy=-1.0),
-        dict(entropy=0.1), dict(smoothness=0.1), dict(penalty="paper"),
+        dict(entropy=0.1), dict(smoothness=0.1), dict(penalty="paper"), dict(slope_start=5),
+        dict(slope_rise=0.5), dict(warmup=0.6, strength_rise=0.5),
     ],
 )  # fmt: skip
 def test_dials_that_cannot_work_are_refused(wrong):
@@ -339,6 +340,20 @@ def test_dials_follow_their_schedules():
     assert [cfg.at(p).strength for p in (0.1, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.0, 0.0, 1.0, 2.0, 2.0])
     assert [cfg.at(p).slope for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([5.0, 10.0, 20.0, 20.0])
     assert GameConfig().at(0.0) == GameConfig()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_held_out_losses_are_those_of_the_masks_they_name(share):
+    encoder, masker, pair = players(1)
+    cfg = GameConfig(share=share)
+    game, key = Game(PlainEngine(encoder), PlainEngine(masker), cfg, 0.3), pair.key.with_view(MASK_VIEW)
+    found = game.evaluate(pair)
+    own = binarise(choose(soft_masks(masker(pair.v), cfg), key, "one"), cfg)
+    others = own[:, [4, 0, 1, 2, 3]]
+    for name, hidden in (("loss", spare(own, key, cfg)), ("masked_loss", own), ("others_masks_loss", others)):
+        wanted = nt_xent(encoder(pair.x), encoder(pair.v * (1 - hidden[0])), 0.3)[0]
+        assert float(found[name]) == pytest.approx(float(wanted.detach()), rel=1e-9)
+    assert (found["loss"] == found["masked_loss"]) == (share == 1)
 
 
 def test_before_its_warm_up_ends_the_masker_rests_and_blocks_are_hidden():

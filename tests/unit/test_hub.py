@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
+from handmade import SAMPLES, make_run
 from safetensors.torch import load_file, save_file
 
 from sharding.config import UserError
-from tests.unit.handmade import SAMPLES, make_run
 from trainer.export import export
 from trainer.hub import initialise, load_encoder, read_config
 

@@ -132,3 +132,10 @@ def test_a_run_without_a_masker_has_no_masks(run):
     path.write_text(path.read_text().replace("enabled: true", "enabled: false"))
     with pytest.raises(UserError, match="without a masker"):
         figures.main(["masks", str(run)])
+
+
+def test_data_of_another_shape_than_the_runs_are_refused(run):
+    encoder = {"leads": list(LEADS), "samples": 1200, "rate": 200.0}
+    (run / "run.json").write_text(json.dumps({"encoder": encoder}))
+    with pytest.raises(UserError, match="has other leads, rate or length"):
+        figures.main(["masks", str(run)])

@@ -192,6 +192,10 @@ def test_a_block_is_mixed_and_blocks_are_not():
     [
         (dict(counts=(10,), seed=0, batch=16, lanes=4), "larger than the 10"),
         (dict(counts=(10, 9), seed=0, batch=16, lanes=4, changes=((3, (1,)),)), "the 10 .* that data.exclude leaves"),
+        (
+            dict(counts=(10, 9), seed=0, batch=4, lanes=4, changes=((3, (0, 1)),)),
+            "data.exclude leaves no training shard",
+        ),
         (dict(counts=(99,), seed=0, batch=16, lanes=5), "nearest: 4"),
         (dict(counts=(99,), seed=0, batch=16, lanes=4, micro=3), "does not divide"),
     ],

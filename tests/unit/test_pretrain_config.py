@@ -58,7 +58,7 @@ MISTAKES = [
     (["data.partner=patients"], "data.partner=patients is unknown; use same, patient"),
     (["wandb.mode=ofline"], "wandb.mode=ofline"),
     (["data.exclude=[train-00000.tar]"], "no shard of the training split; did you mean train-000000.tar?"),
-    (["data.exclude=[train-000000.tar]"], "larger than the 0 training samples that data.exclude leaves"),
+    (["data.exclude=[train-000000.tar]"], "data.exclude leaves no training shard: take out fewer"),
     (["run=README.md"], "README.md is no folder"),
     (["run=README.md/x"], "README.md is no folder"),
 ]

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from handmade import make_run, make_shards
 from sklearn.metrics import roc_auc_score
 
 from sharding.config import UserError
-from tests.unit.handmade import make_run, make_shards
 from trainer import study
 from trainer.study import Cell, Steps, StudyConfig, compare, folds_of, pool, run_limited
 

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from handmade import make_run, make_shards
 from sklearn.metrics import roc_auc_score
 
 from sharding.config import UserError, _keys, load
-from tests.unit.handmade import make_run, make_shards
 from trainer import transfer
 from trainer.export import export
 from trainer.transfer import TransferConfig, class_of, fraction_of

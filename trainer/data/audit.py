@@ -346,6 +346,8 @@ def main(argv: list[str]) -> int:
     write_text(Path(argv[0]) / FOLDER / REPORT, json.dumps(asdict(verdict), indent=1))
     for problem in verdict.problems:
         print(f"error: {problem}", file=sys.stderr)
+    if not verdict.epochs and not verdict.problems:
+        raise UserError(f"{argv[0]} has no step on record: nothing to prove; was it run with data.audit=true?")
     done = sum(epoch.state == "complete" for epoch in verdict.epochs)
     if not verdict.problems:
         print(f"proven: {done} complete epochs, no sample twice in any epoch, none from a held-out split")

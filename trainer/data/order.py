@@ -64,6 +64,8 @@ class Order:
             raise UserError(f"data.lanes={self.lanes} does not divide the contrast batch {contrast}; nearest: {near}")
         for excluded in ((), *(shards for _, shards in self.changes)):
             total = sum(self.counts) - sum(self.counts[shard] for shard in excluded)
+            if not total:
+                raise UserError("data.exclude leaves no training shard: take out fewer of them")
             if total < self.batch:
                 left = " that data.exclude leaves" if excluded else ""
                 raise UserError(
