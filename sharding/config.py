@@ -50,6 +50,8 @@ def load(schema: type[C], path: str | Path | None = None, overrides: Sequence[st
         except OmegaConfBaseException as error:
             key = (getattr(error, "full_key", "") or "").replace("_.", ".").rstrip("_")
             where = f"key '{key}': " if key else ""
+            if typing.get_origin(dict(_keys(schema)).get(key)) is list:
+                raise UserError(f"{origin}: {where}this is a list: write {key}=[A,B], or [] for none") from error
             raise UserError(f"{origin}: {where}{str(error).splitlines()[0]}") from error
     try:
         result = OmegaConf.to_object(config)

@@ -209,6 +209,13 @@ class PretrainConfig:
             raise UserError(f"temperature={self.temperature:g}: a learned one starts between {LEAST:g} and {MOST:g}")
         if self.masker.kernel % 2 == 0:
             raise UserError(f"masker.kernel={self.masker.kernel} must be odd, so that a mask keeps its length")
+        if self.masker.name == "paper":
+            idle = {"masker.depth": self.masker.depth != MaskerConfig.depth}
+            idle["game.resolution_s"] = (
+                self.game.family != "spectral" and self.game.resolution_s != GameConfig.resolution_s
+            )
+            for key in (key for key, given in idle.items() if given):
+                raise UserError(f"{key} weighs nothing with masker.name=paper: leave it out")
         if self.encoder.args.get("norm") == "batch":
             raise UserError(
                 "encoder.args.norm=batch: pre-training mixes clean and masked ECGs in one batch, so its running "
@@ -235,3 +242,9 @@ def learning_rate(peak: float, step: int, total: int, warmup: float) -> float:
     if step < rising:
         return peak * (step + 1) / rising
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def player_rate(cfg: PretrainConfig, name: str, step: int, total: int) -> float:
+    """The learning rate of `encoder` or `masker` at a step; the masker's runs over the steps after `game.warmup`."""
+    idle = math.ceil(cfg.game.warmup * total) if name == "masker" else 0
+    return learning_rate(getattr(cfg.optim, name).lr, max(0, step - idle), total - idle, cfg.optim.warmup)

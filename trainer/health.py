@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.masking import GameConfig, binarise, entropy
+from trainer.masking import EPSILON, GameConfig, binarise, entropy
 
 YOUNG = 50
 
@@ -21,7 +21,7 @@ def mask_figures(masks: Tensor, hidden: Tensor, cfg: GameConfig) -> dict[str, Te
     `extreme_coverage`: share of ECGs under 5 or over 95 %; `mask_switches`: between hidden and not along time, per
     mask; `mask_sameness`: 1 if all ECGs have the same mask, 0 if those of many have nothing to do with one another;
     `mask_overlap`: share that at least two of the N hide. Of the raw masks `mask_entropy` (nats) and `mask_contrast`,
-    their deviation over their grid.
+    the standard deviation of their log-odds over their grid.
     """
     own = binarise(masks.transpose(0, 1), cfg)
     coverage, decided = own.flatten(2).mean(-1), (own > 0.5).float()
@@ -32,7 +32,7 @@ def mask_figures(masks: Tensor, hidden: Tensor, cfg: GameConfig) -> dict[str, Te
         "hidden": (hidden > 0.9).float().mean(),
         "extreme_coverage": ((coverage < 0.05) | (coverage > 0.95)).float().mean(),
         "mask_entropy": entropy(masks),
-        "mask_contrast": masks.flatten(3).std(-1).mean(),
+        "mask_contrast": masks.flatten(3).logit(EPSILON).std(-1).mean(),
         "mask_switches": decided.diff(dim=-1).abs().sum(-1).mean(),
         "mask_sameness": 1 - between.mean(),
     }
@@ -61,7 +61,7 @@ def alarms(values: Mapping[str, float], contrast: int, step: int, total: int, wa
     if step < YOUNG:
         return []
     progress = (step / total - warmup) / (1 - warmup)
-    checks = (_encoder_alarm(values, contrast, progress), _mask_alarm(values), _extreme_alarm(values))
+    checks = (_encoder_alarm(values, contrast, progress), _mask_alarm(values), _extreme_alarm(values), _faded(values))
     return [said for said in (*checks, _masker_alarm(values, progress)) if said]
 
 
@@ -83,7 +83,7 @@ def _encoder_alarm(values: Mapping[str, float], contrast: int, progress: float) 
 
 def _mask_alarm(values: Mapping[str, float]) -> str:
     contrast, same = values.get("mask_contrast", math.nan), values.get("mask_sameness", math.nan)
-    if contrast < 0.005:
+    if contrast < 0.02:
         return (
             f"the masks have collapsed: a mask is the same everywhere (deviation {contrast:.4f}), what is hidden is a "
             "toss-up; lower game.alpha, game.smoothness or optim.masker.lr"
@@ -102,6 +102,16 @@ def _extreme_alarm(values: Mapping[str, float]) -> str:
         return (
             f"the masks are all or nothing: {100 * extreme:.0f} % of the ECGs are hidden under 5 or over 95 %; use "
             "game.threshold=coverage, or a larger game.alpha"
+        )
+    return ""
+
+
+def _faded(values: Mapping[str, float]) -> str:
+    coverage, hidden = values.get("coverage", math.nan), values.get("hidden", math.nan)
+    if hidden < 0.25 * coverage:
+        return (
+            f"the masks dim instead of hiding: of the {100 * coverage:.0f} % that they cover only {100 * hidden:.0f} % "
+            "of the ECG is hidden beyond 0.9; raise game.slope"
         )
     return ""
 

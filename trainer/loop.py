@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sharding.schema import Shard
 from trainer import checkpoint, dist, figures
-from trainer.config import PretrainConfig, learning_rate
+from trainer.config import PretrainConfig, player_rate
 from trainer.data.audit import Recorder
 from trainer.data.cache import Cache
 from trainer.data.order import Order
@@ -169,8 +169,7 @@ def _timed(stream: Stream, throughput: Throughput) -> Iterator[Batch]:
 def _set_rates(run: Run, step: int) -> dict[str, float]:
     rates = {}
     for name, engine in run.engines.items():
-        player = getattr(run.cfg.optim, name)
-        rates[f"lr/{name}"] = learning_rate(player.lr, step, run.total, run.cfg.optim.warmup)
+        rates[f"lr/{name}"] = player_rate(run.cfg, name, step, run.total)
         set_learning_rate(engine, rates[f"lr/{name}"])
     return rates
 

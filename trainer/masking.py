@@ -17,6 +17,7 @@ from trainer.views.masks import BlockMask
 from trainer.views.random import Key, integers, uniform
 
 LEAST_SPREAD = 1e-3
+EPSILON = 1e-6
 
 
 @dataclass
@@ -30,8 +31,9 @@ class GameConfig:
     `coverage`: share of the mask that is hidden. `threshold`: `coverage` takes each mask's own quantile, `half` a fixed
     0.5 (with `penalty: paper`). `resolution_s`: seconds per cell of the mask.
 
-    `slope`: steepness k of the soft binarisation, per standard deviation of the mask over its grid (with `half` per
-    unit of the mask, as published); it grows to that from `slope_start` (0: it does not) over the share `slope_rise`.
+    `slope`: steepness k of the soft binarisation, per standard deviation of a mask's log-odds over its grid (with
+    `half` per unit of the mask, as published); it grows to that from `slope_start` (0: it does not) over the
+    share `slope_rise`.
 
     How strong the adversary is. `share`: share of the ECGs, drawn anew each epoch, that the masker hides; the others
     get a random block of the same coverage. `warmup`: share of the run before the masker plays: random blocks until
@@ -92,12 +94,25 @@ class GameConfig:
                 f"game.warmup={self.warmup:g} and game.strength_rise={self.strength_rise:g} are more than the whole "
                 "run: the adversary would never reach game.strength; lower one of them"
             )
+        for key, weighs, needed in self._idle():
+            if not weighs and getattr(self, key) != getattr(GameConfig, key):
+                raise UserError(f"game.{key}={getattr(self, key)} weighs nothing without {needed}: leave it out")
         costs = [f"game.{key}={value}" for key, value in self._costs().items()]
         if costs and self.threshold == "coverage":
             raise UserError(
                 f"{costs[0]} weighs the raw mask, of which game.threshold=coverage takes the order alone: the masker "
                 "would shrink it and hide the same; use game.threshold=half with it"
             )
+
+    def _idle(self) -> list[tuple[str, bool, str]]:
+        """(key, whether it weighs anything, what it would need) of the keys that others can switch off."""
+        paper, blocks = self.penalty == "paper", self.share < 1 or self.warmup > 0
+        return [
+            ("coverage", self.threshold == "coverage" or blocks, "game.threshold=coverage, or random blocks"),
+            ("alpha", paper, "game.penalty=paper"),
+            ("ratio", paper, "game.penalty=paper"),
+            ("use", self.masks > 1, "game.masks of 2 or more"),
+        ]
 
     def _costs(self) -> dict[str, object]:
         given = {"penalty": self.penalty, "entropy": self.entropy, "smoothness": self.smoothness}
@@ -177,27 +192,31 @@ def choose(masks: Tensor, key: Key, use: str) -> Tensor:
 
 
 def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
-    """sigmoid(k (mask - threshold)) over masks [n, B, R, *S].
+    """What is hidden by masks [n, B, R, *S]: sigmoid(k (mask - threshold)).
 
-    `half`: the threshold is 0.5, as published. `coverage`: it is each mask's (1 - coverage) quantile, and k counts in
-    standard deviations of the mask over its grid, both detached: whatever the masker's scale, about `coverage` of it
-    is hidden, and hidden rather than dimmed.
+    `half`: the threshold is 0.5, as published. `coverage`: it is the (1 - coverage) quantile of each mask's log-odds,
+    and k counts in their standard deviation, both detached: whatever the masker's scale and bias, about `coverage` of a
+    mask is hidden, and hidden rather than dimmed.
     """
     if cfg.threshold == "half":
         return torch.sigmoid(cfg.slope * (masks - 0.5))
-    flat = masks.flatten(3)
-    fixed = flat.detach()
+    odds = masks.flatten(3).logit(EPSILON)
+    fixed = odds.detach()
     spread = fixed.std(-1, keepdim=True).clamp_min(LEAST_SPREAD)
-    return torch.sigmoid(cfg.slope * (flat - quantile(fixed, 1 - cfg.coverage)) / spread).view_as(masks)
+    return torch.sigmoid(cfg.slope * (odds - quantile(fixed, 1 - cfg.coverage)) / spread).view_as(masks)
 
 
-def quantile(masks: Tensor, share: float) -> Tensor:
-    """The value that `share` of the last axis lies at or under, halfway to the next: [..., T] -> [..., 1]."""
-    length = masks.shape[-1]
-    k = min(max(round(share * length), 1), length - 1)
-    low = masks.kthvalue(k, -1, keepdim=True).values
-    high = masks.kthvalue(k + 1, -1, keepdim=True).values
-    return (low + high) / 2
+def quantile(values: Tensor, share: float) -> Tensor:
+    """The value that `share` of the last axis lies at or under, halfway to the next larger one: [..., T] -> [..., 1].
+
+    So equal values, as the samples of one cell are, lie on one side of it together: `share` counts in whole cells, and
+    both sides get one, but where all values are equal.
+    """
+    length = values.shape[-1]
+    low = values.kthvalue(min(max(round(share * length), 1), length), -1, keepdim=True).values
+    above = torch.where(values > low, values, torch.inf).amin(-1, keepdim=True)
+    below = torch.where(values < low, values, -torch.inf).amax(-1, keepdim=True)
+    return (low + torch.where(above.isfinite(), above, torch.where(below.isfinite(), below, low))) / 2
 
 
 def spare(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:

@@ -52,6 +52,7 @@ def test_what_is_dumped_is_read_back(tmp_path):
         (["views=['${']"], "not valid YAML"),
         (["alone"], "not of the form key=value"),
         (["views=[a"], "not valid YAML"),
+        (["views=a"], "key 'views': this is a list: write views=[A,B], or [] for none"),
     ],
 )
 def test_a_wrong_word_is_named_with_the_nearest_right_one(words, said):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -79,6 +80,7 @@ def reference_hidden(logits: torch.Tensor, cfg: GameConfig, pair: Pair) -> tuple
     drawn = choose(raw, pair.key.with_view(MASK_VIEW), cfg.use)
     line, unit = torch.full_like(drawn[..., :1], 0.5), 1.0
     if cfg.threshold == "coverage":
+        drawn = (drawn / (1 - drawn)).log()
         fixed = drawn.detach()
         line = fixed.quantile(0.5, -1, keepdim=True, interpolation="midpoint")
         unit = (fixed - fixed.mean(-1, keepdim=True)).square().sum(-1, keepdim=True).div(raw.shape[-1] - 1).sqrt()
@@ -229,7 +231,33 @@ def test_quantile_equals_numpys_midpoint():
     values = torch.rand(4, 50)
     for share in (0.02, 0.3, 0.5, 0.9):
         threshold = quantile(values, share)
-        assert torch.equal((values <= threshold).sum(-1), torch.full((4,), round(share * 50)))
+        ordered = np.sort(values.numpy(), -1)
+        count = round(share * 50)
+        assert np.allclose(threshold[:, 0], (ordered[:, count - 1] + ordered[:, count]) / 2)
+
+
+@pytest.mark.parametrize("coverage", [0.01, 0.25, 0.5, 0.75, 0.99])
+def test_a_cell_is_hidden_as_a_whole_or_not_at_all(coverage):
+    torch.manual_seed(3)
+    cells = torch.rand(1, 8, 1, 25)
+    hidden = binarise(cells.repeat_interleave(40, -1), GameConfig(coverage=coverage, slope=1e5))
+    assert bool(((hidden < 1e-3) | (hidden > 1 - 1e-3)).all())
+    count = hidden[..., ::40].sum(-1).round()
+    assert bool(((count >= 1) & (count <= 24) & ((count - 25 * coverage).abs() <= 1)).all())
+
+
+def test_a_mask_that_is_the_same_everywhere_is_hidden_by_half():
+    assert torch.equal(binarise(torch.full((1, 2, 1, 50), 0.3), GameConfig()), torch.full((1, 2, 1, 50), 0.5))
+
+
+@pytest.mark.parametrize("bias", [-6.0, 0.0, 6.0])
+def test_a_masker_that_hides_nearly_all_or_nearly_nothing_does_not_dim(bias):
+    """Whatever the masker's bias: the sigmoid's flat ends do not draw the hidden cells together."""
+    torch.manual_seed(5)
+    odds = torch.randn(1, 64, 1, 25, dtype=torch.float64)
+    hidden = binarise((odds + bias).sigmoid(), GameConfig())
+    assert torch.allclose(hidden, binarise(odds.sigmoid(), GameConfig()), atol=1e-6)
+    assert float((hidden > 0.9).float().mean()) > 0.4
 
 
 def spoil_signal(encoder, masker, pair):
@@ -296,7 +324,8 @@ def test_a_masker_gradient_that_is_not_finite_does_not_reach_the_masker():
         dict(strength=float("nan")), dict(strength=-1.0), dict(resolution_s=0.0), dict(alpha=float("inf")),
         dict(ratio=0.0), dict(family="frequency"), dict(share=0.0), dict(warmup=1.0), dict(entropy=-1.0),
         dict(entropy=0.1), dict(smoothness=0.1), dict(penalty="paper"), dict(slope_start=5),
-        dict(slope_rise=0.5), dict(warmup=0.6, strength_rise=0.5),
+        dict(slope_rise=0.5), dict(warmup=0.6, strength_rise=0.5), dict(threshold="half", coverage=0.3),
+        dict(alpha=0.2), dict(ratio=0.5), dict(use="all"),
     ],
 )  # fmt: skip
 def test_dials_that_cannot_work_are_refused(wrong):

@@ -87,7 +87,7 @@ def test_masks_that_hide_all_or_nothing_are_named():
 def test_a_masker_that_helps_the_encoder_has_lost_and_one_that_plays_has_not():
     for sign, lost in ((1.0, False), (-1.0, True)):
         encoder, masker, _ = players(1)
-        values = figures(GameConfig(slope=2, strength=sign), encoder, masker, ecgs(), steps=60, rate=0.5)
+        values = figures(GameConfig(slope=5, strength=sign), encoder, masker, ecgs(), steps=60, rate=0.05)
         assert ("the masker has lost" in said(values)) == lost
         assert "the masker has lost" not in said(values, progress=0.3)
 
@@ -99,6 +99,12 @@ def test_alarms_are_silent_at_the_start_and_of_the_masker_while_it_rests():
     lost = {"heldout/masked_loss": 1.0, "heldout/others_masks_loss": 2.0}
     assert "has lost" in said(lost, progress=0.7)
     assert said(lost, progress=0.7, warmup=0.6) == ""
+
+
+def test_masks_that_dim_instead_of_hiding_are_named():
+    encoder, masker, _ = players(1)
+    assert "the masks dim instead of hiding" in said(figures(GameConfig(slope=0.5), encoder, masker, ecgs()))
+    assert "dim" not in said(figures(GameConfig(), encoder, masker, ecgs()))
 
 
 @pytest.mark.parametrize("more", [dict(share=0.3), dict(masks=2), dict(masks=6, use="all")])

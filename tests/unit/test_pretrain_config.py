@@ -54,6 +54,11 @@ MISTAKES = [
     (["game.strength=-1"], "game.strength=-1.0 must be >= 0"),
     (["game.resolution_s=100"], "game.resolution_s=100 leaves one cell in a window of 2.56 s"),
     (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
+    (["game.threshold=half", "game.coverage=0.3"], "game.coverage=0.3 weighs nothing without game.threshold=coverage"),
+    (["game.alpha=0.3"], "game.alpha=0.3 weighs nothing without game.penalty=paper"),
+    (["game.use=all"], "game.use=all weighs nothing without game.masks of 2 or more"),
+    (["masker.name=paper", "masker.depth=3"], "masker.depth weighs nothing with masker.name=paper"),
+    (["masker.name=paper", "game.resolution_s=1"], "game.resolution_s weighs nothing with masker.name=paper"),
     (["zero=7"], "zero=7"),
     (["data.partner=patients"], "data.partner=patients is unknown; use same, patient"),
     (["wandb.mode=ofline"], "wandb.mode=ofline"),
@@ -124,6 +129,16 @@ def test_every_number_of_the_config_has_a_range():
     numbers = {key for key, kind in _keys(config.PretrainConfig) if kind in (int, float)}
     dials = {f"game.{key}" for key in masking._RANGES}
     assert numbers == set(config.RANGES) | dials | {"zero"}
+
+
+def test_the_maskers_rate_rises_and_falls_over_the_steps_that_it_plays():
+    plain = config.PretrainConfig()
+    late = config.PretrainConfig(game=masking.GameConfig(warmup=0.25))
+    for step in range(300):
+        assert config.player_rate(late, "masker", 100 + step, 400) == config.player_rate(plain, "masker", step, 300)
+        assert config.player_rate(late, "encoder", step, 400) == config.player_rate(plain, "encoder", step, 400)
+    first = next(step for step in range(400) if late.game.at(step / 400).share > 0)
+    assert config.player_rate(late, "masker", first + 14, 400) == late.optim.masker.lr
 
 
 def test_a_checkpoint_keeps_the_numbers_that_0_stands_for(shards):
