@@ -145,7 +145,7 @@ USAGES = {
 @pytest.mark.parametrize("words", [["--help"], ["x.yaml", "a=b", "-h"]])
 def test_help_says_how_a_part_is_called(module, words, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", *words])
-    entry = importlib.import_module(module if module != "sharding" else "sharding.__main__")
+    entry = importlib.import_module(f"{module}.__main__" if module in ("sharding", "trainer.study") else module)
     with pytest.raises(SystemExit) as ended:
         command(entry.main)
     said = capsys.readouterr()

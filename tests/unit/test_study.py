@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,12 @@ from handmade import make_run, make_shards
 from sklearn.metrics import roc_auc_score
 
 from sharding.config import UserError
-from trainer import study
-from trainer.study import Cell, Steps, StudyConfig, compare, folds_of, pool, run_limited
+from trainer.study import __main__ as study
+from trainer.study import report
+from trainer.study import rotation as runs
+from trainer.study.config import Cell, ShardStep, StudyConfig, folds_of, keep_config
+from trainer.study.pooling import compare, pool
+from trainer.study.steps import Steps, run_limited, shown
 
 KINDS = ["SR", "SR", "AFIB", "AFIB", "SR", "SR", "STACH", "STACH"]
 
@@ -165,15 +168,12 @@ def stand_ins(tmp_path, monkeypatch):
         code = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
         return [sys.executable, "-c", code, str(source), str(target)]
 
-    monkeypatch.setattr(study, "shard_command", lambda c, r, base: copy(ready / f"data-{r}", base / "data"))
-    monkeypatch.setattr(
-        study, "pretrain_command", lambda c, m, s, base: copy(ready / m, base / "runs" / f"{m}-seed{s}")
-    )
-    monkeypatch.setattr(study, "config_path", lambda kind, name: Path(f"configs/{kind}/{name}.yaml").absolute())
-    monkeypatch.setattr(study, "_check", lambda config: None)
+    monkeypatch.setattr(runs, "shard_command", lambda c, r, base: copy(ready / f"data-{r}", base / "data"))
+    monkeypatch.setattr(runs, "pretrain_command", lambda c, m, s, base: copy(ready / m, base / "runs" / f"{m}-seed{s}"))
+    monkeypatch.setattr(runs, "config_path", lambda kind, name: Path(f"configs/{kind}/{name}.yaml").absolute())
+    monkeypatch.setattr(study, "check", lambda config: None)
     drawn = []
-    figures = types.SimpleNamespace(study_figure=lambda rows, path: drawn.append((rows, path)))
-    monkeypatch.setitem(sys.modules, "trainer.figures", figures)
+    monkeypatch.setattr(report, "study_figure", lambda rows, path: drawn.append((rows, path)))
     return drawn
 
 
@@ -213,7 +213,7 @@ def test_whole_study_then_nothing_left_to_do_then_only_what_was_lost(tmp_path, s
 
 def test_another_study_in_the_same_output_is_refused(tmp_path, stand_ins):
     output = tmp_path / "out"
-    study._keep_config(StudyConfig(name="tiny", data="somewhere", output=str(output)), _made(output))
+    keep_config(StudyConfig(name="tiny", data="somewhere", output=str(output)), _made(output))
     with pytest.raises(UserError, match="another 'pretrain'"):
         study.main(words(output, "pretrain=[optim.epochs=3]", "transfer=[]"))
 
@@ -221,10 +221,10 @@ def test_another_study_in_the_same_output_is_refused(tmp_path, stand_ins):
 def test_a_variant_may_be_added_to_a_study_but_not_changed(tmp_path):
     output = _made(tmp_path / "out")
     kept = dict(name="tiny", data="somewhere", output=str(output))
-    study._keep_config(StudyConfig(**kept, variants={"a": ["none"]}), output)
-    study._keep_config(StudyConfig(**kept, variants={"a": ["none"], "b": ["none", "epochs=2"]}), output)
+    keep_config(StudyConfig(**kept, variants={"a": ["none"]}), output)
+    keep_config(StudyConfig(**kept, variants={"a": ["none"], "b": ["none", "epochs=2"]}), output)
     with pytest.raises(UserError, match=r"another 'variants\.b'"):
-        study._keep_config(StudyConfig(**kept, variants={"b": ["none", "epochs=3"]}), output)
+        keep_config(StudyConfig(**kept, variants={"b": ["none", "epochs=3"]}), output)
 
 
 def _made(path):
@@ -252,12 +252,12 @@ def test_mistakes_are_one_clear_line(tmp_path, more, said):
 
 
 def test_commands_are_those_that_one_types(tmp_path):
-    config = study_of("out", pretrain=["epochs=3"], shard=study.ShardStep(overrides=["rate=100"]))
+    config = study_of("out", pretrain=["epochs=3"], shard=ShardStep(overrides=["rate=100"]))
     base = Path("out/rotation-1")
-    shard = study.shown(study.shard_command(config, 1, base))
+    shard = shown(runs.shard_command(config, 1, base))
     assert "python -m sharding build " in shard
     assert "split.column=strat_fold 'split.train=[1,2,5,6,7,8,9,10]' 'split.val=[4]' 'split.test=[3]'" in shard
-    pretrain = study.shown(study.pretrain_command(config, "none", 4, base))
+    pretrain = shown(runs.pretrain_command(config, "none", 4, base))
     assert pretrain.startswith("deepspeed --num_gpus 2 --master_port ")
     assert pretrain.endswith(
         "none.yaml data.path=out/rotation-1/data run=out/rotation-1/runs/none-seed4 seed=4 epochs=3"
@@ -266,6 +266,6 @@ def test_commands_are_those_that_one_types(tmp_path):
 
 def test_a_variant_adds_its_words_to_a_methods_config_and_has_the_last_one():
     config = study_of("out", pretrain=["epochs=3"], variants={"long": ["none", "epochs=9"]})
-    command = study.shown(study.pretrain_command(config, "long", 0, Path("out/rotation-1")))
+    command = shown(runs.pretrain_command(config, "long", 0, Path("out/rotation-1")))
     assert "none.yaml " in command
     assert command.endswith("run=out/rotation-1/runs/long-seed0 seed=0 method=long epochs=3 epochs=9")

@@ -1,0 +1,36 @@
+"""Methods x rotations x seeds x tasks x fractions -> one table, one figure.
+
+`python -m trainer.study configs/study/ptbxl100-first.yaml data=FOLDER output=OUT`: shards the data of each rotation of
+its folds, pre-trains each method, exports the encoders and tests them (`trainer.transfer`). Each step leaves a finished
+file behind; a second call goes on where the first was cut.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from sharding.config import command, load
+from trainer.study.config import StudyConfig, check, keep_config
+from trainer.study.report import report
+from trainer.study.rotation import run_rotation
+from trainer.study.steps import Steps
+
+
+def main(argv: list[str]) -> None:
+    path = argv[0] if argv and "=" not in argv[0] else None
+    config = load(StudyConfig, path, argv[1:] if path else argv)
+    check(config)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    keep_config(config, output)
+    steps = Steps(output, config.minutes * 60)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for rotation in config.rotations:
+        run_rotation(config, rotation, steps)
+    report(config, output)
+
+
+if __name__ == "__main__":
+    command(main)

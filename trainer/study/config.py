@@ -1,0 +1,161 @@
+"""The keys of a study, its folds, and the one output that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sharding.config import UserError, dump, load
+from sharding.files import write_text
+from trainer.config import PretrainConfig
+from trainer.transfer import TransferConfig
+
+ROOT = Path(__file__).parents[2]
+UNTRAINED = ("random", "scratch")
+JUDGES = ("test", "validation")
+
+
+@dataclass
+class ShardStep:
+    """configs/shard/NAME.yaml and further `key=value` words of `python -m sharding build`; the column of the folds."""
+
+    config: str = "ptbxl"
+    overrides: list[str] = field(default_factory=list)
+    column: str = "strat_fold"
+
+
+@dataclass
+class StudyConfig:
+    """`methods`: names of configs/pretrain/*.yaml or of `variants` of them (name: [YAML, key=value, ...]), `random`
+    (untrained encoder) or `scratch` (trained with labels).
+
+    `reference` is compared with each of the others. `tasks`: names of configs/transfer/*.yaml. `pretrain` and
+    `transfer`: `key=value` words for every pre-training and every test. `minutes`: time limit of one step. `judge`:
+    `test`, or `validation` to choose between variants: the rotation's test fold is not touched then.
+    """
+
+    name: str = ""
+    data: str = ""
+    output: str = ""
+    shard: ShardStep = field(default_factory=ShardStep)
+    folds: int = 10
+    rotations: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    judge: str = "test"
+    methods: list[str] = field(default_factory=list)
+    variants: dict[str, list[str]] = field(default_factory=dict)
+    reference: str = "adversarial"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    tasks: list[str] = field(default_factory=lambda: ["rhythm", "sex"])
+    fractions: list[float] = field(default_factory=lambda: [1.0, 0.1])
+    processes: int = 2
+    pretrain: list[str] = field(default_factory=list)
+    transfer: list[str] = field(default_factory=list)
+    bootstrap: int = 2000
+    minutes: float = 120.0
+
+    def words(self, method: str) -> list[str]:
+        """The YAML of a pre-trained method and what it adds to it."""
+        return self.variants.get(method, [method])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One test: a method of one seed in one rotation, on one task with one fraction of the labels."""
+
+    rotation: int
+    method: str
+    seed: int
+    task: str
+    fraction: float
+
+    def directory(self, output: Path) -> Path:
+        name = f"{self.task}-{self.fraction:g}"
+        return output / f"rotation-{self.rotation}" / "transfer" / f"{self.method}-seed{self.seed}" / name
+
+
+def check(config: StudyConfig) -> None:
+    for key in ("name", "data", "output"):
+        if not getattr(config, key):
+            raise UserError(
+                f"key '{key}' is needed: python -m trainer.study configs/study/NAME.yaml data=DIR output=DIR"
+            )
+    trained = [m for m in config.methods if m not in UNTRAINED]
+    if not trained:
+        raise UserError("methods: at least one must be pre-trained, the untrained ones take its architecture")
+    if config.reference not in config.methods:
+        raise UserError(f"reference '{config.reference}' is not among the methods {', '.join(config.methods)}")
+    if config.judge not in JUDGES:
+        raise UserError(f"judge={config.judge} is unknown; use {' or '.join(JUDGES)}")
+    if empty := [name for name, words in config.variants.items() if not words]:
+        raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
+    wanted = [("pretrain", config.words(m)[0]) for m in trained] + [("transfer", t) for t in config.tasks]
+    for kind, name in [*wanted, ("shard", config.shard.config)]:
+        path = config_path(kind, name)
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+            raise UserError(f"{path} does not exist; there are: {known}")
+    for method in trained:
+        yaml, *words = config.words(method)
+        load(PretrainConfig, config_path("pretrain", yaml), [*config.pretrain, *words])
+    if taken := sorted(set(config.variants) & set(UNTRAINED)):
+        raise UserError(f"variants.{taken[0]}: the name is taken by the untrained encoder; choose another")
+    for rotation in config.rotations:
+        folds_of(rotation, config.folds, config.judge)
+    for task in config.tasks:
+        load(TransferConfig, config_path("transfer", task), config.transfer)
+
+
+def config_path(kind: str, name: str) -> Path:
+    return as_typed(ROOT / "configs" / kind / f"{name}.yaml")
+
+
+def as_typed(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def folds_of(rotation: int, folds: int, judge: str = "test") -> tuple[list[int], list[int], list[int]]:
+    """Folds (1 to `folds`) of train, val and test: rotation r tests on fold 2r+1 and chooses on fold 2r+2.
+
+    Where `validation` judges, fold 2r+2 is the test, the next one (of the circle) is chosen on, and 2r+1 is left out.
+    """
+    test, val = 2 * rotation + 1, 2 * rotation + 2
+    if rotation < 0 or val > folds:
+        raise UserError(f"rotation {rotation} needs folds {test} and {val}, there are {folds}: leave it out")
+    unseen = [test]
+    if judge == "validation":
+        test, val = val, val % folds + 1
+    return [f for f in range(1, folds + 1) if f not in (*unseen, test, val)], [val], [test]
+
+
+FREE = (
+    "rotations",
+    "methods",
+    "seeds",
+    "tasks",
+    "fractions",
+    "reference",
+    "bootstrap",
+    "minutes",
+    "output",
+    "processes",
+)
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """What must stay: a variant may be added, not changed."""
+    variants = {f"variants.{name}": words for name, words in (config.get("variants") or {}).items()}
+    return {key: value for key, value in config.items() if key not in (*FREE, "variants")} | variants
+
+
+def keep_config(config: StudyConfig, output: Path) -> None:
+    """Writes the config; refuses an output of another study, but lets its lists of cells and its limits change."""
+    path = output / "config.yaml"
+    if path.is_file():
+        old, new = (_comparable(yaml.safe_load(text)) for text in (path.read_text(), dump(config)))
+        changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
+        if changed:
+            raise UserError(f"{output} holds a study with another '{changed[0]}': take a new output or the old value")
+    write_text(path, dump(config))

@@ -1,0 +1,122 @@
+"""What is run of one rotation: shards, pre-training and export of each method, their tests."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from sharding.config import load
+from sharding.schema import MANIFEST
+from trainer.export import export
+from trainer.hub import CONFIG
+from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of
+from trainer.study.steps import Steps
+from trainer.transfer import RESULT, TransferConfig, check_fits, features, open_encoder, read_task, run
+
+
+def run_rotation(config: StudyConfig, rotation: int, steps: Steps) -> None:
+    """Shards, pre-trains, exports and tests what is not done yet of one rotation."""
+    base = Path(config.output) / f"rotation-{rotation}"
+    steps.run(f"shard/{rotation}", shard_command(config, rotation, base), (base / "data" / MANIFEST).is_file)
+    for seed in config.seeds:
+        for method in _trained(config):
+            pretrain(config, rotation, method, seed, steps)
+    for task in config.tasks:
+        for seed in config.seeds:
+            for method in config.methods:
+                assess(config, [Cell(rotation, method, seed, task, f) for f in config.fractions], steps)
+
+
+def pretrain(config: StudyConfig, rotation: int, method: str, seed: int, steps: Steps) -> None:
+    """Pre-trains one method and exports its encoder, unless that is there."""
+    base = Path(config.output) / f"rotation-{rotation}"
+    place = _run_directory(base, method, seed)
+    if (place / "encoder" / CONFIG).is_file():
+        return
+    name = f"{rotation}/{method}/{seed}"
+    steps.run(f"pretrain/{name}", pretrain_command(config, method, seed, base), lambda: _finished(place))
+    began = time.monotonic()
+    export(place)
+    steps.note(f"export/{name}", [sys.executable, "-m", "trainer.export", f"run={place}"], time.monotonic() - began)
+
+
+def _trained(config: StudyConfig) -> list[str]:
+    return [m for m in config.methods if m not in UNTRAINED]
+
+
+def _run_directory(base: Path, method: str, seed: int) -> Path:
+    return base / "runs" / f"{method}-seed{seed}"
+
+
+def _finished(run_directory: Path) -> bool:
+    path = run_directory / "run.json"
+    return path.is_file() and json.loads(path.read_text()).get("status") == "finished"
+
+
+def shard_command(config: StudyConfig, rotation: int, base: Path) -> list[str | Path]:
+    train, val, test = folds_of(rotation, config.folds, config.judge)
+    split = [f"split.train={train}", f"split.val={val}", f"split.test={test}"]
+    words = [f"input={config.data}", f"output={base / 'data'}", *config.shard.overrides]
+    words += [f"split.column={config.shard.column}", *(word.replace(" ", "") for word in split)]
+    return [sys.executable, "-m", "sharding", "build", config_path("shard", config.shard.config), *words]
+
+
+def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) -> list[str | Path]:
+    beside = Path(sys.executable).with_name("deepspeed")
+    launcher = [beside if beside.is_file() else "deepspeed", "--num_gpus", str(config.processes)]
+    launcher += ["--master_port", str(_free_port())]
+    place = [f"data.path={base / 'data'}", f"run={_run_directory(base, method, seed)}", f"seed={seed}"]
+    return [
+        *launcher,
+        as_typed(ROOT / "trainer" / "pretrain.py"),
+        config_path("pretrain", config.words(method)[0]),
+        *place,
+        *([f"method={method}"] if method in config.variants else []),
+        *config.pretrain,
+        *config.words(method)[1:],
+    ]
+
+
+def _free_port() -> int:
+    """A port that is free now, so that studies on one machine do not meet at the launcher's default."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def transfer_words(config: StudyConfig, cell: Cell) -> list[str]:
+    """The `key=value` words of `python -m trainer.transfer` for one cell."""
+    output = Path(config.output)
+    base = output / f"rotation-{cell.rotation}"
+    like = _run_directory(base, _trained(config)[0], cell.seed) / "encoder"
+    encoder = {
+        "random": ["encoder=random", f"like={like}"],
+        "scratch": ["encoder=random", f"like={like}", "mode=scratch"],
+    }.get(cell.method, [f"encoder={_run_directory(base, cell.method, cell.seed) / 'encoder'}"])
+    place = [f"data={base / 'data'}", f"output={cell.directory(output)}"]
+    return [*encoder, *place, f"fraction={cell.fraction:g}", f"seed={cell.seed}", *config.transfer]
+
+
+def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
+    """Tests one method on one task, all fractions; the features are computed once."""
+    left = [cell for cell in cells if not (cell.directory(Path(config.output)) / RESULT).is_file()]
+    if not left:
+        return
+    path = config_path("transfer", left[0].task)
+    began = time.monotonic()
+    first = load(TransferConfig, path, transfer_words(config, left[0]))
+    task, encoder = read_task(first), open_encoder(first)
+    check_fits(encoder, task.test.shards, first)
+    given = features(encoder, task, first.batch) if first.mode == "probe" else None
+    for cell in left:
+        words = transfer_words(config, cell)
+        settings = replace(first, fraction=cell.fraction, output=str(cell.directory(Path(config.output))))
+        result = run(settings, task, encoder, given)
+        name = f"transfer/{cell.rotation}/{cell.method}/{cell.seed}/{cell.task}/{cell.fraction:g}"
+        print(f"[{name}] macro AUROC {result['auroc']:.3f}")
+        steps.note(name, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)
+        began = time.monotonic()

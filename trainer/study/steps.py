@@ -1,0 +1,90 @@
+"""Runs the commands of a study, each with a log and a time limit, and notes what they were and took."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sharding.config import UserError
+
+STEPS = "steps.jsonl"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Runs commands, each with a log and at most `seconds` long, and notes what they were and took in steps.jsonl."""
+
+    output: Path
+    seconds: float
+
+    def run(self, name: str, words: Sequence[str | Path], done: Callable[[], bool]) -> None:
+        """Runs a command unless it is done. Raises `UserError` with the end of its log if it fails or is too slow."""
+        if done():
+            return
+        words = [str(word) for word in words]
+        log = self.output / "logs" / f"{name.replace('/', '-')}.log"
+        log.parent.mkdir(exist_ok=True)
+        print(f"[{name}] {shown(words)}\n[{name}] log: {log}", flush=True)
+        began = time.monotonic()
+        problem = run_limited(words, log, self.seconds) or ("" if done() else "ended without its result")
+        if problem:
+            raise UserError(f"step {name} {problem}; log: {log}; it says: {telling_line(log)}")
+        self.note(name, words, time.monotonic() - began)
+
+    def note(self, name: str, words: Sequence[str | Path], seconds: float) -> None:
+        with open(self.output / STEPS, "a") as file:
+            line = {"step": name, "command": shown(words), "seconds": round(seconds, 2)}
+            file.write(json.dumps(line) + "\n")
+        print(f"[{name}] {seconds:.1f} s", flush=True)
+
+
+def shown(words: Sequence[str | Path]) -> str:
+    """A command as one types it: programs by their names."""
+    first = "python" if str(words[0]) == sys.executable else Path(words[0]).name
+    return shlex.join([first, *(str(word) for word in words[1:])])
+
+
+def telling_line(log: Path) -> str:
+    """The last line of a log that names an error, else its last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"error: |[\w.]+(Error|Exception)\b", line)]
+    return (named or lines or ["(empty)"])[-1][:300]
+
+
+def run_limited(words: Sequence[str], log: Path, seconds: float) -> str:
+    """Runs a command in a process group of its own; returns in words what went wrong, or nothing.
+
+    None of the group's processes outlives the call, whether it ends, is too slow or is interrupted.
+    """
+    with open(log, "wb") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait(seconds)
+            return f"ended with exit code {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            return f"took longer than {seconds / 60:.3g} minutes (key 'minutes')"
+        finally:
+            _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes], patience: float = 20.0) -> None:
+    """Ends what is left of the command's process group: asked first, killed after `patience` seconds."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
