@@ -490,6 +490,8 @@ def test_parts_of_cinc_are_sources_and_spread_over_all_shards(tmp_path):
     assert manifest.counts["source"]["merged"] == {"samples": 62, "patients": 62}  # two of the unnamed part are few
     with pytest.raises(UserError, match=r"source.parts.x=New York must be 1 to 40 letters"):
         build(tmp_path / "in", tmp_path / "new", "source.parts={x: New York}")
+    with pytest.raises(UserError, match=r"source.parts: 'WFDB_Ga/' is a path"):
+        build(tmp_path / "in", tmp_path / "new", "source.parts={WFDB_Ga/: georgia}")
     absent = "these source.parts: cinc-chapman, cinc-cpsc-extra, cinc-incart, cinc-ningbo, cinc-ptb"
     assert absent in outcome.remarks[-1]
     assert absent in building.progress.status(tmp_path / "out")
