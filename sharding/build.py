@@ -78,7 +78,8 @@ def dry_run(config: BuildConfig) -> str:
     rejected = _reasons(rows)
     return (
         f"would write {len(plan.shards)} shards, {plan.windows:,} windows of {geometry.leads} x {geometry.samples}, "
-        f"{size / 1e6:,.1f} MB at most\n" + progress.reasons_table(plan.windows, rejected, {})
+        f"{size / 1e6:,.1f} MB at most\n"
+        + "\n  ".join([progress.reasons_table(plan.windows, rejected, {}), *progress.remarks(plan)])
     )
 
 

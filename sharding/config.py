@@ -47,6 +47,8 @@ def load(schema: type[C], path: str | Path | None = None, overrides: Sequence[st
         _refuse_unknown(layer, schema, origin)
         try:
             config = OmegaConf.merge(config, OmegaConf.create(_as_fields(layer)))
+        except TypeError as error:  # its only word on a list for a dict, or a dict for a list
+            raise UserError(f"{origin}: a list where keys with values are needed, or the reverse") from error
         except OmegaConfBaseException as error:
             key = (getattr(error, "full_key", "") or "").replace("_.", ".").rstrip("_")
             where = f"key '{key}': " if key else ""

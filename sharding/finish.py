@@ -9,7 +9,7 @@ import contextlib
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sharding.config import UserError
 from sharding.files import atomic, remove_partial, sha256, write_text
 from sharding.options import BuildConfig, named
 from sharding.plan import Plan, ShardPlan
-from sharding.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, fingerprint
+from sharding.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, content_hash, fingerprint
 from sharding.shard import WINDOW_COLUMNS
 
 RECORDS_HASH = "records.sha256"
@@ -58,7 +58,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         reasons = sum((Counter(t["rejected"]) for t in stats), Counter[str]())
         raise UserError(f"no window of the train split passed the checks: {named(reasons) or 'the split is empty'}")
     shards = [Shard(s.name, s.split, t["samples"], t["bytes"], t["sha256"]) for s, t in kept]
-    cells, rejected = _write_tables(output, config, plan, {s.name: i for i, s in enumerate(shards)})
+    cells, patients, rejected = _write_tables(output, config, plan, {s.name: i for i, s in enumerate(shards)})
     mean, deviation = moments([t for s, t in kept if s.split == "train"], config.resolution_uv)
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
     manifest = Manifest(
@@ -81,9 +81,8 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
     remove_partial(output)
     for folder in (output / PRIVATE, output / PRIVATE / progress.STATS):
         remove_partial(folder)
-    write_text(output / MANIFEST, manifest.to_json())
+    write_text(output / MANIFEST, replace(manifest, content_hash=content_hash(manifest)).to_json())
     flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
-    patients = cells["source"].patients.total()
     remarks = progress.remarks(plan)
     kept_windows = sum(s.samples for s in shards)
     return Outcome("built", kept_windows, patients, len(shards), rejected, flags, plan.codes_left_out, remarks)
@@ -124,9 +123,11 @@ def new_cells() -> Cells:
     return {kind: deidentify.CellCounts() for kind in ("source", "sex", "age", "codes")}
 
 
-def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[str, int]) -> tuple[Cells, Counter[str]]:
-    """Writes both tables, shard by shard -> (cells of the kept windows, counts of the reasons)."""
-    cells = new_cells()
+def _write_tables(
+    output: Path, config: BuildConfig, plan: Plan, number: dict[str, int]
+) -> tuple[Cells, int, Counter[str]]:
+    """Writes both tables, shard by shard -> (cells of the kept windows, their patients, counts of the reasons)."""
+    cells, patients = new_cells(), 0
     rejected: Counter[str] = Counter()
     public, private = tables(output)
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
@@ -140,6 +141,7 @@ def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[st
                 table = _samples_of_shard(rows, windows, config, number[shard.name])
                 samples.write(table)
                 count_cells(cells, table)
+                patients += pc.count_distinct(table.column("patient")).as_py()  # none has samples in another shard
             rejected.update(r for r in windows.column("reason").to_pylist() if r)
             over = sum(rows.column("over").to_pylist())
             rejected.update({"patient_overflow": over} if over else {})
@@ -157,7 +159,7 @@ def _write_tables(output: Path, config: BuildConfig, plan: Plan, number: dict[st
                 )
             )
     write_text(output / PRIVATE / RECORDS_HASH, f"{sha256(private)}  {private.name}\n")  # as sha256sum writes it
-    return cells, rejected
+    return cells, patients, rejected
 
 
 class _Tables:

@@ -97,6 +97,19 @@ def unlisted(config: BuildConfig, known: Survey) -> pa.Array:
     return pa.array([], pa.large_string())
 
 
+def table_notes(config: BuildConfig, known: Survey) -> list[str]:
+    """Lines on columns that the config names and the table lacks; or on a table beside the records that is not read."""
+    options = config.source.table
+    if known.table is None:
+        unread = metadata.with_patients(Path(config.input), options)
+        return [f"{name} tells patients, but is not read: source.table.file=[{name}] does" for name in unread]
+    lists = {kind: getattr(options, kind) for kind in ("patient", "age", "sex", "codes")}
+    asked = {k: names for k, names in lists.items() if k == "patient" or names != getattr(metadata.TableConfig(), k)}
+    lacking = [f"{k}=[{','.join(names)}]" for k, names in asked.items() if names and k not in known.table.words]
+    own = ": a record whose header names no patient is its own" if lacking and lacking[0].startswith("patient") else ""
+    return [f"{Path(known.table.path).name} has no column of source.table {' '.join(lacking)}{own}"] if lacking else []
+
+
 def listing(config: BuildConfig) -> str:
     """Hash of the names of all files that may hold records; empty with a table, whose own time tells."""
     if config.source.table.file:

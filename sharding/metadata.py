@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -108,6 +109,16 @@ def table_path(root: Path, config: TableConfig) -> Path | None:
             f"{root} holds none of {', '.join(config.file)} (source.table.file): is it the data set's top folder?"
         )
     return path
+
+
+def with_patients(root: Path, config: TableConfig) -> list[str]:
+    """The CSV files in `root` of which a column is called as one of patients is."""
+    found = []
+    for path in sorted(root.glob("*.csv")):
+        with contextlib.suppress(OSError), open(path, encoding="utf-8-sig", errors="replace") as file:
+            names = {name.strip().strip('"') for name in re.split(r"[,;\t]", file.readline(1 << 16))}
+            found += [path.name] * (not names.isdisjoint(config.patient))
+    return found
 
 
 def _columns(path: Path) -> dict[str, pa.Array]:

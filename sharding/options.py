@@ -132,6 +132,8 @@ def validated(config: BuildConfig) -> BuildConfig:
     for key, name in {"name": config.source.name, **{f"parts.{k}": v for k, v in config.source.parts.items()}}.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(name)):
             raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _: it is public")
+    if paths := [folder for folder in config.source.parts if "/" in folder]:
+        raise UserError(f"source.parts: '{paths[0]}' is a path: give the bare name of one folder")
     sources.module(config.source.format).check(config.source)
     return dataclasses.replace(config, leads=names)
 

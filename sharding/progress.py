@@ -99,7 +99,7 @@ def remarks(plan: Plan) -> list[str]:
             f"{plan.unlisted:,} records below the input are in no row of its table and are left out: private/plan.json "
             "names three (unlisted_examples)"
         )
-    return lines
+    return lines + plan.notes
 
 
 def status(output: Path) -> str:
@@ -128,4 +128,5 @@ def status(output: Path) -> str:
         rejected.update(stats["rejected"])
         flags.update(stats["flags"])
     lines.append(reasons_table(sum(s["samples"] for s in done.values()), rejected, flags))
+    lines += [f"  {line}" for line in remarks(plan)]
     return "\n".join(lines)

@@ -87,7 +87,8 @@ class Manifest:
 
     `rate` in Hz, `samples` per lead and window, `resolution_uv` microvolt per int16 unit, `lead_mean_mv` and
     `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order. `tables`: the
-    sha256 of `samples.parquet` (empty in data sets of before it was kept).
+    sha256 of `samples.parquet`, `content_hash`: that of all other fields (both empty in data sets of before they were
+    kept).
     """
 
     fingerprint: str
@@ -106,6 +107,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
+    content_hash: str = ""
 
     @property
     def geometry(self) -> Geometry:
@@ -120,6 +122,11 @@ class Manifest:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def content_hash(manifest: Manifest) -> str:
+    """sha256 over all fields of a manifest but this one."""
+    return hashlib.sha256(dataclasses.replace(manifest, content_hash="").to_json().encode()).hexdigest()
 
 
 def fingerprint(shards: list[Shard], geometry: Geometry, rate: float, leads: list[str], resolution_uv: float) -> str:

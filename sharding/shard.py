@@ -30,6 +30,8 @@ from sharding.plan import ShardPlan
 from sharding.schema import Geometry
 from sharding.writer import ShardWriter, metadata_bytes
 
+# What a build reads of a planned record.
+ROW_COLUMNS = ("record", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp", "windows")
 WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key")
 Row = tuple[int, int | None, str, str, str | None]
 
@@ -101,7 +103,8 @@ def _write_shard(
     source = sources.module(config.source.format)
     geometry = Geometry(len(config.leads), config.samples, meta_bytes)
     tally = _Tally(*(np.zeros(geometry.leads, np.int64) for _ in range(3)))
-    rows = planning.rows_of_shard(output, shard.ordinal).to_pylist()
+    table = planning.rows_of_shard(output, shard.ordinal, ROW_COLUMNS)
+    rows = [dict(zip(ROW_COLUMNS, row)) for row in zip(*map(planning.values, table.columns))]
     with atomic(output / shard.name) as path:
         with open(path, "wb", buffering=1 << 20) as file:
             writer = ShardWriter(file, geometry, shard.ordinal)

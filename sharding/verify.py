@@ -19,7 +19,19 @@ from sharding.config import UserError
 from sharding.files import sha256
 from sharding.finish import RECORDS_HASH, count_cells, moments, new_cells, tables
 from sharding.plan import read_plan
-from sharding.schema import BLOCK, DTYPE, PRIVATE, SAMPLES, Manifest, Shard, fingerprint, npy_header, read_manifest
+from sharding.schema import (
+    BLOCK,
+    DTYPE,
+    MANIFEST,
+    PRIVATE,
+    SAMPLES,
+    Manifest,
+    Shard,
+    content_hash,
+    fingerprint,
+    npy_header,
+    read_manifest,
+)
 
 MEND = "delete it with its private/stats files and the manifest, and run the same build again"
 MEND_TABLE = "delete it and run the same build again"
@@ -47,6 +59,8 @@ def verify(output: Path) -> Manifest:
         wrong = next(kind for kind in counts if counts[kind] != manifest.counts.get(kind))
         raise UserError(f"{output}: the manifest's counts by {wrong} are not those of the samples: {MEND_TABLE}")
     _compare_moments(output, manifest, sums)
+    if manifest.content_hash and manifest.content_hash != content_hash(manifest):
+        raise UserError(f"{output / MANIFEST} is not as the build wrote it: {MEND_TABLE}")
     if (output / PRIVATE).is_dir():
         _verify_records(output, samples)
     return manifest
@@ -103,10 +117,11 @@ def _compare_rows(path: Path, rows: pa.Table, members: list[tuple[str, dict[str,
 
 def _sums(
     output: Path, manifest: Manifest, shard: Shard, rows: pa.Table, metas: list[dict[str, Any]]
-) -> dict[str, list[int]] | None:
-    """Sums, squares and numbers of a shard's int16 values, lead by lead; None if it cannot be told which are padding.
+) -> dict[str, Any]:
+    """Sums, squares and numbers of a shard's int16 values, lead by lead.
 
-    Leads that are not there are zeros and do not count. How long padded records are, the build's stats tell.
+    Leads that are not there are zeros and do not count. How long padded records are, the build's stats tell: without
+    them the numbers are not `exact` but the most that they can be.
     """
     geometry = manifest.geometry
     strides = (geometry.stride, DTYPE.itemsize * geometry.samples, DTYPE.itemsize)
@@ -117,22 +132,30 @@ def _sums(
     squares = sum(np.square(sample, dtype=np.int32).sum(axis=1, dtype=np.int64) for sample in units)
     there = np.array([[lead in present for lead in manifest.leads] for present in rows.column("leads").to_pylist()])
     counts = (there.sum(axis=0) * geometry.samples).tolist()
+    exact, stats = True, progress.stats_path(output, shard.name)
     if any("padded" in meta["flags"] for meta in metas):
-        stats = progress.stats_path(output, shard.name)
-        if not stats.is_file():
-            return None
-        counts = json.loads(stats.read_text())["counts"]
-    return {"sums": sums.tolist(), "squares": np.asarray(squares).tolist(), "counts": counts}
+        exact = stats.is_file()
+        counts = json.loads(stats.read_text())["counts"] if exact else counts
+    return {"sums": sums.tolist(), "squares": np.asarray(squares).tolist(), "counts": counts, "exact": exact}
 
 
-def _compare_moments(output: Path, manifest: Manifest, sums: list[dict[str, list[int]] | None]) -> None:
-    known = [of_shard for of_shard in sums if of_shard is not None]
-    if len(known) < len(sums):
-        return
-    for name, found in zip(("lead_mean_mv", "lead_std_mv"), moments(known, manifest.resolution_uv)):
+def _compare_moments(output: Path, manifest: Manifest, sums: list[dict[str, Any]]) -> None:
+    """Raises `UserError` where a moment of the manifest is not that of the shards."""
+    total = {key: [sum(values) for values in zip(*(s[key] for s in sums))] for key in ("sums", "squares", "counts")}
+    if not all(of_shard["exact"] for of_shard in sums):
+        total["counts"] = _implied_counts(manifest, total["squares"], total["counts"])
+    for name, found in zip(("lead_mean_mv", "lead_std_mv"), moments([total], manifest.resolution_uv)):
         for lead, value, told in zip(manifest.leads, found, getattr(manifest, name)):
             if not math.isclose(value, told, rel_tol=1e-9, abs_tol=1e-12):
                 raise UserError(f"{output}: the manifest's {name} of {lead} is {told:.6g}, the shards' is {value:.6g}")
+
+
+def _implied_counts(manifest: Manifest, squares: list[int], most: list[int]) -> list[int]:
+    """The numbers of values for which the manifest's moments have these sums of squares: one wrong moment of the two
+    then shows in the other."""
+    unit = manifest.resolution_uv / 1000.0
+    powers = [(m * m + d * d) / (unit * unit) for m, d in zip(manifest.lead_mean_mv, manifest.lead_std_mv)]
+    return [min(round(q / p), n) if p else n for q, p, n in zip(squares, powers, most)]
 
 
 def _verify_records(output: Path, samples: pq.ParquetFile) -> None:

@@ -33,7 +33,7 @@ class ShardWriter:
         self._file, self.geometry, self._ordinal = file, geometry, ordinal
         self._npy = npy_header(geometry.leads, geometry.samples)
         self._npy_padding = _padding(geometry.npy_bytes)
-        self._heads = {s: _tar_header(key(ordinal, 0) + s, n) for s, n in self._members().items()}
+        self._heads = {s: _blank_header(key(ordinal, 0), s, n) for s, n in self._members().items()}
         self._hash = hashlib.sha256()
         self.count = 0
 
@@ -60,12 +60,11 @@ class ShardWriter:
         return name
 
     def _head(self, name: str, suffix: str) -> bytes:
-        """The first sample's header with this one's name and the check sum that it needs."""
-        head = bytearray(self._heads[suffix])
-        head[: len(name)] = name.encode()
-        head[148:156] = b" " * 8
-        head[148:156] = b"%06o\0 " % sum(head)
-        return bytes(head)
+        """The header of all samples with this one's name and the check sum that it needs."""
+        rest, total = self._heads[suffix]
+        word = name.encode()
+        checksum = b"%06o\0 " % (total + sum(word))
+        return word + rest[len(word) : 148] + checksum + rest[156:]
 
     def _write(self, *parts: bytes) -> None:
         data = b"".join(parts)
@@ -82,7 +81,9 @@ def _padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _tar_header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
+def _blank_header(name: str, suffix: str, size: int) -> tuple[bytes, int]:
+    """(the header of a member `name + suffix`, its check sum but for the name)."""
+    info = tarfile.TarInfo(name + suffix)
     info.size = size
-    return info.tobuf(format=tarfile.USTAR_FORMAT)
+    head = info.tobuf(format=tarfile.USTAR_FORMAT)
+    return head, int(head[148:154], 8) - sum(name.encode())

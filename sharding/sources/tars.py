@@ -77,10 +77,16 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
         endings |= others
         found += {f"{name}#{key}" for key in keys}
         found += [name] if index.damage else []
+    ext, meta = _endings(options)
     if endings and not any("#" in name for name in found):
-        ext = _endings(options)[0]
         held = ", ".join(sorted(endings)[:10])
         raise UserError(f"source.array.signals={ext}: no tar holds a member KEY.{ext}; they hold KEY with {held}")
+    others = sorted(ending for ending in endings if ending.endswith("json"))
+    if meta and meta not in endings and others:  # without it, patients would dissolve into their records
+        raise UserError(
+            f"source.array.meta={meta}: no tar holds a member KEY.{meta}; they hold KEY with {', '.join(others[:10])} "
+            "(source.array.meta= reads none)"
+        )
     return sorted(found)
 
 
@@ -225,7 +231,7 @@ def _index(path: str, options: SourceConfig) -> Index:
 
 
 def _scan(path: str, options: SourceConfig) -> tuple[list[str], set[str], Index]:
-    """(keys with an array, up to 100 endings seen, index) of one walk through a tar. Raises `Rejected`, `OSError`."""
+    """(keys with an array, some 100 endings seen, index) of one walk through a tar. Raises `Rejected`, `OSError`."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise Rejected("unreadable", "the tar is no regular file")
     ext, meta = _endings(options)
@@ -237,9 +243,9 @@ def _scan(path: str, options: SourceConfig) -> tuple[list[str], set[str], Index]
         try:
             for name, kind, offset, size in _members(tar.fileno(), os.fstat(tar.fileno()).st_size):
                 key, ending = _split(name)
+                if key and (len(endings) < 100 or ending == meta):
+                    endings.add(ending)
                 if ending not in (ext, meta) or not key:
-                    if key and len(endings) < 100:
-                        endings.add(ending)
                     continue
                 columns = arrays if ending == ext else metas
                 for column, value in zip(columns, (_hash(key), offset, size if kind in PLAIN else NOT_PLAIN)):

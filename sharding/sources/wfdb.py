@@ -13,7 +13,10 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +60,13 @@ FORMATS = {
 }
 
 
-@dataclass(slots=True)
-class SignalLine:
-    """One signal line: where its samples are and what they mean (`physical = (digital - baseline) / gain` units)."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Layout:
+    """What a signal line says from format to units (`physical = (digital - baseline) / gain` units).
 
-    file: str
+    Lines of the same words share one, which is compared by identity: what follows from it is worked out once.
+    """
+
     format: str
     per_frame: int
     skew: int
@@ -69,6 +74,13 @@ class SignalLine:
     gain: float
     baseline: int
     units: str
+
+
+class SignalLine(NamedTuple):
+    """One signal line: where its samples are and what they mean."""
+
+    file: str
+    layout: Layout
     checksum: int | None
     name: str
 
@@ -122,25 +134,18 @@ def read(
 ) -> Recording:
     """The leads that `wanted` needs, in millivolt; of `span` only, from an even sample to one past the last."""
     header = _read_header(root, record)
-    try:
-        rows = lead_names.index([s.name for s in header.signals])
-    except ValueError as error:
-        raise Rejected("duplicate_lead", str(error)) from error
-    if absent := lead_names.missing(rows, wanted):
-        raise Rejected("missing_lead", " ".join(absent))
-    names = lead_names.needed(rows, wanted)
-    picked = [rows[name] for name in names]
+    names, picked = _picked(tuple([s.name for s in header.signals]), tuple(wanted))
     values, sums = _digital(root, record, header, picked, span or (0, header.samples or _length(root, record, header)))
     lines = [header.signals[row] for row in picked]
     flags = []
     if span is None and any(
-        line.checksum is not None and (line.checksum - int(s)) % 65536 for line, s in zip(lines, sums)
+        line.checksum is not None and (line.checksum - s) % 65536 for line, s in zip(lines, sums.tolist())
     ):
         flags.append("checksum")
-    if len(names) < len(wanted) or any(name not in rows for name in wanted):
+    if not set(wanted) <= set(names):
         flags.append("derived")
     missing = saturated = None
-    limits = [FORMATS[line.format].lowest for line in lines]
+    limits = [FORMATS[line.layout.format].lowest for line in lines]
     extremes = zip(values.min(axis=1).tolist(), values.max(axis=1).tolist(), limits)
     if any(low <= limit + 1 or high >= -limit - 1 for low, high, limit in extremes):
         lowest = np.array(limits)[:, None]
@@ -150,7 +155,20 @@ def read(
     mv = _millivolt(values, lines)
     if missing is not None:
         mv[gap] = 0.0
-    return Recording(mv, names, header.rate, missing, saturated, tuple(flags))
+    return Recording(mv, list(names), header.rate, missing, saturated, tuple(flags))
+
+
+@lru_cache(maxsize=4096)
+def _picked(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(leads, their rows among the signals) that `wanted` is made of. Raises `Rejected`."""
+    try:
+        rows = lead_names.index(signals)
+    except ValueError as error:
+        raise Rejected("duplicate_lead", str(error)) from error
+    if absent := lead_names.missing(rows, wanted):
+        raise Rejected("missing_lead", " ".join(absent))
+    names = tuple(lead_names.needed(rows, wanted))
+    return names, tuple(rows[name] for name in names)
 
 
 def digital(root: Path, record: str) -> NDArray[np.integer]:
@@ -161,15 +179,21 @@ def digital(root: Path, record: str) -> NDArray[np.integer]:
 
 
 def _millivolt(values: NDArray[np.integer], lines: list[SignalLine]) -> NDArray[np.float32]:
-    factors = [signal.to_millivolt(line.units) for line in lines]
-    for line, factor in zip(lines, factors):
-        if factor is None:
-            raise Rejected("units", f"lead {line.name} in '{line.units[:16]}'")
-    scale = np.array([[f / line.gain] for f, line in zip(factors, lines)], np.float64)  # type: ignore[operator]
-    if values.dtype.itemsize <= 2 and not any(line.baseline for line in lines):
+    for line in lines:
+        if signal.to_millivolt(line.layout.units) is None:
+            raise Rejected("units", f"lead {line.name} in '{line.layout.units[:16]}'")
+    scale, baseline = _scale(tuple([line.layout for line in lines]))
+    if values.dtype.itemsize <= 2 and not baseline.any():
         return values.astype(np.float32) * scale.astype(np.float32)
-    baseline = np.array([[line.baseline] for line in lines], np.float64)
     return ((values - baseline) * scale).astype(np.float32)
+
+
+@lru_cache(maxsize=4096)
+def _scale(layouts: tuple[Layout, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(millivolts per step, baselines), each `[signals, 1]`, of signals in units of voltage."""
+    factors = [signal.to_millivolt(layout.units) for layout in layouts]
+    scale = np.array([[f / layout.gain] for f, layout in zip(factors, layouts)], np.float64)  # type: ignore[operator]
+    return scale, np.array([[layout.baseline] for layout in layouts], np.float64)
 
 
 def _digital(
@@ -181,44 +205,44 @@ def _digital(
         picked = [row for row in rows if first <= row < first + len(lines)]
         if picked:
             frames = _read_file(root, record, lines, *span)
-            blocks.update((row, frames[:, row - first]) for row in picked)
             if list(rows) == list(range(first, first + len(lines))):
                 values = np.ascontiguousarray(frames.T)
-                return values, values.sum(axis=1, dtype=np.int16)
-    values = np.stack([blocks[row] for row in rows])
+                break
+            blocks.update((row, frames[:, row - first]) for row in picked)
+    else:
+        values = np.stack([blocks[row] for row in rows])
     return values, values.sum(axis=1, dtype=np.int16)
 
 
 def _by_file(signals: list[SignalLine]) -> list[tuple[int, list[SignalLine]]]:
     """Signals of one file are interleaved in it and stand on consecutive lines: (first row, its lines) a file."""
     groups: list[tuple[int, list[SignalLine]]] = []
-    for row, line in enumerate(signals):
-        if groups and groups[-1][1][0].file == line.file:
-            groups[-1][1].append(line)
-        elif any(lines[0].file == line.file for _, lines in groups):
-            raise Rejected("header", "the signals of one file do not stand on consecutive lines")
-        else:
-            groups.append((row, [line]))
+    row = 0
+    for _, lines in groupby(signals, attrgetter("file")):
+        groups.append((row, list(lines)))
+        row += len(groups[-1][1])
+    if len({lines[0].file for _, lines in groups}) < len(groups):
+        raise Rejected("header", "the signals of one file do not stand on consecutive lines")
     return groups
 
 
 def _read_file(root: Path, record: str, lines: list[SignalLine], first: int, last: int) -> NDArray[np.integer]:
     """The interleaved samples of one signal file, `[last - first, signals in the file]`."""
-    form = _format(lines)
+    form = _format(tuple([line.layout for line in lines]))
     count = (last - first) * len(lines)
     if count > MAX_READ:
         raise Rejected("too_large", f"{last - first} samples of {len(lines)} signals at once")
     size = -(-count * form.bits // 8)
     path = _signal_path(root, record, lines[0].file)
     try:
-        data = read_at(path, lines[0].offset + first * len(lines) * form.bits // 8, size)
+        data = read_at(path, lines[0].layout.offset + first * len(lines) * form.bits // 8, size)
     except FileNotFoundError as error:
         raise Rejected("missing_file", "signal file") from error
     except PermissionError as error:
         raise Rejected("unreadable", "signal file") from error
     if len(data) < size:
         raise Rejected("truncated", f"{len(data)} of {size} bytes")
-    return unpack(data, lines[0].format, count).reshape(last - first, len(lines))
+    return unpack(data, lines[0].layout.format, count).reshape(last - first, len(lines))
 
 
 def unpack(data: bytes, form: str, count: int) -> NDArray[np.integer]:
@@ -240,15 +264,17 @@ def unpack(data: bytes, form: str, count: int) -> NDArray[np.integer]:
     return wide.view("<i4").reshape(-1) >> 8
 
 
-def _format(lines: list[SignalLine]) -> Format:
-    first = lines[0]
-    if len({(line.format, line.offset) for line in lines}) > 1:
+@lru_cache(maxsize=4096)
+def _format(layouts: tuple[Layout, ...]) -> Format:
+    """The format of one file's signals. Raises `Rejected` for what cannot be read."""
+    first = layouts[0]
+    if len({(layout.format, layout.offset) for layout in layouts}) > 1:
         raise Rejected("header", "signals of one file with several formats or offsets")
     if first.format not in FORMATS:
         raise Rejected("format", f"signal format {first.format}")
-    if any(line.per_frame != 1 for line in lines):
+    if any(layout.per_frame != 1 for layout in layouts):
         raise Rejected("frames", "several samples a frame")
-    if any(line.skew for line in lines):
+    if any(layout.skew for layout in layouts):
         raise Rejected("skew", "signals with skew")
     return FORMATS[first.format]
 
@@ -257,8 +283,8 @@ def _length(root: Path, record: str, header: Header) -> int:
     """Samples per lead, checked against the sizes of the signal files. Raises `Rejected`."""
     lengths = [header.samples] if header.samples else []
     for _, lines in _by_file(header.signals):
-        form = _format(lines)
-        size = _size(_signal_path(root, record, lines[0].file)) - lines[0].offset
+        form = _format(tuple([line.layout for line in lines]))
+        size = _size(_signal_path(root, record, lines[0].file)) - lines[0].layout.offset
         held = max(size, 0) * 8 // (form.bits * len(lines))
         if header.samples and held < header.samples:
             raise Rejected("truncated", f"{held} of {header.samples} samples")
@@ -346,25 +372,24 @@ def _signal_line(line: str) -> SignalLine:
     words = line.split(None, 8)
     if len(words) < 2:
         raise Rejected("header", "signal line without a format")
-    layout = _layout(words[1], words[2] if len(words) > 2 else "", words[4] if len(words) > 4 else "0")
-    if layout is None:
-        return SignalLine(words[0], *_format_word(words[1]), DEFAULT_GAIN, 0, "", None, " ".join(words[2:]))
+    layout, named = _layout(words[1], words[2] if len(words) > 2 else "", words[4] if len(words) > 4 else "0")
+    if named:
+        return SignalLine(words[0], layout, None, " ".join(words[2:]))
     checksum = _integer(words[6], "checksum") if len(words) > 6 else None
-    return SignalLine(words[0], *layout, checksum, words[8] if len(words) > 8 else "")
+    return SignalLine(words[0], layout, checksum, words[8] if len(words) > 8 else "")
 
 
 @lru_cache(maxsize=4096)
-def _layout(form: str, gain: str, zero: str) -> tuple[str, int, int, int, float, int, str] | None:
-    """`SignalLine`'s fields from format to units; None if the word after the format is no gain but a name."""
+def _layout(form: str, gain: str, zero: str) -> tuple[Layout, bool]:
+    """(what the words from format to units say, whether the word after the format is no gain but a name)."""
     if not gain:
-        return (*_format_word(form), DEFAULT_GAIN, 0, "")
+        return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), False
     parsed = _gain_word(gain)
     if parsed is None:
-        _format_word(form)
-        return None
+        return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), True
     value, baseline, units = parsed
     adc_zero = _integer(zero, "ADC zero")
-    return (*_format_word(form), value, adc_zero if baseline is None else baseline, units)
+    return Layout(*_format_word(form), value, adc_zero if baseline is None else baseline, units), False
 
 
 @lru_cache(maxsize=4096)

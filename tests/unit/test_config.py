@@ -107,6 +107,18 @@ def test_a_section_may_not_be_a_single_value_in_a_file_either(tmp_path):
 
 
 @dataclass
+class Free:
+    free: dict[str, str] = field(default_factory=dict)
+    views: list[str] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("word", ["free=[a,b]", "views={a: b}"])
+def test_a_list_for_keys_and_keys_for_a_list_are_refused(word):
+    with pytest.raises(UserError, match="on the command line: a list where keys with values are needed, or the"):
+        load(Free, None, [word])
+
+
+@dataclass
 class Numbers:
     share: float = 0.5
     batch: Inner = field(default_factory=Inner)

@@ -165,7 +165,7 @@ def test_verify_reads_the_tables(tmp_path, name, change, old, message):
     if old:  # a data set of before the hashes were kept
         (output / "private" / "records.sha256").unlink()
         content = json.loads((output / "manifest.json").read_text())
-        del content["tables"]
+        del content["tables"], content["content_hash"]
         (output / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         verify(output)
@@ -180,19 +180,41 @@ def test_verify_works_out_moments_and_counts_anew(tmp_path):
           "split.test=0")  # fmt: skip
     assert sum(s.samples for s in verify(output).shards) == 14
     manifest = json.loads((output / "manifest.json").read_text())
-    for key, place, message in (
-        ("lead_mean_mv", 11, "lead_mean_mv of V6 is"),
-        ("lead_std_mv", 0, "lead_std_mv of I is"),
-        ("counts", "sex", "counts by sex are not"),
-    ):
-        wrong = json.loads(json.dumps(manifest))
-        wrong[key][place] = {} if key == "counts" else wrong[key][place] * (1 + 1e-7)
-        (output / "manifest.json").write_text(json.dumps(wrong))
-        with pytest.raises(UserError, match=message):
-            verify(output)
-    (output / "manifest.json").write_text(json.dumps(manifest))
-    shutil.rmtree(output / "private")  # shards are copied without it
-    assert verify(output)
+    for private in (True, False):
+        if not private:
+            shutil.rmtree(output / "private")  # shards are copied without it
+        for key, place, message in (
+            ("lead_mean_mv", 11, "lead_mean_mv of V6 is" if private else "lead_(mean|std)_mv of V6 is"),
+            ("lead_std_mv", 0, "lead_std_mv of I is" if private else "lead_(mean|std)_mv of I is"),
+            ("counts", "sex", "counts by sex are not"),
+        ):
+            wrong = json.loads(json.dumps(manifest))
+            wrong[key][place] = {} if key == "counts" else wrong[key][place] * (1 + 1e-7)
+            (output / "manifest.json").write_text(json.dumps(wrong))
+            with pytest.raises(UserError, match=message):
+                verify(output)
+        (output / "manifest.json").write_text(json.dumps(manifest))
+        assert verify(output)
+
+
+def test_verify_finds_a_flipped_digit_anywhere_in_the_manifest(folder, tmp_path):
+    build(folder[0], tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    text = path.read_text()
+    for at in [i for i, c in enumerate(text) if c.isdigit()][::7]:
+        flipped = text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
+        path.write_text(flipped)
+        if json.loads(flipped) != json.loads(text):  # the last digits of a float may make no difference
+            with pytest.raises(UserError):
+                verify(tmp_path / "out")
+    for at in (text.index('"numpy": "') + len('"numpy": "'), text.index('"seed": ') + len('"seed": ')):
+        path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+        with pytest.raises(UserError, match="not as the build wrote it"):
+            verify(tmp_path / "out")
+    content = json.loads(text)
+    del content["content_hash"]  # a data set of before it was kept
+    path.write_text(json.dumps(content))
+    assert verify(tmp_path / "out")
 
 
 def test_same_bytes_with_any_number_of_workers_and_tasks(folder, output, tmp_path):
@@ -299,6 +321,18 @@ def test_records_that_the_table_does_not_name_are_told(tmp_path):
     assert outcome.remarks[0].startswith("4 records below the input are in no row of its table")
     assert plan.read_plan(tmp_path / "out").unlisted_examples == [f"records100/00000/Schmidt{n}_lr" for n in range(3)]
     assert b"Schmidt" not in b"".join(public_bytes(tmp_path / "out").values())
+
+
+def test_columns_that_the_table_lacks_and_tables_that_are_not_read_are_told(tmp_path):
+    root = tmp_path / "in"
+    ptbxl_folder(root, "labels.csv", ";")
+    lacking = ("source.table.patient=[nobody]", "source.table.sex=[gender]")
+    line = "labels.csv has no column of source.table patient=[nobody] sex=[gender]: a record whose"
+    assert build(root, tmp_path / "a", *lacking, config="ptbxl").remarks[-1].startswith(line)
+    line = "labels.csv tells patients, but is not read: source.table.file=[labels.csv] does"
+    assert build(root, tmp_path / "b").remarks[-1] == line
+    (root / "labels.csv").write_text("record,age\na,3\n")
+    assert not [r for r in build(root, tmp_path / "c").remarks if "labels.csv" in r]
 
 
 def test_unknown_sexes_are_told(tmp_path, capsys):
@@ -456,6 +490,22 @@ def test_parts_of_cinc_are_sources_and_spread_over_all_shards(tmp_path):
     assert manifest.counts["source"]["merged"] == {"samples": 62, "patients": 62}  # two of the unnamed part are few
     with pytest.raises(UserError, match=r"source.parts.x=New York must be 1 to 40 letters"):
         build(tmp_path / "in", tmp_path / "new", "source.parts={x: New York}")
+    with pytest.raises(UserError, match=r"source.parts: 'WFDB_Ga/' is a path"):
+        build(tmp_path / "in", tmp_path / "new", "source.parts={WFDB_Ga/: georgia}")
+    absent = "these source.parts: cinc-chapman, cinc-cpsc-extra, cinc-incart, cinc-ningbo, cinc-ptb"
+    assert absent in outcome.remarks[-1]
+    assert absent in building.progress.status(tmp_path / "out")
+    words = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'dry'}"]
+    assert absent in building.dry_run(load(BuildConfig, CONFIGS / "cinc.yaml", words))
+    with pytest.raises(UserError, match=r"none of its folders \(cpsc_2018, .*\) holds a record of .*elsewhere"):
+        build(tmp_path / "in" / "elsewhere", tmp_path / "new", config="cinc")
+
+
+def test_a_patient_of_two_parts_is_one(tmp_path):
+    for part in ("a", "b"):
+        write_folder(tmp_path / "in" / part, 12)
+    outcome = build(tmp_path / "in", tmp_path / "out", "source.parts={a: one, b: two}")
+    assert (outcome.kept, outcome.patients) == (24, 12)
 
 
 def test_data_sets_are_joined_by_reading_their_shards(tmp_path):

@@ -111,6 +111,25 @@ def test_rejected_and_double_records_come_last():
     assert frame.column("reason").to_pylist() == ["", "short", "duplicate_record"]
 
 
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [["b", None, "a"], ["c", "a"], []],
+        [[3, -1], [1 << 62]],
+        [[3, None], [1 << 62]],
+        [[0.5, None]],
+    ],
+)
+def test_values_are_those_of_to_pylist(chunks):
+    kind = pa.array(chunks[0]).type
+    columns = [pa.chunked_array([pa.array(c, kind) for c in chunks])]
+    if kind == pa.string():
+        columns.append(pa.chunked_array([pa.array(c, kind).dictionary_encode() for c in chunks]))
+    for column in columns:
+        assert plan.values(column) == column.to_pylist()
+        assert list(map(type, plan.values(column))) == list(map(type, column.to_pylist()))
+
+
 def test_mixed_is_splitmix64():
     """The first outputs of SplitMix64 from state 0 (Steele et al. 2014, as in Java's SplittableRandom)."""
     gamma = np.array([0, 0x9E3779B97F4A7C15], np.uint64).view(np.int64)

@@ -95,9 +95,9 @@ def test_gain_dialects(tmp_path, word, millivolt):
 
 def test_adc_zero_is_the_baseline_where_none_is_given():
     line = "r.dat 16 100/mV 12 1024 0 0 0 V1"
-    assert wfdb.parse_header(f"r 1 100 10\n{line}").signals[0].baseline == 1024
+    assert wfdb.parse_header(f"r 1 100 10\n{line}").signals[0].layout.baseline == 1024
     with_baseline = line.replace("100/mV", "100(7)/mV")
-    assert wfdb.parse_header(f"r 1 100 10\n{with_baseline}").signals[0].baseline == 7
+    assert wfdb.parse_header(f"r 1 100 10\n{with_baseline}").signals[0].layout.baseline == 7
 
 
 @pytest.mark.parametrize(

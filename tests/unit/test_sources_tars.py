@@ -392,3 +392,13 @@ def test_mutated_tars_never_crash(tmp_path):
             continue
         reasons |= {reason_of(tmp_path, record, config(meta="json")) for record in records}
     assert {"", "truncated", "header"} <= reasons <= {"", *REASONS}
+
+
+def test_a_json_member_that_is_called_otherwise_is_named(tmp_path):
+    write(tmp_path / "a.tar", [("k.npy", npy(X)), ("k.meta.json", b"{}")])
+    with pytest.raises(UserError, match=r"array\.meta=mta\.json: no tar holds a member KEY\.mta\.json; .* meta\.json"):
+        tars.find(tmp_path, "", config(meta="mta.json"))
+    for meta in ("meta.json", ""):
+        assert tars.find(tmp_path, "", config(meta=meta)) == ["a.tar#k"]
+    write(tmp_path / "a.tar", [("k.npy", npy(X)), ("k.cls", b"1")])
+    assert tars.find(tmp_path, "", config(meta="json")) == ["a.tar#k"]
