@@ -2,7 +2,7 @@
 
 As published: a stem of three convolutions, kernels of 5, bottleneck blocks of 64 channels times 4 in all four stages,
 a shortcut that averages before its convolution (ResNet-D), the last norm of each block zero at first. Its head's
-concatenation of mean and maximum is `pooling: concat`; group norm takes the place of batch norm.
+concatenation of mean and maximum is `pooling: concat`, its batch norm `norm: batch`.
 """
 
 from __future__ import annotations
