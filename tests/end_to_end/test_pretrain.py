@@ -140,6 +140,40 @@ def test_export_and_probe(whole, shards, tmp_path):
     assert pq.read_table(tmp_path / "out" / "predictions.parquet").num_rows == 18
 
 
+def test_batch_norm_is_trained_over_two_processes_and_estimated_anew_for_the_encoder(shards, tmp_path):
+    run = tmp_path / "run"
+    code, output = launch(pretrain(shards, run, "encoder.args.norm=batch", "batch.contrast=8"), 2)
+    assert code == 0, output[-3000:]
+    heldout = [row["heldout/loss"] for row in read_metrics(run / "metrics.jsonl") if "heldout/loss" in row]
+    assert heldout
+    assert np.isfinite(heldout).all()
+    trained = load_file(run / "checkpoints" / "step-12" / "weights.safetensors")
+    assert int(trained["backbone.stem.1.num_batches_tracked"]) == 24
+    code, output = launch(["-m", "trainer.export", f"run={run}"])
+    assert code == 0, output[-3000:]
+    assert "of 48 training ECGs, none masked" in (run / "encoder" / "README.md").read_text()
+    exported = load_file(run / "encoder" / "model.safetensors")
+    changed = {name for name, value in exported.items() if name in trained and not torch.equal(value, trained[name])}
+    changed = {name for name in changed if not name.endswith("tracked")}
+    assert changed == {name for name in trained if name.startswith("backbone.") and "running_" in name}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("zero", [0, 3])
+def test_batch_norm_goes_on_bit_equal_and_is_the_same_game_on_one_process(zero, shards, tmp_path):
+    words = ["encoder.args.norm=batch", "game.schedule=alternating", f"zero={zero}", "checkpoint.every=5"]
+    runs = [tmp_path / name for name in ("whole", "cut", "one")]
+    for run, *more, processes in ((runs[0], 2), (runs[1], "max_minutes=1e-9", 2), (runs[1], 2), (runs[2], 1)):
+        code, output = launch(pretrain(shards, run, *words, *more), processes)
+        assert code == 0, output[-3000:]
+    whole, cut = (load_file(run / "checkpoints" / "step-12" / "weights.safetensors") for run in runs[:2])
+    assert losses(runs[0]) == losses(runs[1])
+    assert sum("running_" in name for name in whole) == 40
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert losses(runs[2])[:5] == pytest.approx(losses(runs[0])[:5], rel=1e-4)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("method", ["block_mask", "3kg", "gaussian", "none"])
 def test_the_rivals_run(method, shards, tmp_path):
