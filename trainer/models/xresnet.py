@@ -23,7 +23,7 @@ EXPANSION = 4
 class XResNet(nn.Module):
     """[B, leads, samples], scaled -> [B, 4 width], or [B, 8 width] with `pooling: concat` (mean and maximum).
 
-    `width`: channels inside a block; `norm` is `group` (the same at any world size) or `batch`.
+    `width`: channels inside a block; `norm` is `group`, of each ECG alone, or `batch` (`trainer/models/batchnorm.py`).
     """
 
     def __init__(
