@@ -23,6 +23,7 @@ SMALL = [
     "masker.width=8", "log.every=1", "log.figure_every=0", "log.heldout_every=4", "wandb.mode=disabled", "steps=12",
 ]  # fmt: skip
 KINDS = ["SR", "AFIB", "STACH"]
+SMOOTH = ["game.slope=5", "encoder.args.activation=gelu", "optim.encoder.lr=2e-4", "optim.masker.lr=2e-5"]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,8 @@ def test_batch_norm_is_trained_over_two_processes_and_estimated_anew_for_the_enc
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("zero", [0, 3])
 def test_batch_norm_goes_on_bit_equal_and_is_the_same_game_on_one_process(zero, shards, tmp_path):
-    words = ["encoder.args.norm=batch", "game.schedule=alternating", f"zero={zero}", "checkpoint.every=5"]
+    """A smooth game at a small rate, as of 200 steps below: rounding parts steep ones."""
+    words = ["encoder.args.norm=batch", "game.schedule=alternating", f"zero={zero}", "checkpoint.every=5", *SMOOTH]
     runs = [tmp_path / name for name in ("whole", "cut", "one")]
     for run, *more, processes in ((runs[0], 2), (runs[1], "max_minutes=1e-9", 2), (runs[1], 2), (runs[2], 1)):
         code, output = launch(pretrain(shards, run, *words, *more), processes)
@@ -171,7 +173,7 @@ def test_batch_norm_goes_on_bit_equal_and_is_the_same_game_on_one_process(zero, 
     assert losses(runs[0]) == losses(runs[1])
     assert sum("running_" in name for name in whole) == 40
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert losses(runs[2])[:5] == pytest.approx(losses(runs[0])[:5], rel=1e-4)
+    assert losses(runs[2]) == pytest.approx(losses(runs[0]), rel=1e-4)
 
 
 @pytest.mark.full
@@ -213,8 +215,7 @@ def test_the_published_setting_runs_with_a_smaller_masker(shards, tmp_path):
 def test_loss_curves_of_200_steps_of_a_smooth_game_are_the_same_on_one_two_and_four_processes(tmp_path):
     """Smooth networks and masks and a small rate: a steep game at full rate is chaotic, rounding parts its runs."""
     shards = make_shards(tmp_path / "shards", {"train": KINDS * 64, "val": KINDS * 6, "test": KINDS * 6})
-    more = ["steps=200", "log.every=10", "log.heldout_every=0", "batch.global=32", "game.slope=5"]
-    more += ["encoder.args.activation=gelu", "optim.encoder.lr=2e-4", "optim.masker.lr=2e-5"]
+    more = ["steps=200", "log.every=10", "log.heldout_every=0", "batch.global=32", *SMOOTH]
     curves = []
     for processes in (1, 2, 4):
         run = tmp_path / f"of-{processes}"
