@@ -117,12 +117,17 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def whole_weights(engine: Any) -> dict[str, Tensor]:
     """The fp32 weights of an engine's module by name, whole at any ZeRO stage; called by every rank."""
     if engine.zero_optimization_stage() < 3:
-        return {k: v.detach().float().cpu().contiguous() for k, v in engine.module.state_dict().items()}
+        return {k: _kept(v).contiguous() for k, v in engine.module.state_dict().items()}
     import deepspeed
 
     module: nn.Module = engine.module
     with deepspeed.zero.GatheredParameters(list(module.parameters())):
-        return {k: v.detach().float().cpu().clone().contiguous() for k, v in module.state_dict().items()}
+        return {k: _kept(v).clone().contiguous() for k, v in module.state_dict().items()}
+
+
+def _kept(value: Tensor) -> Tensor:
+    """On the CPU, in fp32; integers as they are."""
+    return (value.detach().float() if value.is_floating_point() else value).cpu()
 
 
 def _remove_old(run: Path, keep: int) -> None:

@@ -44,7 +44,7 @@ class BatchConfig:
     """`global`: ECGs per optimiser step. `contrast`: ECGs whose embeddings meet in one loss (0: the global batch).
 
     `device`: ECGs of one pass through the networks (0: a process's whole share). Fewer give the same gradient with the
-    activations of that many ECGs in memory, for one more forward pass.
+    activations of that many ECGs in memory, for one more forward pass; not with batch norm.
     """
 
     global_: int = 256
@@ -216,11 +216,6 @@ class PretrainConfig:
             )
             for key in (key for key, given in idle.items() if given):
                 raise UserError(f"{key} weighs nothing with masker.name=paper: leave it out")
-        if self.encoder.args.get("norm") == "batch":
-            raise UserError(
-                "encoder.args.norm=batch: pre-training mixes clean and masked ECGs in one batch, so its running "
-                "statistics fit neither; use encoder.args.norm=group"
-            )
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
 

@@ -2,7 +2,8 @@
 
 The encoder directory holds config.json, model.safetensors and README.md (the model card). It is written under a
 temporary name and renamed, so that it is there whole or not at all; an older encoder at that place is replaced, a
-folder that holds anything else is refused.
+folder that holds anything else is refused. Batch norm gets its mean and variance anew, on training ECGs that nothing
+hides; `data=DIR` says where their shards are now, `statistics=running` keeps those that training left.
 """
 
 from __future__ import annotations
@@ -10,44 +11,64 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from sharding.config import UserError, command, load
 from sharding.files import claim_folder, flush, write_text
-from trainer.checkpoint import committed
+from trainer.checkpoint import committed, saved_state
+from trainer.data.fetch import is_remote
+from trainer.data.shards import Shards
 from trainer.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
+from trainer.models.batchnorm import batch_norms, estimate
 
 CARD = "README.md"
 FILES = {CONFIG, WEIGHTS, CARD}
+STATISTICS = ("clean", "running")
+MOST, PASS = 4096, 256  # ECGs that statistics are estimated on, and of one pass
 
 
 @dataclass
 class ExportConfig:
-    """`run`: run directory; `output`: encoder directory (default RUN/encoder); `step`: a number or `last`."""
+    """`run`: run directory; `output`: encoder directory (default RUN/encoder); `step`: a number or `last`.
+
+    `statistics` of batch norm: `clean`, estimated on training ECGs that nothing hides, or `running`, those of training.
+    `data`: the folder of the shards of these ECGs (default: where the run read them).
+    """
 
     run: str = ""
     output: str = ""
     step: str = "last"
+    data: str = ""
+    statistics: str = "clean"
 
 
 def main(argv: list[str]) -> None:
     config = load(ExportConfig, None, argv)
     if not config.run:
         raise UserError("say which run to export: python -m trainer.export run=RUN_DIR")
-    output = export(Path(config.run), Path(config.output) if config.output else None, config.step)
+    if config.statistics not in STATISTICS:
+        raise UserError(f"statistics={config.statistics} is unknown; use {' or '.join(STATISTICS)}")
+    place = Path(config.output) if config.output else None
+    output = export(Path(config.run), place, config.step, config.data, config.statistics)
     print(f"encoder written to {output}")
     print(f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={output} data=DATA output=OUT")
 
 
-def export(run: Path, output: Path | None = None, step: str = "last") -> Path:
+def export(
+    run: Path, output: Path | None = None, step: str = "last", data: str = "", statistics: str = "clean"
+) -> Path:
     """Writes the encoder of a committed checkpoint of `run` to `output` (default `run/encoder`); returns the directory.
 
-    Raises `UserError` if the run has no run.json, no committed checkpoint, or none of that step, and if `output` holds
-    anything but an older encoder.
+    `data`, `statistics`: see `ExportConfig`. Raises `UserError` if the run has no run.json, no committed checkpoint, or
+    none of that step, if `output` holds anything but an older encoder, and if batch norm needs ECGs that are not there.
     """
     output = output or run / "encoder"
     record = read_run(run)
@@ -62,6 +83,11 @@ def export(run: Path, output: Path | None = None, step: str = "last") -> Path:
     if problem:
         raise UserError(f"{checkpoint / 'weights.safetensors'} does not fit the encoder that run.json names: {problem}")
     encoder.backbone.load_state_dict(backbone)
+    if batch_norms(encoder):
+        settled = {"statistics": "running"}
+        if statistics == "clean":
+            settled = _settle(encoder, *_training_shards(checkpoint, config, data))
+        config = replace(config, training=config.training | {"batch_norm": settled})
 
     place = output.resolve()
     temporary = place.with_name(f".{place.name}.partial-{os.getpid()}")
@@ -138,6 +164,47 @@ def _config(record: dict[str, Any], step: int, is_last: bool) -> EncoderConfig:
     )
 
 
+def _settle(encoder: torch.nn.Module, shards: Shards, excluded: Collection[str]) -> dict[str, Any]:
+    """Gives batch norm the mean and variance of clean training ECGs; returns what config.json says of it."""
+    rows = drawn(shards, excluded, MOST)
+    parts = np.array_split(rows, -(-len(rows) // PASS))
+    estimate(encoder, (torch.from_numpy(shards.read_mv(part)) for part in parts))
+    return {"statistics": "clean", "ecgs": len(rows), "fingerprint": shards.manifest.fingerprint}
+
+
+def drawn(shards: Shards, excluded: Collection[str], most: int) -> NDArray[np.int64]:
+    """At most `most` samples of a split, at even distances over all of its shards but the `excluded` ones."""
+    ends = np.cumsum(shards.counts)
+    used = [np.arange(e - s.samples, e) for s, e in zip(shards.shards, ends) if s.name not in excluded]
+    there = np.concatenate(used)
+    n = min(most, len(there))
+    return there[np.arange(n) * len(there) // n]
+
+
+def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tuple[Shards, list[str]]:
+    """The shards that a run was trained on, or those of `data`, and the names of the ones that it left out.
+
+    Raises `UserError` if they are not there, are of another kind or, without `data`, not those of the run.
+    """
+    saved = saved_state(checkpoint)["config"]["data"]
+    path, excluded = data or saved["path"], saved.get("exclude", [])
+    what = "batch norm needs training ECGs for its statistics"
+    mend = "give data=FOLDER with the run's shards, or statistics=running to keep those that training left"
+    if is_remote(path):
+        raise UserError(f"{what}, and {path} is not on this machine: {mend}")
+    try:
+        shards = Shards(path, "train", excluded=excluded)
+    except UserError as error:
+        raise UserError(f"{what}: {error}; or {mend}") from error
+    for name in ("rate", "leads", "samples"):
+        wanted, given = getattr(config, name), getattr(shards.manifest, name)
+        if wanted != given:
+            raise UserError(f"{what}: the encoder takes {name} {wanted}, {path} has {given}; {mend}")
+    if not data and shards.manifest.fingerprint != config.data["fingerprint"]:
+        raise UserError(f"{what}: {path} holds another data set now; {mend}")
+    return shards, excluded
+
+
 def _replace(temporary: Path, output: Path) -> None:
     """Puts the finished directory in place of an older one; the older one is removed last."""
     old = output.with_name(f".{output.name}.old-{os.getpid()}")
@@ -151,6 +218,7 @@ def _replace(temporary: Path, output: Path) -> None:
 def model_card(config: EncoderConfig) -> str:
     """The README.md of an encoder directory."""
     training, data = config.training, config.data
+    norm = _norm_row(training["batch_norm"]) if "batch_norm" in training else ""
     step, steps = training["step"], training.get("steps")
     last = "the last committed step" if training["is_last"] else "chosen by its number"
     return f"""---
@@ -171,7 +239,7 @@ It is the state at that step, not one chosen by a score.
 | leads, in order | {", ".join(config.leads)} |
 | output | features `[batch, {config.dim}]` |
 | scaling | part of the model, `{config.scaling["mode"]}` |
-| pre-training data | {data.get("samples", "?")} windows of {data.get("patients", "?")} patients (train split) |
+{norm}| pre-training data | {data.get("samples", "?")} windows of {data.get("patients", "?")} patients (train split) |
 | data fingerprint, key id | `{data.get("fingerprint")}`, `{data.get("key_id")}` |
 | code | commit `{training.get("commit")}`; {", ".join(f"{k} {v}" for k, v in config.versions.items())} |
 
@@ -194,6 +262,16 @@ Intended for research: features for a linear probe, or the start of fine-tuning 
 - Features can carry a patient's age, sex and identity. Handle them as you handle the ECGs.
 - Do not test it on patients that it was pre-trained on. Two data sets can be compared by patient only under one key id.
 """
+
+
+def _norm_row(batch_norm: dict[str, Any]) -> str:
+    """A row of the card's table."""
+    if batch_norm["statistics"] == "running":
+        return "| batch norm | the running mean and variance of training, of clean and masked ECGs together |\n"
+    return (
+        f"| batch norm | mean and variance of {batch_norm['ecgs']} training ECGs, none masked, "
+        f"of data `{batch_norm['fingerprint']}` |\n"
+    )
 
 
 if __name__ == "__main__":

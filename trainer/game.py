@@ -177,6 +177,7 @@ class Game:
     def evaluate(self, pair: Pair) -> dict[str, Tensor]:
         """NT-Xent `loss` and `accuracy` of a pair without an update, over all ranks.
 
+        Batch norm uses its running statistics, which are of passes like these: view 1 and masked views 2 together.
         With a masker also `masked_loss`, without the random blocks of `share`, and `others_masks_loss`, where each ECG
         gets the mask of another: the control that tells what the masker has learned about an ECG.
         """

@@ -45,6 +45,7 @@ from trainer.game import Game, Recogniser
 from trainer.masking import GameConfig
 from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
 from trainer.models import build_encoder, build_masker, building
+from trainer.models.batchnorm import batch_norms, over_all_ranks
 from trainer.models.encoder import Scaling
 from trainer.models.flops import peak, training_flops
 from trainer.models.projector import Projector
@@ -104,11 +105,16 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Mod
     manifest = train.manifest
     torch.manual_seed(cfg.seed)
     backbone = build_encoder(cfg.encoder.name, len(manifest.leads), manifest.samples, cfg.encoder.args)
+    if batch_norms(backbone) and cfg.batch.device:
+        raise UserError(
+            f"batch.device={cfg.batch.device}: with batch norm an ECG's features depend on its whole contrast batch, "
+            "which cannot pass in chunks; use batch.device=0 or encoder.args.norm=group"
+        )
     with building("projector"):
         projector = Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out)
     temperature = Temperature(cfg.temperature) if cfg.learn_temperature else None
     rows = (1 + masked_views(cfg.game)) * cfg.batch.device
-    encoder = Recogniser(backbone, projector, temperature, chunk=rows)
+    encoder = Recogniser(over_all_ranks(backbone), projector, temperature, chunk=rows)
     if not cfg.game.enabled:
         return encoder, None
     hop = cfg.game.hop(manifest.rate)

@@ -23,6 +23,8 @@ SMALL = [
     "masker.width=8", "log.every=1", "log.figure_every=0", "log.heldout_every=4", "wandb.mode=disabled", "steps=12",
 ]  # fmt: skip
 KINDS = ["SR", "AFIB", "STACH"]
+# A smooth game at a small rate: in a steep one rounding parts the runs of different numbers of processes.
+SMOOTH = ["game.slope=5", "encoder.args.activation=gelu", "optim.encoder.lr=2e-4", "optim.masker.lr=2e-5"]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,48 @@ def test_export_and_probe(whole, shards, tmp_path):
     assert pq.read_table(tmp_path / "out" / "predictions.parquet").num_rows == 18
 
 
+def test_batch_norm_is_trained_over_two_processes_and_estimated_anew_for_the_encoder(shards, tmp_path):
+    run = tmp_path / "run"
+    code, output = launch(pretrain(shards, run, "encoder.args.norm=batch", "batch.contrast=8"), 2)
+    assert code == 0, output[-3000:]
+    heldout = [row["heldout/loss"] for row in read_metrics(run / "metrics.jsonl") if "heldout/loss" in row]
+    assert heldout
+    assert np.isfinite(heldout).all()
+    trained = load_file(run / "checkpoints" / "step-12" / "weights.safetensors")
+    assert int(trained["backbone.stem.1.num_batches_tracked"]) == 24
+    code, output = launch(["-m", "trainer.export", f"run={run}"])
+    assert code == 0, output[-3000:]
+    assert "of 48 training ECGs, none masked" in (run / "encoder" / "README.md").read_text()
+    exported = load_file(run / "encoder" / "model.safetensors")
+    changed = {name for name, value in exported.items() if name in trained and not torch.equal(value, trained[name])}
+    changed = {name for name in changed if not name.endswith("tracked")}
+    assert changed == {name for name in trained if name.startswith("backbone.") and "running_" in name}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("zero", [0, 3])
+def test_batch_norm_goes_on_bit_equal(zero, shards, tmp_path):
+    words, whole, cut = ["encoder.args.norm=batch", f"zero={zero}", "steps=6"], tmp_path / "whole", tmp_path / "cut"
+    for run, *more in ((whole,), (cut, "max_minutes=1e-9"), (cut,)):
+        code, output = launch(pretrain(shards, run, *words, *more), 2)
+        assert code == 0, output[-3000:]
+    assert losses(cut) == losses(whole)
+    ours, theirs = (load_file(run / "checkpoints" / "step-6" / "weights.safetensors") for run in (cut, whole))
+    assert sum("running_" in name for name in theirs) == 40
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_batch_norm_is_the_same_game_on_one_process_and_on_two(shards, tmp_path):
+    words = ["encoder.args.norm=batch", "game.schedule=alternating", "log.heldout_every=0", *SMOOTH]
+    for processes in (1, 2):
+        code, output = launch(pretrain(shards, tmp_path / str(processes), *words), processes)
+        assert code == 0, output[-3000:]
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), rel=1e-4)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("method", ["block_mask", "3kg", "gaussian", "none"])
 def test_the_rivals_run(method, shards, tmp_path):
@@ -179,8 +223,7 @@ def test_the_published_setting_runs_with_a_smaller_masker(shards, tmp_path):
 def test_loss_curves_of_200_steps_of_a_smooth_game_are_the_same_on_one_two_and_four_processes(tmp_path):
     """Smooth networks and masks and a small rate: a steep game at full rate is chaotic, rounding parts its runs."""
     shards = make_shards(tmp_path / "shards", {"train": KINDS * 64, "val": KINDS * 6, "test": KINDS * 6})
-    more = ["steps=200", "log.every=10", "log.heldout_every=0", "batch.global=32", "game.slope=5"]
-    more += ["encoder.args.activation=gelu", "optim.encoder.lr=2e-4", "optim.masker.lr=2e-5"]
+    more = ["steps=200", "log.every=10", "log.heldout_every=0", "batch.global=32", *SMOOTH]
     curves = []
     for processes in (1, 2, 4):
         run = tmp_path / f"of-{processes}"

@@ -5,6 +5,7 @@ Started by test_engines.py through the launcher; rank 0 prints one JSON line a c
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from trainer.losses import nt_xent
 from trainer.masking import GameConfig, binarise, choose, cover, soft_masks, spare
 from trainer.masking import cost as price
 from trainer.models import build_encoder
+from trainer.models.batchnorm import over_all_ranks
 from trainer.models.masker import UNet
 from trainer.models.projector import Projector
 from trainer.models.temperature import Temperature
@@ -38,7 +40,8 @@ SHARE, TEMPERATURE, HOP = 4, 0.3, 8
 class Case:
     """`device` and `learn` as `batch.device` and `learn_temperature`; `adamw`: AdamW with decay and clipping, else SGD.
 
-    `plain`: float64, without DeepSpeed, gradients averaged over the ranks by hand.
+    `norm`: `group`, or `batch`, torch's in the reference. `plain`: float64, without DeepSpeed, gradients averaged over
+    the ranks by hand.
     """
 
     zero: int = 0
@@ -49,6 +52,7 @@ class Case:
     learn: bool = False
     adamw: bool = False
     plain: bool = False
+    norm: str = "group"
     steps: int = 3
 
     @property
@@ -63,9 +67,9 @@ class Case:
 def players(case: Case) -> dict[str, nn.Module]:
     """Small smooth networks, the same on all ranks."""
     torch.manual_seed(0)
-    backbone = nn.Sequential(
-        nn.Conv1d(4, 16, 5, padding=2), nn.GroupNorm(4, 16), nn.GELU(), nn.AdaptiveAvgPool1d(2), nn.Flatten()
-    )
+    norm = nn.GroupNorm(4, 16) if case.norm == "group" else nn.BatchNorm1d(16)
+    conv = nn.Conv1d(4, 16, 5, padding=2, bias=case.norm == "group")
+    backbone = nn.Sequential(conv, norm, nn.GELU(), nn.AdaptiveAvgPool1d(2), nn.Flatten())
     views = 1 + (case.game.masks if case.game.use == "all" else 1)
     temperature = Temperature(TEMPERATURE) if case.learn else None
     encoder = Recogniser(backbone, nn.Linear(32, 8), temperature, chunk=views * case.device)
@@ -112,10 +116,9 @@ def costs(both: dict[str, nn.Module], pairs: list[Pair], cfg: GameConfig) -> tup
         masks, key = soft_masks(both["masker"](pair.v), cfg, HOP), pair.key.with_view(MASK_VIEW)
         hidden = spare(binarise(choose(masks, key, cfg.use), cfg), key, cfg)
         seconds = [cover(pair.v, h, cfg, HOP) for h in hidden]
-        found = [both["encoder"](x) for x in (pair.x, *seconds)]
-        learned = isinstance(found[0], tuple)
-        z1, *others = [f[0] for f in found] if learned else found
-        temperature = found[0][1] if learned else TEMPERATURE
+        found = both["encoder"](torch.cat([pair.x, *seconds]))
+        z, temperature = found if isinstance(found, tuple) else (found, TEMPERATURE)
+        z1, *others = z.split(len(pair.x))
         losses = [nt_xent_alone(z1, z2, temperature, pair.patients) for z2 in others]
         total = total + sum(losses) / len(losses) / len(pairs)
         cost = cost + price(masks, cfg) / len(pairs)
@@ -198,6 +201,7 @@ def build(case: Case, world: dist.World) -> dict[str, Any]:
     run = PretrainConfig(zero=case.zero, batch=BatchConfig(case.accumulation, 1), precision=precision, game=case.game)
     made: dict[str, Any] = {}
     for name, module in players(case).items():
+        over_all_ranks(module)
         if case.plain:
             made[name] = Plain(case, name, module)
         elif case.adamw:
@@ -226,7 +230,7 @@ def flat(weights: Any) -> torch.Tensor:
 
 
 def play(world: dist.World, case: Case) -> dict[str, float]:
-    """The distance of each player from where it belongs, relative to its way there."""
+    """How far each player and the `running` statistics are from where they belong, relative to their way there."""
     two = build(case, world)
     game = Game(two["encoder"], two["masker"], case.game, TEMPERATURE, HOP)
     for step in range(case.steps):
@@ -236,9 +240,16 @@ def play(world: dist.World, case: Case) -> dict[str, float]:
     start, wanted = players(case), reference(case, world.size)
     for name, engine in two.items():
         weights = engine.module.state_dict() if case.plain else whole_weights(engine)
-        right, first = flat(wanted[name].state_dict().values()), flat(start[name].state_dict().values())
-        errors[name] = ((flat(weights.values()) - right).norm() / (right - first).norm()).item()
+        states = weights, wanted[name].state_dict(), start[name].state_dict()
+        running = [key for key, _ in wanted[name].named_buffers()]
+        errors[name] = distance(*(flat(v for k, v in state.items() if k not in running) for state in states))
+        for key in running:
+            errors["running"] = max(errors.get("running", 0.0), distance(*(flat([state[key]]) for state in states)))
     return errors
+
+
+def distance(got: torch.Tensor, right: torch.Tensor, first: torch.Tensor) -> float:
+    return ((got - right).norm() / (right - first).norm()).item()
 
 
 # ---- single figures --------------------------------------------------------------------------------------------------
@@ -264,12 +275,16 @@ def loss_over_ranks(world: dist.World) -> float:
     return worst
 
 
-def gradients_of_batches(world: dist.World, batches: int = 20, size: int = 16) -> dict[str, dict[str, float]]:
+def gradients_of_batches(
+    world: dist.World, norm: str, batches: int = 20, size: int = 16
+) -> dict[str, dict[str, float]]:
     """Both players' gradients at the game's own dials and networks, before the optimiser, against one process."""
     cfg, run = GameConfig(), PretrainConfig(precision="fp32")
     torch.manual_seed(0)
-    backbone = build_encoder("resnet18", 12, 256, {"width": 16, "embedding": 32})
+    backbone = build_encoder("resnet18", 12, 256, {"width": 16, "embedding": 32, "norm": norm})
     both = {"encoder": Recogniser(backbone, Projector(32, 64, 16)), "masker": UNet(12, cfg.masks, 10, width=16)}
+    right_ones = copy.deepcopy(both)  # of torch's own batch norm
+    over_all_ranks(both["encoder"])
     two = {n: engines.make_engine(m, PlayerConfig(lr=0.0, clip=0.0), run, world.device) for n, m in both.items()}
     game, far = Game(two["encoder"], two["masker"], cfg, TEMPERATURE), {"encoder": [], "masker": []}
     for pair in ecgs(batches, size):
@@ -278,7 +293,7 @@ def gradients_of_batches(world: dist.World, batches: int = 20, size: int = 16) -
         got = {name: flat(p.grad for p in module.parameters()) for name, module in both.items()}
         for module in both.values():
             module.zero_grad()
-        for name, right in alone(both, pair, cfg).items():
+        for name, right in alone(right_ones, pair, cfg).items():
             far[name].append(((got[name] - right).norm() / right.norm()).item())
         for engine in two.values():
             engine.step()
@@ -301,7 +316,8 @@ def main() -> None:
     world = dist.initialise(timeout_s=120)
     say = print if world.is_main else (lambda *a, **k: None)
     say(json.dumps({"case": "loss", "error": loss_over_ranks(world)}), flush=True)
-    say(json.dumps({"case": "gradients", **gradients_of_batches(world)}), flush=True)
+    for norm, batches in (("group", 20), ("batch", 5)):
+        say(json.dumps({"case": f"gradients, {norm} norm", **gradients_of_batches(world, norm, batches)}), flush=True)
     partition_all()
     for case in cases:
         say(json.dumps({"case": case, **play(world, Case(**case))}), flush=True)

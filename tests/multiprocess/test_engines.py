@@ -14,6 +14,8 @@ QUICK = [
     {"zero": 1, "accumulation": 2, "dials": {"schedule": "alternating"}},
     {"zero": 3, "adamw": True, "learn": True, "device": 1, "accumulation": 2},
     {"dials": {"masks": 2, "threshold": "half", "penalty": "paper"}}, {"dials": {"family": "spectral", "share": 0.6}},
+    {**PLAIN, "norm": "batch", "accumulation": 2, "dials": {"masks": 2, "use": "all"}}, {"norm": "batch"},
+    {"norm": "batch", "zero": 3, "accumulation": 2, "dials": {"schedule": "alternating"}},
 ]  # fmt: skip
 DIALS = [
     {},
@@ -30,7 +32,10 @@ FULL += [{**stage, "adamw": True, "learn": True} for stage in STAGES]
 FULL += [{**stage, "adamw": True, "device": 1} for stage in STAGES]
 FULL += [{"zero": z, "learn": True, "device": 3, "dials": DIALS[d]} for z, d in itertools.product((0, 1, 2, 3), (2, 3))]
 FULL += [{**PLAIN, "dials": dials} for dials in DIALS]
+FULL += [{**PLAIN, "norm": "batch", "dials": dials} for dials in DIALS]
+FULL += [{**stage, "norm": "batch", "adamw": True, "dials": DIALS[d]} for stage, d in itertools.product(STAGES, (0, 3))]
 BF16 = [{**stage, "bf16": True} for stage in STAGES] + [{"zero": z, "bf16": True, "device": 1} for z in (0, 1, 2, 3)]
+BF16 += [{"zero": z, "bf16": True, "norm": "batch"} for z in (0, 1, 2, 3)]
 
 
 def play(cases: list[dict], processes: int, seconds: float = 280) -> list[dict]:
@@ -38,20 +43,22 @@ def play(cases: list[dict], processes: int, seconds: float = 280) -> list[dict]:
     code, output = launch(words, processes, seconds)
     assert code == 0, output[-4000:]
     rows = [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
-    assert len(rows) == 2 + len(cases), output[-4000:]
+    assert len(rows) == 3 + len(cases), output[-4000:]
     return rows
 
 
 def check(rows: list[dict], limit: float) -> None:
-    """The loss over ranks; both players' gradients before the optimiser; their weights after the updates."""
-    loss, gradients, *played = rows
+    """The loss over ranks; both players' gradients before the optimiser; weights, running statistics after updates."""
+    loss, group, batch, *played = rows
     assert loss["error"] < 1e-12
-    for player in ("encoder", "masker"):
-        assert gradients[player]["median"] < 1e-5
-        assert gradients[player]["worst"] < 1e-3
+    for gradients in (group, batch):
+        for player in ("encoder", "masker"):
+            assert gradients[player]["median"] < 1e-5, gradients
+            assert gradients[player]["worst"] < 1e-3, gradients
     limits = [1e-10 if row["case"].get("plain") else limit for row in played]
-    wrong = [row for row, most in zip(played, limits) if not max(row["encoder"], row["masker"]) < most]
+    wrong = [row for row, most in zip(played, limits) if not max(v for k, v in row.items() if k != "case") < most]
     assert not wrong, wrong
+    assert all(("running" in row) == (row["case"].get("norm") == "batch") for row in played)
 
 
 def test_two_ranks_update_both_players_as_one_process_would():

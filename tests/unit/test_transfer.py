@@ -1,14 +1,18 @@
+import copy
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from handmade import make_run, make_shards
+import torch
+from handmade import ARGS, ENCODER, SAMPLES, make_run, make_shards
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from sharding.config import UserError, _keys, load
 from trainer import transfer
 from trainer.export import export
+from trainer.models import build_encoder
 from trainer.transfer import TransferConfig, class_of, fraction_of
 
 RHYTHM = "configs/transfer/rhythm.yaml"
@@ -124,6 +128,39 @@ def test_finetune_leaves_the_given_encoder_as_it_was(data, encoder, tmp_path):
     before = {k: v.clone() for k, v in module.state_dict().items()}
     transfer.run(config, transfer.read_task(config), module)
     assert all((v == before[k]).all() for k, v in module.state_dict().items())
+
+
+def batch_normed(folder):
+    """A directory with a batch norm encoder whose running statistics are of no data."""
+    args = ARGS | {"norm": "batch"}
+    run = make_run(folder / "run", [3], encoder=ENCODER | {"args": args})
+    weights = build_encoder("resnet18", 12, SAMPLES, args).state_dict()
+    save_file({f"backbone.{k}": v for k, v in weights.items()}, run / "checkpoints" / "step-3" / "weights.safetensors")
+    return export(run, statistics="running")
+
+
+def test_a_frozen_encoder_keeps_its_statistics_and_takes_each_record_alone(data, tmp_path):
+    config = load(TransferConfig, RHYTHM, [f"encoder={batch_normed(tmp_path)}", f"data={data}", "output=o"])
+    task, model = transfer.read_task(config), transfer.open_encoder(config)
+    before = {k: v.clone() for k, v in model.train().state_dict().items()}
+    whole, split = (transfer.embed(model, task.test, batch) for batch in (256, 3))
+    np.testing.assert_allclose(split, whole, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_fine_tuning_trains_with_the_statistics_of_its_batches_and_leaves_those_of_the_given_encoder(data, tmp_path):
+    words = [f"encoder={batch_normed(tmp_path)}", f"data={data}", "output=o", "finetune.epochs=2", "finetune.batch=16"]
+    config = load(TransferConfig, RHYTHM, words)
+    task, given = transfer.read_task(config), transfer.open_encoder(config)
+    before = {k: v.clone() for k, v in given.state_dict().items()}
+    model, found = transfer._with_head(copy.deepcopy(given), len(task.classes), 0), []
+    first = given.backbone.stem[0](given.scaling(torch.from_numpy(task.train.shards.read_mv(task.train.index))))
+    for state in transfer._epochs(model, task.train, 1e-9, config):
+        found.append(state[0].backbone.stem[1].running_mean.clone())
+    for epoch, mean in enumerate(found, start=1):  # 4 steps an epoch, each a tenth of the way to its batch's mean
+        torch.testing.assert_close(mean, (1 - 0.9 ** (4 * epoch)) * first.mean((0, 2)).detach(), rtol=0.1, atol=1e-3)
+    transfer.finetune(task, given, np.arange(32), config)
+    assert all(torch.equal(v, before[k]) for k, v in given.state_dict().items())
 
 
 def test_the_same_call_gives_the_same_result(data, encoder, tmp_path):

@@ -16,6 +16,7 @@ from trainer.data.shards import Shards
 from trainer.data.stream import Batch
 from trainer.game import MASK_VIEW, Game, Pair
 from trainer.masking import GameConfig, choose, spare
+from trainer.models import batchnorm
 from trainer.models.encoder import Scaling
 from trainer.models.masker import UNet
 from trainer.views import Key, build
@@ -52,6 +53,9 @@ class Ranks:
     def reduce_scatter(self, out: Tensor, parts: list[Tensor]) -> None:
         out.copy_(sum(theirs[self.own.rank] for theirs in self.exchange(parts)))
 
+    def all_reduce(self, value: Tensor) -> None:
+        value.copy_(sum(self.exchange(value.clone())))
+
     def mean(self, gradient: Tensor) -> Tensor:
         return sum(self.exchange(gradient.clone())) / self.size
 
@@ -62,6 +66,17 @@ class Ranks:
 
         with ThreadPoolExecutor(self.size) as pool:
             return list(pool.map(run, range(self.size)))
+
+
+def on_ranks(ranks: Ranks, monkeypatch) -> None:
+    """Lets the loss and batch norm of each thread speak through `ranks`."""
+    monkeypatch.setattr(losses, "_world", lambda: ranks.size)
+    monkeypatch.setattr(losses, "_rank", lambda: ranks.own.rank)
+    monkeypatch.setattr(losses, "_gather", ranks.gather)
+    monkeypatch.setattr(losses.dist, "reduce_scatter", ranks.reduce_scatter)
+    monkeypatch.setattr(batchnorm, "_world", lambda: ranks.size)
+    monkeypatch.setattr(batchnorm, "_gather", lambda local: torch.stack(ranks.exchange(local)))
+    monkeypatch.setattr(batchnorm.dist, "all_reduce", ranks.all_reduce)
 
 
 class Averaging:
@@ -89,16 +104,19 @@ class Averaging:
         return False
 
 
-def players(cfg: GameConfig) -> dict[str, nn.Module]:
+def players(cfg: GameConfig, norm: str = "") -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    channels = cfg.channels(LEADS, HOP)
-    encoder = nn.Sequential(nn.Conv1d(3, 6, 5), nn.GELU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(24, 5))
+    channels, normed = cfg.channels(LEADS, HOP), [nn.BatchNorm1d(6)] if norm == "batch" else []
+    conv = nn.Conv1d(3, 6, 5, bias=not normed)  # a bias that batch norm takes away has rounding alone for a gradient
+    encoder = nn.Sequential(conv, *normed, nn.GELU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(24, 5))
+    batchnorm.over_all_ranks(encoder)
     masker = nn.Sequential(nn.Conv1d(3, 4, 5, padding=2), nn.GELU(), nn.Conv1d(4, channels, 5, padding=2))
     return {"encoder": encoder.double(), "masker": masker.double()}
 
 
 def flat(module: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
+    """Parameters and running statistics."""
+    return torch.cat([v.double().flatten() for k, v in module.state_dict().items() if not k.endswith("tracked")])
 
 
 def batch(step: int, micro: int, rank: int, size: int) -> Pair:
@@ -109,12 +127,9 @@ def batch(step: int, micro: int, rank: int, size: int) -> Pair:
     return Pair(x[part], v[part], Key(0, step, index[part]), index[part] % 6)
 
 
-def played(ranks: Ranks, cfg: GameConfig, micros: int, monkeypatch) -> dict[str, Tensor]:
+def played(ranks: Ranks, cfg: GameConfig, micros: int, monkeypatch, norm: str = "") -> dict[str, Tensor]:
     """Both players' weights at the end, checked to be those of every rank."""
-    monkeypatch.setattr(losses, "_world", lambda: ranks.size)
-    monkeypatch.setattr(losses, "_rank", lambda: ranks.own.rank)
-    monkeypatch.setattr(losses, "_gather", ranks.gather)
-    monkeypatch.setattr(losses.dist, "reduce_scatter", ranks.reduce_scatter)
+    on_ranks(ranks, monkeypatch)
 
     def job(rank: int) -> dict[str, Tensor]:
         both = players_of[rank]
@@ -123,20 +138,20 @@ def played(ranks: Ranks, cfg: GameConfig, micros: int, monkeypatch) -> dict[str,
             game.step([batch(step, micro, rank, ranks.size) for micro in range(micros)], step)
         return {name: flat(module) for name, module in both.items()}
 
-    players_of = [players(cfg) for _ in range(ranks.size)]  # torch's seed belongs to the process
+    players_of = [players(cfg, norm) for _ in range(ranks.size)]  # torch's seed belongs to the process
     everyone = ranks.play(job)
     assert all(torch.equal(one[name], everyone[0][name]) for one in everyone for name in one)
     return everyone[0]
 
 
-@pytest.mark.parametrize("dials", DIALS, ids=str)
+@pytest.mark.parametrize(("norm", "dials"), [("", d) for d in DIALS] + [("batch", d) for d in DIALS[1:4]], ids=str)
 @pytest.mark.parametrize("micros", [1, 2])
-def test_in_float64_any_split_of_the_batch_gives_the_same_players_after_20_steps(dials, micros, monkeypatch):
+def test_in_float64_any_split_of_the_batch_gives_the_same_players_after_20_steps(norm, dials, micros, monkeypatch):
     cfg = GameConfig(**{"slope": 5, "masks": 1, **dials})
-    start = {name: flat(module) for name, module in players(cfg).items()}
-    whole = played(Ranks(1), cfg, micros, monkeypatch)
+    start = {name: flat(module) for name, module in players(cfg, norm).items()}
+    whole = played(Ranks(1), cfg, micros, monkeypatch, norm)
     for size in (2, 4):
-        split = played(Ranks(size), cfg, micros, monkeypatch)
+        split = played(Ranks(size), cfg, micros, monkeypatch, norm)
         for name, right in whole.items():
             assert (split[name] - right).norm() < 1e-10 * (right - start[name]).norm(), (size, name)
 

@@ -1,7 +1,8 @@
 """The registry of encoders, and the two maskers. A new encoder is one file here, with an `ENCODERS` of its own.
 
 An encoder is a module made of `(leads, samples, **arguments)` with a `dim`: [B, leads, samples] scaled -> [B, dim].
-Rows are treated alone and no random numbers are drawn (no batch norm by default, no dropout).
+Rows are treated alone and no random numbers are drawn (no dropout); torch's batch norm may be part of it, see
+`trainer/models/batchnorm.py`.
 """
 
 from __future__ import annotations

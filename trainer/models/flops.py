@@ -26,7 +26,7 @@ PEAKS = {
 
 def forward_flops(network: nn.Module, leads: int, samples: int) -> int:
     """Operations (a multiplication with its addition counts two) of one ECG's way through; nothing is computed."""
-    bare = copy.deepcopy(network).to("meta")
+    bare = copy.deepcopy(network).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         bare(torch.empty(1, leads, samples, device="meta"))
     return int(counter.get_total_flops())

@@ -17,7 +17,7 @@ from sharding.config import UserError
 class ResNet(nn.Module):
     """[B, leads, samples], scaled -> [B, embedding].
 
-    `norm` is `group` (the same at any world size) or `batch`; `activation` is `relu` or `gelu`.
+    `norm` is `group`, of each ECG alone, or `batch` (`trainer/models/batchnorm.py`); `activation` is `relu` or `gelu`.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 As published: a stem of three convolutions, kernels of 5, bottleneck blocks of 64 channels times 4 in all four stages,
 a shortcut that averages before its convolution (ResNet-D), the last norm of each block zero at first. Its head's
-concatenation of mean and maximum is `pooling: concat`; group norm takes the place of batch norm.
+concatenation of mean and maximum is `pooling: concat`, its batch norm `norm: batch`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPANSION = 4
 class XResNet(nn.Module):
     """[B, leads, samples], scaled -> [B, 4 width], or [B, 8 width] with `pooling: concat` (mean and maximum).
 
-    `width`: channels inside a block; `norm` is `group` (the same at any world size) or `batch`.
+    `width`: channels inside a block; `norm` is `group`, of each ECG alone, or `batch` (`trainer/models/batchnorm.py`).
     """
 
     def __init__(
