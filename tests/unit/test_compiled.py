@@ -54,6 +54,7 @@ def two_steps(compiled: bool) -> tuple[list[float], list[dict[str, torch.Tensor]
     return losses, [encoder.state_dict(), masker.state_dict()]
 
 
+@pytest.mark.timeout(600)
 def test_two_steps_compiled_are_two_steps_not_compiled():
     compiler_or_skip()
     before = counters["stats"]["unique_graphs"]
@@ -61,7 +62,7 @@ def test_two_steps_compiled_are_two_steps_not_compiled():
     assert counters["stats"]["unique_graphs"] >= before + 2  # both networks
     right, plain = two_steps(compiled=False)
     assert losses == pytest.approx(right, rel=1e-8)
-    assert right[0] != pytest.approx(right[1], rel=1e-3)
+    assert right[0] != pytest.approx(right[1], rel=1e-5)
     for got, wanted in zip(players, plain):
         assert list(got) == list(wanted)
         for name, weights in wanted.items():
