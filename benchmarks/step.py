@@ -18,8 +18,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from sharding.config import command, load
+from sharding.config import UserError, command, load
 from trainer import dist
+from trainer.compiled import compile_networks
 from trainer.config import MaskerConfig, PlayerConfig, PretrainConfig
 from trainer.engines import make_engine
 from trainer.game import Game, Pair, Recogniser, frozen
@@ -29,22 +30,27 @@ from trainer.models import build_encoder, build_masker
 from trainer.models.projector import Projector
 from trainer.views import Key
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SIMCLR, OURS, FIVE, PAPER = "SimCLR", "adversarial", "five passes", "paper"
 
 
 @dataclass
 class StepConfig:
-    """The steps to time: `batch` ECGs of each of `samples` at `rate` Hz with each of the `encoders`; `steps` of either
-    kind, after two warm ones. `paper_width`: of the published masker (0: leave it out), timed with `paper_batch` ECGs.
+    """The steps to time: `batch` ECGs of `seconds` in each of `samples` with each of the `encoders`; `steps` of either
+    kind, after two warm ones. `clock`: wall, or cpu (the time of this process alone, for a machine that is not quiet;
+    best with `threads=1`). `compile`: all networks by `torch.compile`, except in counting FLOPs. `paper_width`: of the
+    published masker (0: leave it out), timed with `paper_batch` ECGs.
     """
 
-    encoders: list[str] = field(default_factory=lambda: ["resnet18"])
+    encoders: list[str] = field(default_factory=lambda: ["resnet18", "vit_s"])
     args: dict[str, Any] = field(default_factory=dict)
     batch: int = 16
     samples: list[int] = field(default_factory=lambda: [1000, 2500])
-    rate: float = 100.0
-    steps: int = 7
+    seconds: float = 10.0
+    steps: int = 5
     threads: int = 0
+    clock: str = "wall"
+    compile: bool = False
     paper_width: int = 512
     paper_batch: int = 2
     paper_steps: int = 2
@@ -55,6 +61,8 @@ Step = Callable[[Pair, int], object]
 
 def main(argv: list[str]) -> int:
     cfg = load(StepConfig, None, argv)
+    if cfg.clock not in CLOCKS:
+        raise UserError(f"clock={cfg.clock} is unknown; use {' or '.join(CLOCKS)}")
     world = dist.initialise()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -84,22 +92,27 @@ def compare(cfg: StepConfig, world: dist.World, name: str, samples: int, paper: 
         sides[FIVE] = build(cfg, world, name, samples, GameConfig())
     pair = make_pair(batch, samples, world.device)
     played = {side: player(side, game) for side, game in sides.items()}
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for step in range(steps + 2 - paper):
-        for side, play in played.items():
-            began = time.perf_counter()
-            play(pair, step)
-            if world.device.type == "cuda":
-                torch.cuda.synchronize()
-            if step >= 2 - paper:
-                times[side].append(time.perf_counter() - began)
-    seconds = {side: median(t) for side, t in times.items()}
-    print(f"{name} {cfg.args or ''} batch {batch} x 12 x {samples}, {world.device.type}")
+    seconds = timed(played, pair, steps, 2 - paper, CLOCKS[cfg.clock])
+    how = f"{'compiled, ' if cfg.compile else ''}{cfg.clock} time, "
+    print(f"{name} {cfg.args or ''} batch {batch} x 12 x {samples}, {how}{world.device.type}", flush=True)
     print(f"{'step':<14}{'ms':>10}{'GFLOP':>10}{'ECG/s':>10}{'peak MiB':>10}")
     for side, play in played.items():
         flops, memory = measured(lambda play=play: play(pair, 0), world.device)
         print(f"{side:<14}{seconds[side] * 1e3:>10.1f}{flops:>10.2f}{batch / seconds[side]:>10.1f}{memory:>10.0f}")
     return seconds
+
+
+def timed(played: dict[str, Step], pair: Pair, steps: int, warm: int, now: Callable[[], float]) -> dict[str, float]:
+    """The median seconds a step of each side; after `warm` steps of each, one of each in turn."""
+    times: dict[str, list[float]] = {side: [] for side in played}
+    for step in range(warm + steps):
+        for side, play in played.items():
+            began = now()
+            play(pair, step)
+            if pair.x.is_cuda:
+                torch.cuda.synchronize()
+            times[side].append(now() - began)
+    return {side: median(t[warm:]) for side, t in times.items()}
 
 
 def build(
@@ -108,11 +121,14 @@ def build(
     run, size = PretrainConfig(), masker or MaskerConfig()
     torch.manual_seed(0)
     backbone = build_encoder(name, 12, samples, cfg.args)
-    encoder = make_engine(Recogniser(backbone, Projector(backbone.dim)), PlayerConfig(), run, world.device)
-    hop, adversary = game.hop(cfg.rate), None
+    recogniser, hop = Recogniser(backbone, Projector(backbone.dim)), game.hop(samples / cfg.seconds)
+    network: Any = None
     if game.enabled:
         network = build_masker(size.name, 12, game.channels(12, hop), hop, size.width, size.depth, size.kernel)
-        adversary = make_engine(network, PlayerConfig(lr=1e-4), run, world.device)
+    if cfg.compile:
+        compile_networks(filter(None, [recogniser, network]), world.device)
+    encoder = make_engine(recogniser, PlayerConfig(), run, world.device)
+    adversary = make_engine(network, PlayerConfig(lr=1e-4), run, world.device) if network else None
     return Game(encoder, adversary, game, 0.1, hop)
 
 
@@ -154,7 +170,7 @@ def measured(step: Callable[[], object], device: torch.device) -> tuple[float, f
 
     On a GPU the peak is the allocator's; elsewhere it is what autograd keeps for the backward.
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -25,7 +25,7 @@ MARKER = "COMMITTED"
 # What may change from one start of a run to the next. A new number of steps stretches the rest of the schedule.
 FREE = ("run", "resume", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb")
 FREE += ("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb")
-FREE += ("data.audit", "batch.device")
+FREE += ("data.audit", "batch.device", "compile")
 
 
 def committed(run: str | Path) -> dict[int, Path]:

@@ -157,7 +157,8 @@ RANGES = {
 class PretrainConfig:
     """`run`: the run directory. `steps`: optimiser steps (0: `epochs`). `learn_temperature`: the temperature is learned
     from the one given, between 0.01 and 1. `scaling`: fixed (the training data's mean and deviation per lead) or
-    record. `precision`: auto (bf16 on GPUs that have it), fp32 or bf16. `zero`: ZeRO stage.
+    record. `precision`: auto (bf16 on GPUs that have it), fp32 or bf16. `zero`: ZeRO stage. `compile`: the networks by
+    `torch.compile`, which needs a C++ compiler and a minute or so at each start; not with ZeRO 3.
     `resume`: auto (go on from the newest committed checkpoint) or never. `max_minutes`: stop with a checkpoint then.
     """
 
@@ -171,6 +172,7 @@ class PretrainConfig:
     scaling: str = "fixed"
     precision: str = "auto"
     zero: int = 0
+    compile: bool = False
     resume: str = "auto"
     max_minutes: float = 0.0
     data: DataConfig = field(default_factory=DataConfig)
@@ -207,6 +209,8 @@ class PretrainConfig:
             raise UserError("batch.contrast=1 leaves no other ECG to contrast with: use 2 or more")
         if self.learn_temperature and not LEAST <= self.temperature <= MOST:
             raise UserError(f"temperature={self.temperature:g}: a learned one starts between {LEAST:g} and {MOST:g}")
+        if self.compile and self.zero == 3:
+            raise UserError("compile=true does not go with zero=3: use zero of 0, 1 or 2, or compile=false")
         if self.masker.kernel % 2 == 0:
             raise UserError(f"masker.kernel={self.masker.kernel} must be odd, so that a mask keeps its length")
         if self.masker.name == "paper":

@@ -24,9 +24,7 @@ def make_engine(module: nn.Module, player: PlayerConfig, cfg: PretrainConfig, de
     """A DeepSpeed engine around `module` (weights stay fp32 at any precision)."""
     import deepspeed
 
-    optimizer = torch.optim.AdamW(
-        _groups(module), lr=player.lr, weight_decay=player.weight_decay, fused=device.type == "cuda"
-    )
+    optimizer = torch.optim.AdamW(_groups(module), lr=player.lr, weight_decay=player.weight_decay, fused=True)
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=_deepspeed_config(player, cfg, uses_bf16(cfg.precision, device))
     )

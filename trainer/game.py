@@ -53,8 +53,11 @@ class Recogniser(nn.Module):
         self.backbone, self.projector, self.temperature, self.chunk = backbone, projector, temperature, chunk
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        z = in_chunks(lambda part: self.projector(self.backbone(part)), x, self.chunk)
+        z = in_chunks(self.whole, x, self.chunk)
         return z if self.temperature is None else (z, self.temperature())
+
+    def whole(self, x: Tensor) -> Tensor:
+        return self.projector(self.backbone(x))
 
 
 def contrast(

@@ -51,7 +51,9 @@ def anchors(
     """
     n = len(local)
     positives = start + (torch.arange(n, device=local.device) + n // 2) % n
-    scale = 1 / torch.as_tensor(temperature, dtype=local.dtype, device=local.device)
+    if not isinstance(temperature, Tensor):
+        temperature = local.new_full((), temperature)  # a copy from the host would wait for the device
+    scale = 1 / temperature.to(local.dtype)
     losses, hits = _Anchors.apply(local, everyone, scale, ids, all_ids, positives)
     return losses, hits
 

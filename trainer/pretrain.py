@@ -29,6 +29,7 @@ from torch import nn
 from sharding.config import UserError, as_dict, command, dump, load
 from sharding.files import claim_folder, write_text
 from trainer import checkpoint, dist, figures, loop
+from trainer.compiled import compile_networks
 from trainer.config import PretrainConfig
 from trainer.data import exclude
 from trainer.data.audit import Recorder, next_start
@@ -169,6 +170,8 @@ def _run(
 ) -> int:
     mfu = _mfu_per_ecg(cfg, world, train, encoder, masker)
     players = {"encoder": encoder} if masker is None else {"encoder": encoder, "masker": masker}
+    if cfg.compile:
+        compile_networks(players.values(), world.device)
     engines = {name: make_engine(m, getattr(cfg.optim, name), cfg, world.device) for name, m in players.items()}
     found = dist.agree(str(checkpoint.newest(folder) or ""))
     order = make_order(cfg, train, checkpoint.saved_state(Path(str(found)) if found else None))

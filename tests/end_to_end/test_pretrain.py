@@ -13,6 +13,7 @@ import pytest
 import torch
 from handmade import make_shards
 from safetensors.torch import load_file
+from test_compiled import compiler_or_skip
 
 from tests.launch import finish, launch, start
 from trainer.data.audit import judge
@@ -67,6 +68,7 @@ def test_a_run_leaves_what_it_promises(whole):
     assert all(r["grad_norm/masker"] > 0 for r in rows)
     assert any("heldout/loss" in r for r in rows)
     assert any("data_wait" in r and "samples_per_s" in r for r in rows)
+    assert {r["mfu"] for r in rows if "samples_per_s" in r} == {None}  # the peak of a CPU is not known
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-10", "step-12"]
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert list((run / "figures").glob("*.png"))
@@ -121,6 +123,27 @@ def test_a_learned_temperature_goes_on_where_it_was_and_the_device_batch_may_cha
     assert [r["step"] for r in again] == list(range(1, 13))
     for name in ("temperature", "loss"):
         assert [r[name] for r in again] == pytest.approx([r[name] for r in first], rel=1e-3)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_compiled_run_is_the_same_and_goes_on_not_compiled(zero, shards, tmp_path):
+    compiler_or_skip()
+    small = ["encoder.name=vit_s", "encoder.args={width: 16, depth: 1, heads: 2, patch: 32}", "masker.depth=1"]
+    words = [w for w in pretrain(shards, tmp_path / "run", *small) if not w.startswith("encoder.args.")]
+    words += [f"zero={zero}", "steps=4", "checkpoint.every=2", "batch.device=8", "log.heldout_every=0"]
+    code, output = launch([*words, "compile=true"], 1, 500)
+    assert code == 0, output[-3000:]
+    compiled, kept = losses(tmp_path / "run"), load_file(tmp_path / "run/checkpoints/step-4/weights.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
+    code, output = launch(words, 1)
+    assert code == 0, output[-3000:]
+    assert "step 2 to 4" in output
+    assert losses(tmp_path / "run") == pytest.approx(compiled, rel=1e-3)
+    plain = load_file(tmp_path / "run/checkpoints/step-4/weights.safetensors")
+    assert {name: w.shape for name, w in kept.items()} == {name: w.shape for name, w in plain.items()}
+    assert launch(["-m", "trainer.export", f"run={tmp_path / 'run'}"])[0] == 0
 
 
 def test_export_and_probe(whole, shards, tmp_path):

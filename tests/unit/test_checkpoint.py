@@ -100,6 +100,7 @@ def test_places_logs_and_lengths_may_change(tmp_path):
         "max_minutes=3",
         "wandb.mode=online",
         "batch.device=4",
+        "compile=true",
     ]
     path = saved(tmp_path)
     assert (

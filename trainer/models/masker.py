@@ -38,20 +38,26 @@ class UNet(nn.Module):
         self.head = nn.Conv1d(width, masks, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_chunks(self._logits, x, self.chunk)
+        return in_chunks(self.whole, x, self.chunk)
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def whole(self, x: Tensor) -> Tensor:
         length = x.shape[-1]
         cells = -(-length // self.stride)
         h = self.stem(F.pad(x, (0, cells * self.stride - length)))[..., :cells]
         kept: list[Tensor] = []
         for level, conv in enumerate(self.down):
-            h = conv(F.avg_pool1d(h, 2, ceil_mode=True) if level else h)
+            h = conv(_halved(h) if level else h)
             kept.append(h)
         for level, conv in enumerate(self.up):
             skip = kept[-2 - level]
             h = conv(torch.cat([h.repeat_interleave(2, -1)[..., : skip.shape[-1]], skip], 1))
         return self.head(h).repeat_interleave(self.stride, -1)[..., :length]
+
+
+def _halved(h: Tensor) -> Tensor:
+    """Means of pairs; an odd last one is kept. With padding counted (there is none) the gradient under torch.compile
+    would be wrong (pytorch issue 198119)."""
+    return F.avg_pool1d(h, 2, ceil_mode=True, count_include_pad=False)
 
 
 class _Conv(nn.Module):

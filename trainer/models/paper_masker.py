@@ -39,9 +39,9 @@ class PaperUNet(nn.Module):
         self.head = nn.Conv1d(width, masks, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_chunks(self._logits, x, self.chunk)
+        return in_chunks(self.whole, x, self.chunk)
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def whole(self, x: Tensor) -> Tensor:
         kept: list[Tensor] = []
         h = x
         for level, down in enumerate(self.down):

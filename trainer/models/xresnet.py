@@ -79,7 +79,7 @@ class _Block(nn.Module):
             nn.ReLU(),
             _conv(width, out, 1, norm),
         )
-        average = nn.AvgPool1d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        average = nn.AvgPool1d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
         self.skip = nn.Sequential(average, _conv(channels, out, 1, norm) if channels != out else nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:

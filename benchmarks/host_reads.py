@@ -1,0 +1,163 @@
+"""Where does a step wait for the device? `python -m benchmarks.host_reads [key=value]`: the places that read a tensor
+on the host, or copy one from it, in a step of the game under its engines with clipping; the project's own and
+DeepSpeed's, at each stage and precision. A CPU has nothing to wait for; on a GPU each ends the queue of kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.step import make_pair
+from sharding.config import command, load
+from trainer import dist
+from trainer.config import PlayerConfig, PretrainConfig
+from trainer.engines import make_engine
+from trainer.game import Game, Recogniser
+from trainer.masking import GameConfig
+from trainer.models import build_encoder, build_masker
+from trainer.models.projector import Projector
+
+ROOT = Path(__file__).parents[1]
+aten = torch.ops.aten
+# Operations whose kernels wait: a value as a Python number, or a result whose size depends on values.
+OPERATIONS = {
+    aten._local_scalar_dense: "item",
+    aten.nonzero: "nonzero",
+    aten.masked_select: "masked_select",
+    aten._unique2: "unique",
+    aten.equal: "equal",
+    aten.repeat_interleave: "repeat_interleave",
+}
+# Calls that copy to the host, or from it.
+CALLS = {
+    Tensor.tolist: "tolist",
+    Tensor.cpu: "cpu",
+    Tensor.numpy: "numpy",
+    torch.tensor: "torch.tensor",
+    torch.as_tensor: "as_tensor",
+}
+
+
+@dataclass
+class ReadsConfig:
+    """The game that is played: ZeRO stages `zero`, precisions, the dials of the `game`, `steps` after a first one."""
+
+    zero: list[int] = field(default_factory=lambda: [0, 1, 2])
+    precision: list[str] = field(default_factory=lambda: ["fp32", "bf16"])
+    game: GameConfig = field(default_factory=GameConfig)
+    steps: int = 2
+
+
+Place = tuple[str, str]  # (file:line (function), what it does)
+
+
+class Reads:
+    """Counts, inside `with`, who waits: of the innermost frame that is not torch's."""
+
+    def __init__(self) -> None:
+        self.found: Counter[Place] = Counter()
+        self._modes = (_Operations(self), _Calls(self))
+
+    def note(self, what: str) -> None:
+        frame: Any = sys._getframe(2)
+        while _is_torch(frame.f_code.co_filename):
+            frame = frame.f_back
+        path = _short(frame.f_code.co_filename)
+        self.found[f"{path}:{frame.f_lineno} ({frame.f_code.co_name})", what] += 1
+
+    def __enter__(self) -> Reads:
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(*error)
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if _indexes(func) else []
+        if func.overloadpacket in OPERATIONS or masks:
+            self.reads.note(OPERATIONS.get(func.overloadpacket, "index by a mask"))
+        return func(*args, **(kwargs or {}))
+
+
+class _Calls(TorchFunctionMode):
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        fresh = func is not torch.as_tensor or not isinstance(args[0], Tensor)
+        if fresh and (what := CALLS.get(func)):
+            self.reads.note(what)
+        return func(*args, **(kwargs or {}))
+
+
+def _indexes(func: Any) -> bool:
+    return func.overloadpacket in (aten.index, aten.index_put, aten.index_put_)
+
+
+def _is_torch(path: str) -> bool:
+    return "/torch/" in path or path == __file__
+
+
+def _short(path: str) -> str:
+    if path.startswith(str(ROOT)):
+        return str(Path(path).relative_to(ROOT))
+    return path[path.rfind("/deepspeed/") + 1 :] if "/deepspeed/" in path else path
+
+
+def main(argv: list[str]) -> int:
+    cfg = load(ReadsConfig, None, argv)
+    cfg.game.check()
+    world, most = dist.initialise(), {"ours": 0.0, "deepspeed": 0.0}
+    for zero, precision in product(cfg.zero, cfg.precision):
+        found = {place: n / cfg.steps for place, n in sorted(reads_of(cfg, world, zero, precision).items())}
+        if world.is_main:
+            print(f"zero={zero} {precision}, {world.size} x {world.device.type}, a step:")
+            for (where, what), n in found.items():
+                print(f"{n:>6g} {what:<18}{where}", flush=True)
+        theirs = sum(n for (where, _), n in found.items() if where.startswith("deepspeed/"))
+        here = {"ours": sum(found.values()) - theirs, "deepspeed": theirs}
+        most = {side: max(most[side], here[side]) for side in most}
+    if world.is_main:
+        print(json.dumps({**most, "device": world.device.type}))
+    dist.finalise()
+    return 0
+
+
+def reads_of(cfg: ReadsConfig, world: dist.World, zero: int, precision: str) -> Counter[Place]:
+    """Who waits in `cfg.steps` steps of small networks, after a first step that builds what is built once."""
+    run, hop = PretrainConfig(zero=zero, precision=precision), cfg.game.hop(100)
+    torch.manual_seed(0)
+    backbone = build_encoder("resnet18", 12, 1000, {"width": 8, "embedding": 16})
+    masker = build_masker("unet", 12, cfg.game.channels(12, hop), hop, 8, 1, 5)
+    players = Recogniser(backbone, Projector(16, 32, 16)), masker
+    engines = [make_engine(player, PlayerConfig(), run, world.device) for player in players]
+    game, pair = Game(*engines, cfg.game, 0.1, hop), make_pair(4, 1000, world.device)
+    game.step([pair], 0)
+    with Reads() as reads:
+        for step in range(cfg.steps):
+            game.step([pair], step + 1)
+    return reads.found
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,72 @@
+"""Own reads of tensors on the host: each is a wait for a GPU, and a step of the game makes one."""
+
+import pytest
+import torch
+from test_game import PlainEngine
+
+from benchmarks.host_reads import Reads
+from trainer.game import Game, Pair, Recogniser
+from trainer.masking import GameConfig
+from trainer.models import build_encoder
+from trainer.models.masker import UNet
+from trainer.models.projector import Projector
+from trainer.models.temperature import Temperature
+from trainer.views import Key
+
+READS = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool(x.any()),
+    "float": lambda x: float(x[0]),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "numpy": lambda x: x.numpy(),
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 1],
+    "upload": lambda x: x + torch.tensor(1.0),
+    "backward": lambda x: Reader.apply(x.requires_grad_()).sum().backward(),
+}
+
+
+class Reader(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * gradient.sum().item()
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_read_is_found_where_it_is(name):
+    with Reads() as reads:
+        READS[name](torch.arange(4.0))
+    assert len(reads.found) == 1, reads.found
+    (where, _), count = next(iter(reads.found.items()))
+    assert where.startswith("tests/unit/test_host_reads.py:")
+    assert where.endswith("(backward)" if name == "backward" else "(<lambda>)")
+    assert count >= 1
+
+
+def test_arithmetic_reads_nothing():
+    x, rows = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 2])
+    with Reads() as reads:
+        torch.where(x > 0, x, 0).index_select(0, rows).kthvalue(2, -1).values.clamp_min(0.1)[rows - 1].sum().backward()
+        x.new_full((), 0.1)
+    assert not reads.found
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("dials", [{}, {"masks": 2, "use": "all"}, {"family": "lead", "share": 0.5}])
+def test_a_step_of_the_game_reads_once_a_player_and_phase(schedule, learn, dials):
+    cfg, hop = GameConfig(schedule=schedule, **dials), 8
+    backbone = build_encoder("resnet18", 12, 128, {"width": 8, "embedding": 12})
+    temperature = Temperature(0.1) if learn else None
+    encoder, masker = Recogniser(backbone, Projector(12, 16, 8), temperature), UNet(12, cfg.channels(12, hop), hop, 8)
+    pair = Pair(*torch.randn(2, 4, 12, 128), Key(0, 0, torch.arange(4)), torch.arange(4))
+    game = Game(PlainEngine(encoder, 0.1), PlainEngine(masker, 0.1), cfg, 0.1, hop)
+    with Reads() as reads:
+        game.step([pair], 0)
+    assert [where.split(":")[0] for where, _ in reads.found] == ["trainer/game.py"], reads.found
+    assert sum(reads.found.values()) == (2 if schedule == "alternating" else 1)
