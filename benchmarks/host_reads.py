@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.step import make_pair
-from sharding.config import command, load
+from sharding.config import check_ranges, command, load
 from trainer import dist
-from trainer.config import PlayerConfig, PretrainConfig
+from trainer.config import DataConfig, PlayerConfig, PretrainConfig
 from trainer.engines import make_engine
 from trainer.game import Game, Recogniser
 from trainer.masking import GameConfig
@@ -126,7 +126,9 @@ def _short(path: str) -> str:
 
 def main(argv: list[str]) -> int:
     cfg = load(ReadsConfig, None, argv)
-    cfg.game.check()
+    check_ranges(cfg, {"steps": ">= 1"})
+    for zero, precision in product(cfg.zero, cfg.precision):
+        PretrainConfig(zero=zero, precision=precision, game=cfg.game, data=DataConfig(path="none")).check()
     world, most = dist.initialise(), {"ours": 0.0, "deepspeed": 0.0}
     for zero, precision in product(cfg.zero, cfg.precision):
         found = {place: n / cfg.steps for place, n in sorted(reads_of(cfg, world, zero, precision).items())}

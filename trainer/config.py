@@ -158,7 +158,7 @@ class PretrainConfig:
     """`run`: the run directory. `steps`: optimiser steps (0: `epochs`). `learn_temperature`: the temperature is learned
     from the one given, between 0.01 and 1. `scaling`: fixed (the training data's mean and deviation per lead) or
     record. `precision`: auto (bf16 on GPUs that have it), fp32 or bf16. `zero`: ZeRO stage. `compile`: the networks by
-    `torch.compile`, which needs a C++ compiler and a minute or so at each start; not with ZeRO 3.
+    `torch.compile`, which needs a C++ compiler and a minute or several at each start; not with ZeRO 3.
     `resume`: auto (go on from the newest committed checkpoint) or never. `max_minutes`: stop with a checkpoint then.
     """
 

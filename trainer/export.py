@@ -83,6 +83,10 @@ def export(
     if problem:
         raise UserError(f"{checkpoint / 'weights.safetensors'} does not fit the encoder that run.json names: {problem}")
     encoder.backbone.load_state_dict(backbone)
+    if not batch_norms(encoder) and (data or statistics != "clean"):
+        raise UserError(
+            f"{run} has no batch norm: leave out data= and statistics=, which are for its mean and variance"
+        )
     if batch_norms(encoder):
         settled = {"statistics": "running"}
         if statistics == "clean":

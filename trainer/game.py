@@ -160,11 +160,11 @@ class Game:
             self.masker.step()
 
     def masks_of(self, masker: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-        """The raw masks [B, N, R, *S] of signals [B, leads, T]."""
+        """The masks, log-odds [B, N, R, *S], of signals [B, leads, T]."""
         return soft_masks(masker(v), self.dials, self.hop)
 
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
-        """(raw masks [B, N, R, *S], soft-binarised chosen ones [n, B, R, *S]) for a pair."""
+        """(masks [B, N, R, *S], soft-binarised chosen ones [n, B, R, *S]) for a pair."""
         masks, key = self.masks_of(masker, pair.v), pair.key.with_view(MASK_VIEW)
         return masks, spare(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
 

@@ -8,20 +8,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.masking import EPSILON, GameConfig, binarise, entropy
+from trainer.masking import GameConfig, binarise, entropy
 
 YOUNG = 50
 
 
 @torch.no_grad()
 def mask_figures(masks: Tensor, hidden: Tensor, cfg: GameConfig) -> dict[str, Tensor]:
-    """Scalars of raw masks [B, N, R, *S] and what of the ECGs is hidden, [n, B, R, *S].
+    """Scalars of masks, log-odds [B, N, R, *S], and what of the ECGs is hidden, [n, B, R, *S].
 
     `coverage`; `hidden`: share that is hidden (beyond 0.9), not only dimmed. Of the masker's own N masks, binarised:
     `extreme_coverage`: share of ECGs under 5 or over 95 %; `mask_switches`: between hidden and not along time, per
     mask; `mask_sameness`: 1 if all ECGs have the same mask, 0 if those of many have nothing to do with one another;
-    `mask_overlap`: share that at least two of the N hide. Of the raw masks `mask_entropy` (nats) and `mask_contrast`,
-    the standard deviation of their log-odds over their grid.
+    `mask_overlap`: share that at least two of the N hide. Of the masks themselves `mask_entropy` (nats) and
+    `mask_contrast`, the standard deviation of their log-odds over their grid.
     """
     own = binarise(masks.transpose(0, 1), cfg)
     coverage, decided = own.flatten(2).mean(-1), (own > 0.5).float()
@@ -31,8 +31,8 @@ def mask_figures(masks: Tensor, hidden: Tensor, cfg: GameConfig) -> dict[str, Te
         "coverage": hidden.mean(),
         "hidden": (hidden > 0.9).float().mean(),
         "extreme_coverage": ((coverage < 0.05) | (coverage > 0.95)).float().mean(),
-        "mask_entropy": entropy(masks),
-        "mask_contrast": masks.flatten(3).logit(EPSILON).std(-1).mean(),
+        "mask_entropy": entropy(masks.sigmoid()),
+        "mask_contrast": masks.flatten(3).std(-1).mean(),
         "mask_switches": decided.diff(dim=-1).abs().sum(-1).mean(),
         "mask_sameness": 1 - between.mean(),
     }
@@ -53,16 +53,20 @@ def embedding_figures(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     }
 
 
-def alarms(values: Mapping[str, float], contrast: int, step: int, total: int, warmup: float = 0.0) -> list[str]:
+def alarms(
+    values: Mapping[str, float], contrast: int, step: int, total: int, warmup: float = 0.0, rise: float = 0.0
+) -> list[str]:
     """What is wrong with a game, in words, from the means of one log interval; `contrast` ECGs meet in a loss.
 
-    Silent for the first `YOUNG` steps. `warmup`: share of the run before the masker plays.
+    Silent for the first `YOUNG` steps. `warmup`: share of the run before the masker plays, `rise`: over
+    which the slope grows.
     """
     if step < YOUNG:
         return []
     progress = (step / total - warmup) / (1 - warmup)
-    checks = (_encoder_alarm(values, contrast, progress), _mask_alarm(values), _extreme_alarm(values), _faded(values))
-    return [said for said in (*checks, _masker_alarm(values, progress)) if said]
+    checks = (_encoder_alarm(values, contrast, progress), _mask_alarm(values), _extreme_alarm(values))
+    faded = _faded(values) if step / total >= rise else ""
+    return [said for said in (*checks, faded, _masker_alarm(values, progress)) if said]
 
 
 def _encoder_alarm(values: Mapping[str, float], contrast: int, progress: float) -> str:

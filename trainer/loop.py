@@ -196,7 +196,7 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
             waits = worst["data_wait"], -worst["queue_depth"]
             run.metrics.note(bottleneck(*waits, cfg.data.threads, cfg.data.ahead, steps))
         means = dist.mean_over_ranks(values)
-        said = alarms(means, cfg.contrast, step, run.total, cfg.game.warmup)
+        said = alarms(means, cfg.contrast, step, run.total, cfg.game.warmup, cfg.game.slope_rise)
         for alarm in said:
             run.metrics.note(alarm)
         run.metrics.log(step, {**means, **rates, **norms, **speed, "alarms": len(said)})

@@ -1,12 +1,13 @@
 """From the masker's logits to what is hidden: pure functions, and the dials of the game.
 
-Masks are [B, N, R, *S]: N masks an ECG, R rows that each have masks of their own (1, or the leads), S the grid of a
-mask: (T,), or (bins, frames) of the spectrum.
+Masks are log-odds [B, N, R, *S]: N masks an ECG, R rows that each have masks of their own (1, or the leads), S the grid
+of a mask: (T,), or (bins, frames) of the spectrum. Their sigmoid is the published mask, in (0, 1); log-odds tell its
+values apart where that one is flat.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from trainer.views.masks import BlockMask
 from trainer.views.random import Key, integers, uniform
 
 LEAST_SPREAD = 1e-3
-EPSILON = 1e-6
 
 
 @dataclass
@@ -94,6 +94,8 @@ class GameConfig:
                 f"game.warmup={self.warmup:g} and game.strength_rise={self.strength_rise:g} are more than the whole "
                 "run: the adversary would never reach game.strength; lower one of them"
             )
+        if not self.enabled:
+            self._refuse_idle()
         for key, weighs, needed in self._idle():
             if not weighs and getattr(self, key) != getattr(GameConfig, key):
                 raise UserError(f"game.{key}={getattr(self, key)} weighs nothing without {needed}: leave it out")
@@ -103,6 +105,14 @@ class GameConfig:
                 f"{costs[0]} weighs the raw mask, of which game.threshold=coverage takes the order alone: the masker "
                 "would shrink it and hide the same; use game.threshold=half with it"
             )
+
+    def _refuse_idle(self) -> None:
+        for key in (f.name for f in fields(self) if f.name != "enabled"):
+            if getattr(self, key) != getattr(GameConfig, key):
+                raise UserError(
+                    f"game.{key}={getattr(self, key)} weighs nothing with game.enabled=false: leave it out; the random "
+                    "masks of such a method are in views"
+                )
 
     def _idle(self) -> list[tuple[str, bool, str]]:
         """(key, whether it weighs anything, what it would need) of the keys that others can switch off."""
@@ -169,9 +179,10 @@ _RANGES = {
 
 
 def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
-    """The masker's logits [B, channels, T] -> masks [B, N, R, *S] in (0, 1), fp32 or wider.
+    """The masker's logits [B, channels, T] -> log-odds of the masks [B, N, R, *S], fp32 or wider.
 
-    Sigmoid for N = 1, else softmax over N. `hop`: samples per cell; the spectrum has T // hop + 1 frames.
+    Of their sigmoid for N = 1, else of their softmax over N. `hop`: samples per cell; the spectrum has T // hop + 1
+    frames.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     batch, length = len(logits), logits.shape[-1]
@@ -180,7 +191,10 @@ def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
         logits = logits[..., frames.clamp_max(length - 1)].view(batch, cfg.masks, 1, hop + 1, -1)
     else:
         logits = logits.view(batch, cfg.masks, -1, length)
-    return logits.sigmoid() if cfg.masks == 1 else logits.softmax(1)
+    if cfg.masks == 1:
+        return logits
+    others = [logits[:, [m for m in range(cfg.masks) if m != n]].logsumexp(1) for n in range(cfg.masks)]
+    return logits - torch.stack(others, 1)
 
 
 def choose(masks: Tensor, key: Key, use: str) -> Tensor:
@@ -194,29 +208,33 @@ def choose(masks: Tensor, key: Key, use: str) -> Tensor:
 def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
     """What is hidden by masks [n, B, R, *S]: sigmoid(k (mask - threshold)).
 
-    `half`: the threshold is 0.5, as published. `coverage`: it is the (1 - coverage) quantile of each mask's log-odds,
-    and k counts in their standard deviation, both detached: whatever the masker's scale and bias, about `coverage` of a
-    mask is hidden, and hidden rather than dimmed.
+    `half`: of the published mask, and the threshold is 0.5. `coverage`: of the log-odds; the threshold is the
+    (1 - coverage) quantile of each mask, and k counts in its standard deviation, both detached: whatever the masker's
+    scale and bias, about `coverage` of a mask is hidden, and hidden rather than dimmed.
     """
     if cfg.threshold == "half":
-        return torch.sigmoid(cfg.slope * (masks - 0.5))
-    odds = masks.flatten(3).logit(EPSILON)
+        return torch.sigmoid(cfg.slope * (masks.sigmoid() - 0.5))
+    odds = masks.flatten(3)
     fixed = odds.detach()
     spread = fixed.std(-1, keepdim=True).clamp_min(LEAST_SPREAD)
     return torch.sigmoid(cfg.slope * (odds - quantile(fixed, 1 - cfg.coverage)) / spread).view_as(masks)
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
-    """The value that `share` of the last axis lies at or under, halfway to the next larger one: [..., T] -> [..., 1].
+    """What about `share` of the last axis lies under, halfway between two of its values: [..., T] -> [..., 1].
 
-    So equal values, as the samples of one cell are, lie on one side of it together: `share` counts in whole cells, and
-    both sides get one, but where all values are equal.
+    Equal values, as the samples of one cell are, lie on one side of it together: `share` counts in whole cells, the
+    nearest number of them, and both sides get one, but where all values are equal.
     """
     length = values.shape[-1]
     low = values.kthvalue(min(max(round(share * length), 1), length), -1, keepdim=True).values
-    above = torch.where(values > low, values, torch.inf).amin(-1, keepdim=True)
-    below = torch.where(values < low, values, -torch.inf).amax(-1, keepdim=True)
-    return (low + torch.where(above.isfinite(), above, torch.where(below.isfinite(), below, low))) / 2
+    larger, smaller = values > low, values < low
+    above = torch.where(larger, values, torch.inf).amin(-1, keepdim=True)
+    below = torch.where(smaller, values, -torch.inf).amax(-1, keepdim=True)
+    under, over = (side.sum(-1, keepdim=True) for side in (smaller, larger))
+    down = (over == 0) | ((under > 0) & (share * length - under < length - over - share * length))
+    near = torch.where(down, below, above)
+    return torch.where((under == 0) & (over == 0), low, (low + near) / 2)
 
 
 def spare(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
@@ -248,8 +266,8 @@ def cover(v: Tensor, hidden: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
 
 
 def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
-    """What the raw masks [B, N, R, *S] cost the masker, a scalar; zero without any cost."""
-    total = masks.new_zeros(())
+    """What the published masks, of log-odds [B, N, R, *S], cost the masker, a scalar; zero without any cost."""
+    total, masks = masks.new_zeros(()), masks.sigmoid()
     if cfg.penalty == "paper":
         total = total + paper_penalty(masks.flatten(3).flatten(1, 2), cfg.alpha, cfg.ratio)
     if cfg.entropy:
@@ -260,7 +278,7 @@ def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
 
 
 def entropy(masks: Tensor) -> Tensor:
-    """Mean entropy of the N masks at a place, in nats; of a single mask that of hidden or not."""
+    """Mean entropy of N published masks [B, N, ...] at a place, in nats; of a single one that of hidden or not."""
     p = masks.clamp(1e-6, 1 - 1e-6)
     if masks.shape[1] == 1:
         p = torch.cat([p, 1 - p], 1)

@@ -215,6 +215,9 @@ def test_group_norm_needs_no_shards_and_says_nothing_of_batch_norm(tmp_path):
     output = export(make_run(tmp_path / "run"))
     assert "batch norm" not in (output / "README.md").read_text()
     assert "batch_norm" not in load_encoder(output).config.training
+    for words in ({"data": "/nope"}, {"statistics": "running"}):
+        with pytest.raises(UserError, match="has no batch norm: leave out data= and statistics="):
+            export(tmp_path / "run", **words)
 
 
 @pytest.mark.parametrize(

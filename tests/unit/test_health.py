@@ -105,6 +105,8 @@ def test_masks_that_dim_instead_of_hiding_are_named():
     encoder, masker, _ = players(1)
     assert "the masks dim instead of hiding" in said(figures(GameConfig(slope=0.5), encoder, masker, ecgs()))
     assert "dim" not in said(figures(GameConfig(), encoder, masker, ecgs()))
+    faded = {"coverage": 0.5, "hidden": 0.1}
+    assert [bool(alarms(faded, 16, step, 1000, rise=0.5)) for step in (400, 600)] == [False, True]
 
 
 @pytest.mark.parametrize("more", [dict(share=0.3), dict(masks=2), dict(masks=6, use="all")])
@@ -128,7 +130,7 @@ def test_mask_figures_of_masks_made_by_hand():
     hidden = torch.zeros(1, 4, 1, 10)
     hidden[0, :2, 0, :5] = 1
     hidden[0, 2:, 0, 5:] = 1
-    masks = torch.stack([hidden[0], 1 - hidden[0]], 1) * 0.98 + 0.01
+    masks = (torch.stack([hidden[0], 1 - hidden[0]], 1) * 0.98 + 0.01).logit()
     found = {name: float(value) for name, value in mask_figures(masks, hidden, GameConfig(masks=2)).items()}
     assert found["coverage"] == found["hidden"] == 0.5
     assert found["mask_switches"] == 1
@@ -137,12 +139,12 @@ def test_mask_figures_of_masks_made_by_hand():
     assert found["mask_entropy"] == pytest.approx(-(0.99 * math.log(0.99) + 0.01 * math.log(0.01)), rel=1e-4)
     same = mask_figures(masks[:1].expand(4, -1, -1, -1), hidden[:, :1].expand(-1, 4, -1, -1), GameConfig(masks=2))
     assert float(same["mask_sameness"]) == pytest.approx(1)
-    flat = mask_figures(torch.full((4, 2, 1, 10), 0.5), torch.ones(1, 4, 1, 10), GameConfig(masks=2))
+    flat = mask_figures(torch.full((4, 2, 1, 10), 0.0), torch.ones(1, 4, 1, 10), GameConfig(masks=2))
     assert float(flat["mask_contrast"]) == 0
-    all_or_nothing = torch.stack([torch.full((2, 10), 0.99), torch.full((2, 10), 0.01)])[:, None]
+    all_or_nothing = torch.stack([torch.full((2, 10), 5.0), torch.full((2, 10), -5.0)])[:, None]
     extreme = mask_figures(all_or_nothing, torch.full((1, 2, 2, 10), 0.5), GameConfig(threshold="half"))
     assert float(extreme["extreme_coverage"]) == 1
-    three = torch.rand(4, 3, 1, 1000).softmax(1)
+    three = torch.rand(4, 3, 1, 1000)
     cover_all = float(mask_figures(three, three[None, :, 0], GameConfig(masks=3, coverage=0.5))["mask_overlap"])
     assert cover_all == pytest.approx(0.5, abs=0.05)  # three masks of a half each, each hidden place twice or thrice
 

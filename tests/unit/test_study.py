@@ -243,6 +243,15 @@ def _made(path):
         (["variants={a: []}"], "variants.a is empty"),
         (["variants={a: [none, game.shar=1]}", "methods=[a]", "reference=a"], "did you mean 'game.share'"),
         (["variants={random: [none]}"], "variants.random: the name is taken"),
+        (["variants={none: [adversarial]}"], "variants.none: the name is taken"),
+        (["rotations=[]"], "'rotations' is empty"),
+        (["fractions=[2]"], "fractions=2.0 must be > 0 and <= 1"),
+        (["processes=0"], "processes=0 must be >= 1"),
+        (
+            ["variants={a: [adversarial, game.alpha=0.3]}", "methods=[a]", "reference=a"],
+            "game.alpha=0.3 weighs nothing",
+        ),
+        (["pretrain=[scaling=nope]", "methods=[adversarial]"], "scaling=nope is unknown"),
         (["judge=train"], "judge=train is unknown; use test or validation"),
     ],
 )

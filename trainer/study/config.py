@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sharding.config import UserError, dump, load
+from sharding.config import UserError, check_ranges, dump, load
 from sharding.files import write_text
 from trainer.config import PretrainConfig
 from trainer.transfer import TransferConfig
@@ -16,6 +16,7 @@ from trainer.transfer import TransferConfig
 ROOT = Path(__file__).parents[2]
 UNTRAINED = ("random", "scratch")
 JUDGES = ("test", "validation")
+RANGES = {"fractions": "> 0 and <= 1", "processes": ">= 1", "bootstrap": ">= 2", "minutes": "> 0", "folds": ">= 3"}
 
 
 @dataclass
@@ -82,6 +83,10 @@ def check(config: StudyConfig) -> None:
             raise UserError(
                 f"key '{key}' is needed: python -m trainer.study configs/study/NAME.yaml data=DIR output=DIR"
             )
+    for key in ("rotations", "methods", "seeds", "tasks", "fractions"):
+        if not getattr(config, key):
+            raise UserError(f"key '{key}' is empty: give at least one")
+    check_ranges(config, RANGES)
     trained = [m for m in config.methods if m not in UNTRAINED]
     if not trained:
         raise UserError("methods: at least one must be pre-trained, the untrained ones take its architecture")
@@ -99,9 +104,10 @@ def check(config: StudyConfig) -> None:
             raise UserError(f"{path} does not exist; there are: {known}")
     for method in trained:
         yaml, *words = config.words(method)
-        load(PretrainConfig, config_path("pretrain", yaml), [*config.pretrain, *words])
-    if taken := sorted(set(config.variants) & set(UNTRAINED)):
-        raise UserError(f"variants.{taken[0]}: the name is taken by the untrained encoder; choose another")
+        load(PretrainConfig, config_path("pretrain", yaml), [*config.pretrain, *words, "data.path=DIR"]).check()
+    taken = set(UNTRAINED) | {p.stem for p in config_path("pretrain", "any").parent.glob("*.yaml")}
+    if clash := sorted(set(config.variants) & taken):
+        raise UserError(f"variants.{clash[0]}: the name is taken by a method; choose another")
     for rotation in config.rotations:
         folds_of(rotation, config.folds, config.judge)
     for task in config.tasks:
