@@ -274,13 +274,14 @@ def test_a_run_goes_on_under_its_own_config_only(whole, shards):
 
 
 @pytest.mark.full
-def test_pairs_of_a_patient_are_the_same_game_at_any_world_size(whole, shards, tmp_path):
-    for processes in (1, 2):
-        words = pretrain(shards, tmp_path / str(processes), "data.partner=patient", "data.audit=true")
+def test_pairs_of_a_patient_are_the_same_game_at_any_world_size(shards, tmp_path):
+    runs = {"1": (1, "patient"), "2": (2, "patient"), "alone": (2, "same")}
+    for name, (processes, partner) in runs.items():
+        words = pretrain(shards, tmp_path / name, f"data.partner={partner}", "data.audit=true", *SMOOTH)
         assert launch(words, processes)[0] == 0
-    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
-    assert one[:5] == pytest.approx(two[:5], rel=1e-5)
-    assert one[:5] != pytest.approx(losses(whole[0])[:5], rel=1e-3)
+    one, two, alone = (losses(tmp_path / name)[:5] for name in runs)
+    assert one == pytest.approx(two, rel=1e-5)
+    assert one != pytest.approx(alone, rel=1e-3)
     assert judge(tmp_path / "2").problems == []
 
 
