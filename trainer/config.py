@@ -214,12 +214,10 @@ class PretrainConfig:
         if self.masker.kernel % 2 == 0:
             raise UserError(f"masker.kernel={self.masker.kernel} must be odd, so that a mask keeps its length")
         if self.masker.name == "paper":
-            idle = {"masker.depth": self.masker.depth != MaskerConfig.depth}
-            idle["game.resolution_s"] = (
-                self.game.family != "spectral" and self.game.resolution_s != GameConfig.resolution_s
-            )
-            for key in (key for key, given in idle.items() if given):
-                raise UserError(f"{key} weighs nothing with masker.name=paper: leave it out")
+            if self.masker.depth != MaskerConfig.depth:
+                raise UserError("masker.depth weighs nothing with masker.name=paper: leave it out")
+            if self.game.family != "spectral" and self.game.resolution_s != GameConfig.resolution_s:
+                raise UserError("game.resolution_s weighs nothing with masker.name=paper: leave it out")
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
 

@@ -94,10 +94,8 @@ class GameConfig:
                 f"game.warmup={self.warmup:g} and game.strength_rise={self.strength_rise:g} are more than the whole "
                 "run: the adversary would never reach game.strength; lower one of them"
             )
-        if not self.enabled:
-            self._refuse_idle()
-        for key, weighs, needed in self._idle():
-            if not weighs and getattr(self, key) != getattr(GameConfig, key):
+        for key, needed in self._idle():
+            if getattr(self, key) != getattr(GameConfig, key):
                 raise UserError(f"game.{key}={getattr(self, key)} weighs nothing without {needed}: leave it out")
         costs = [f"game.{key}={value}" for key, value in self._costs().items()]
         if costs and self.threshold == "coverage":
@@ -106,23 +104,18 @@ class GameConfig:
                 "would shrink it and hide the same; use game.threshold=half with it"
             )
 
-    def _refuse_idle(self) -> None:
-        for key in (f.name for f in fields(self) if f.name != "enabled"):
-            if getattr(self, key) != getattr(GameConfig, key):
-                raise UserError(
-                    f"game.{key}={getattr(self, key)} weighs nothing with game.enabled=false: leave it out; the random "
-                    "masks of such a method are in views"
-                )
-
-    def _idle(self) -> list[tuple[str, bool, str]]:
-        """(key, whether it weighs anything, what it would need) of the keys that others can switch off."""
-        paper, blocks = self.penalty == "paper", self.share < 1 or self.warmup > 0
-        return [
-            ("coverage", self.threshold == "coverage" or blocks, "game.threshold=coverage, or random blocks"),
-            ("alpha", paper, "game.penalty=paper"),
-            ("ratio", paper, "game.penalty=paper"),
-            ("use", self.masks > 1, "game.masks of 2 or more"),
-        ]
+    def _idle(self) -> list[tuple[str, str]]:
+        """(key, what it would need) of the keys that weigh nothing as others are set."""
+        if not self.enabled:
+            return [(f.name, "game.enabled=true") for f in fields(self) if f.name != "enabled"]
+        idle = []
+        if self.threshold == "half" and self.share == 1 and not self.warmup:
+            idle.append(("coverage", "game.threshold=coverage, or random blocks"))
+        if self.penalty != "paper":
+            idle += [("alpha", "game.penalty=paper"), ("ratio", "game.penalty=paper")]
+        if self.masks == 1:
+            idle.append(("use", "game.masks of 2 or more"))
+        return idle
 
     def _costs(self) -> dict[str, object]:
         given = {"penalty": self.penalty, "entropy": self.entropy, "smoothness": self.smoothness}

@@ -57,7 +57,7 @@ MISTAKES = [
     (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
     (["game.threshold=half", "game.coverage=0.3"], "game.coverage=0.3 weighs nothing without game.threshold=coverage"),
     (["game.alpha=0.3"], "game.alpha=0.3 weighs nothing without game.penalty=paper"),
-    (["game.enabled=false", "game.coverage=0.3"], "game.coverage=0.3 weighs nothing with game.enabled=false"),
+    (["game.enabled=false", "game.coverage=0.3"], "game.coverage=0.3 weighs nothing without game.enabled=true"),
     (["game.use=all"], "game.use=all weighs nothing without game.masks of 2 or more"),
     (["masker.name=paper", "masker.depth=3"], "masker.depth weighs nothing with masker.name=paper"),
     (["masker.name=paper", "game.resolution_s=1"], "game.resolution_s weighs nothing with masker.name=paper"),
