@@ -119,9 +119,9 @@ def _is_torch(path: str) -> bool:
 
 
 def _short(path: str) -> str:
-    if path.startswith(str(ROOT)):
-        return str(Path(path).relative_to(ROOT))
-    return path[path.rfind("/deepspeed/") + 1 :] if "/deepspeed/" in path else path
+    if "/deepspeed/" in path:  # first: its environment may lie inside the repository
+        return path[path.rfind("/deepspeed/") + 1 :]
+    return str(Path(path).relative_to(ROOT)) if path.startswith(str(ROOT)) else path
 
 
 def main(argv: list[str]) -> int:

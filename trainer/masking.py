@@ -254,8 +254,23 @@ def cover(v: Tensor, hidden: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
     window = torch.hann_window(2 * hop, dtype=flat.dtype, device=v.device)
     spectrum = torch.stft(flat, 2 * hop, hop, window=window, return_complex=True, pad_mode="constant")
     lost = spectrum.view(*v.shape[:2], *spectrum.shape[1:]) * hidden.to(flat.dtype)
-    gone = torch.istft(lost.flatten(0, 1), 2 * hop, hop, window=window, length=v.shape[-1])
+    gone = _inverse(lost.flatten(0, 1), window)[..., : v.shape[-1]]
     return v - gone.view_as(v).to(v.dtype)
+
+
+def _inverse(spectrum: Tensor, window: Tensor) -> Tensor:
+    """Short-time spectrum [n, bins, frames], centred frames of a window with half as many samples between them ->
+    [n, samples]: torch's istft, which waits for the device to look at the window (Griffin and Lim 1984, equation 6).
+    """
+    frames = torch.fft.irfft(spectrum, len(window), dim=1) * window[:, None]
+    weight = window.square()[:, None].expand(-1, frames.shape[-1])
+    return (_overlapped(frames) / _overlapped(weight[None])).transpose(1, 2).flatten(1)
+
+
+def _overlapped(frames: Tensor) -> Tensor:
+    """[n, 2 hop, F] -> [n, hop, F]: the second half of each frame with the first of the next one on top."""
+    early, late = frames.chunk(2, 1)
+    return late + torch.nn.functional.pad(early[..., 1:], (0, 1))
 
 
 def cost(masks: Tensor, cfg: GameConfig) -> Tensor:

@@ -32,7 +32,8 @@ from trainer.masking import binarise, soft_masks
 from trainer.models.encoder import Scaling
 from trainer.pretrain import make_players
 from trainer.scores import interval, patient_resamples
-from trainer.transfer import TransferConfig, class_of
+from trainer.task import class_of
+from trainer.transfer import TransferConfig
 from trainer.views.masks import TimeMask
 from trainer.views.random import Key
 

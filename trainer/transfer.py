@@ -10,7 +10,6 @@ predictions.parquet land in `output`. The tasks are in configs/transfer/, the ke
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import math
 import time
@@ -32,7 +31,9 @@ from sharding.files import atomic, claim_folder, write_text
 from sharding.schema import SPLITS
 from trainer.data.shards import Shards
 from trainer.hub import initialise, load_encoder, read_config
+from trainer.models.batchnorm import batch_norms, estimate
 from trainer.scores import auroc, bootstrap_auroc, interval, macro_auroc, scorable
+from trainer.task import Labelled, Task, TaskConfig, fraction_of, read_task
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
@@ -49,7 +50,6 @@ RANGES = {
     "finetune.weight_decay": ">= 0",
     "finetune.clip": "> 0",
 }
-FEWEST = 2
 
 
 @dataclass
@@ -71,21 +71,15 @@ class FinetuneConfig:
 
 
 @dataclass
-class TransferConfig:
-    """A task and how to test an encoder on it.
+class TransferConfig(TaskConfig):
+    """How to test an encoder on a task.
 
-    `column` of samples.parquet gives the label. With `classes` (class -> values) a record belongs to the first class
-    that lists its value (for `codes`: one of its codes); without, each value is a class. `encoder` is a directory, a
-    hub id, or `random` (the architecture of `like`, weights from `seed`). `fraction` of the train labels, per class and
-    at least 2. `bootstrap` resamples of the test patients.
+    `encoder` is a directory, a hub id, or `random` (the architecture of `like`, weights from `seed`). `fraction` of the
+    train labels, per class and at least 2. `bootstrap` resamples of the test patients.
     """
 
-    name: str = ""
-    column: str = "codes"
-    classes: dict[str, list[str]] = field(default_factory=dict)
     encoder: str = ""
     like: str = ""
-    data: str = ""
     output: str = ""
     mode: str = "probe"
     fraction: float = 1.0
@@ -97,43 +91,6 @@ class TransferConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """The labelled records of one split: place in the split, class number, patient code."""
-
-    shards: Shards
-    index: np.ndarray
-    label: np.ndarray
-    patient: np.ndarray
-
-    @property
-    def row(self) -> np.ndarray:
-        """Rows of samples.parquet."""
-        return self.index + self.shards.rows.start
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def take(self, chosen: np.ndarray) -> Labelled:
-        return Labelled(self.shards, self.index[chosen], self.label[chosen], self.patient[chosen])
-
-
-@dataclass(frozen=True)
-class Task:
-    """The labelled records of the three splits, with the classes that have train examples, and what was left out."""
-
-    name: str
-    classes: list[str]
-    train: Labelled
-    val: Labelled
-    test: Labelled
-    notes: list[str]
-
-    def counts(self, train: Labelled) -> dict[str, dict[str, int]]:
-        parts = {"train": train, "val": self.val, "test": self.test}
-        return {s: {c: int((p.label == k).sum()) for k, c in enumerate(self.classes)} for s, p in parts.items()}
-
-
 def main(argv: list[str]) -> None:
     if argv and argv[0] == "compare":
         print(comparison(argv[1:]))
@@ -142,7 +99,7 @@ def main(argv: list[str]) -> None:
     config = load(TransferConfig, path, argv[1:] if path else argv)
     _check(config)
     task = read_task(config)
-    encoder = open_encoder(config)
+    encoder = open_encoder(config, task.train)
     check_fits(encoder, task.test.shards, config)
     for note in task.notes:
         print(f"note: {note}")
@@ -168,90 +125,23 @@ def _check(config: TransferConfig) -> None:
     _device(config.device)
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
-def read_task(config: TransferConfig) -> Task:
-    """Reads the labels of the three splits from samples.parquet.
-
-    Classes without train examples are dropped (and noted). Raises `UserError` for an unknown label column, a missing
-    split, fewer than two classes, or a val or test split in which no class can be scored.
-    """
-    splits = {split: _labelled(Shards(config.data, split), config) for split in SPLITS}
-    names = list(config.classes) or sorted({n for _, labels in splits.values() for n in labels if n is not None})
-    present = set(splits["train"][1])
-    classes = [name for name in names if name in present]
-    notes = [f"class {n} has no train examples and is dropped" for n in names if n not in present]
-    if len(classes) < 2:
-        raise UserError(
-            f"task '{config.name}': the train split of {config.data} has {len(classes)} of the classes "
-            f"{', '.join(names) or '(none)'}, two are needed: do the values in `classes` fit column '{config.column}'?"
-        )
-    number = {name: k for k, name in enumerate(classes)}
-    parts = {}
-    for split, (shards, labels) in splits.items():
-        kept = np.array([i for i, name in enumerate(labels) if name in number], dtype=np.int64)
-        label = np.array([number[labels[i]] for i in kept], dtype=np.int64)
-        patient = shards.table().column("patient").to_numpy()[kept]
-        parts[split] = Labelled(shards, kept, label, patient)
-        if len(kept) < len(labels):
-            notes.append(f"{len(labels) - len(kept)} of {len(labels)} {split} records have none of the classes")
-        if split != "train" and not scorable(label, len(classes)):
-            raise UserError(f"task '{config.name}': the {split} split has records of fewer than two classes")
-        notes += [f"class {n} has no {split} examples" for n in classes if n not in labels]
-    return Task(config.name, classes, parts["train"], parts["val"], parts["test"], notes)
-
-
-def _labelled(shards: Shards, config: TransferConfig) -> tuple[Shards, list[str | None]]:
-    """The class name of each record of a split, None where it has none."""
-    table = shards.table()
-    if config.column not in table.column_names:
-        near = difflib.get_close_matches(config.column, table.column_names, n=3, cutoff=0.4) or table.column_names
-        raise UserError(
-            f"task '{config.name}': label column '{config.column}' is not in {config.data}/samples.parquet; "
-            f"nearest columns: {', '.join(near)}"
-        )
-    values = table.column(config.column).to_pylist()
-    return shards, [class_of(value, config.classes) for value in values]
-
-
-def class_of(value: Any, classes: dict[str, list[str]]) -> str | None:
-    """The first class that lists `value` (or one of its items, if it is a list); without classes the value itself."""
-    if value is None or value != value:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    values = {str(v) for v in value} if isinstance(value, list) else {str(value)}
-    if not classes:
-        return None if isinstance(value, list) else str(value)
-    return next((name for name, listed in classes.items() if not values.isdisjoint(listed)), None)
-
-
-def fraction_of(label: np.ndarray, patient: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Places of a share of the records: of each class `fraction` of its records, at least 2 (or all there are).
-
-    Whole patients come one after the other in an order drawn from `seed`, so that few labels are labels of few
-    patients; a larger fraction holds every record of a smaller one.
-    """
-    unique, inverse = np.unique(patient, return_inverse=True)
-    turn = np.random.default_rng([seed, 0x7A]).permutation(len(unique))[inverse]
-    order = np.argsort(turn, kind="stable")
-    chosen = []
-    for k in np.unique(label):
-        members = order[label[order] == k]
-        chosen.append(members[: max(FEWEST, math.ceil(fraction * len(members) - 1e-9))])
-    return np.sort(np.concatenate(chosen))
-
-
 # --- encoders --------------------------------------------------------------------------------------------------------
 
 
-def open_encoder(config: TransferConfig) -> nn.Module:
-    """The encoder that the config names, on its device; randomly initialised for `encoder=random` or `mode=scratch`."""
-    name = config.like if config.encoder == "random" else config.encoder
-    if config.encoder == "random" or config.mode == "scratch":
-        return initialise(read_config(name), config.seed).to(_device(config.device))
-    return load_encoder(name, _device(config.device))
+def open_encoder(config: TransferConfig, train: Labelled) -> nn.Module:
+    """The encoder that the config names, on its device; randomly initialised for `encoder=random` or `mode=scratch`.
+
+    Batch norm of one that stays random gets the mean and variance of the train records, as that of an exported one has
+    those of its training ECGs.
+    """
+    name, device = config.like if config.encoder == "random" else config.encoder, _device(config.device)
+    if config.encoder != "random" and config.mode != "scratch":
+        return load_encoder(name, device)
+    encoder = initialise(read_config(name), config.seed).to(device)
+    check_fits(encoder, train.shards, config)
+    if batch_norms(encoder) and config.mode == "probe":
+        estimate(encoder, (signals(part, device) for part in _parts(train, config.batch)))
+    return encoder
 
 
 def check_fits(encoder: nn.Module, shards: Shards, config: TransferConfig) -> None:
@@ -284,11 +174,14 @@ def embed(encoder: nn.Module, data: Labelled, batch: int) -> np.ndarray:
     encoder.eval()
     device = next(encoder.parameters()).device
     with torch.inference_mode():
-        parts = [
-            encoder(signals(data.take(np.arange(i, min(i + batch, len(data)))), device)).float().cpu().numpy()
-            for i in range(0, len(data), batch)
-        ]
+        parts = [encoder(signals(part, device)).float().cpu().numpy() for part in _parts(data, batch)]
     return np.concatenate(parts)
+
+
+def _parts(data: Labelled, batch: int) -> Iterator[Labelled]:
+    """The records in their order, `batch` at a time."""
+    for start in range(0, len(data), batch):
+        yield data.take(np.arange(start, min(start + batch, len(data))))
 
 
 # --- the three ways to train -----------------------------------------------------------------------------------------

@@ -276,7 +276,7 @@ def loss_over_ranks(world: dist.World) -> float:
 
 
 def gradients_of_batches(
-    world: dist.World, norm: str, activation: str, batches: int = 20, size: int = 16
+    world: dist.World, norm: str, activation: str, batches: int, size: int
 ) -> dict[str, dict[str, float]]:
     """Both players' gradients at the game's own dials and networks, before the optimiser, against one process."""
     cfg, run = GameConfig(), PretrainConfig(precision="fp32")
@@ -318,12 +318,14 @@ def main() -> None:
     world = dist.initialise(timeout_s=120)
     say = print if world.is_main else (lambda *a, **k: None)
     say(json.dumps({"case": "loss", "error": loss_over_ranks(world)}), flush=True)
-    # A ReLU that rounding switches parts single batches; after batch norm it moves a whole channel's statistics.
-    for norm, activation, batches in (("group", "relu", 20), ("group", "gelu", 20), ("batch", "gelu", 5)):
-        say(
-            json.dumps({"case": f"gradients, {norm} norm", **gradients_of_batches(world, norm, activation, batches)}),
-            flush=True,
-        )
+    # In a small batch one ReLU that rounding switches is seen; after batch norm it moves a whole channel's statistics.
+    for norm, activation, batches, size in (
+        ("group", "relu", 20, 128),
+        ("group", "gelu", 20, 16),
+        ("batch", "gelu", 5, 16),
+    ):
+        found = gradients_of_batches(world, norm, activation, batches, size)
+        say(json.dumps({"case": f"gradients, {norm} norm", **found}), flush=True)
     partition_all()
     for case in cases:
         say(json.dumps({"case": case, **play(world, Case(**case))}), flush=True)

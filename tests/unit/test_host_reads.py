@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_game import PlainEngine
 
-from benchmarks.host_reads import Reads
+from benchmarks.host_reads import ROOT, Reads, _short
 from trainer.game import Game, Pair, Recogniser
 from trainer.masking import GameConfig
 from trainer.models import build_encoder
@@ -48,6 +48,12 @@ def test_a_read_is_found_where_it_is(name):
     assert count >= 1
 
 
+def test_a_place_in_deepspeed_is_deepspeeds_also_in_an_environment_inside_the_repository():
+    for home in (str(ROOT / ".venv/lib/site-packages"), "/opt/env"):
+        assert _short(f"{home}/deepspeed/runtime/utils.py") == "deepspeed/runtime/utils.py"
+    assert _short(str(ROOT / "trainer/game.py")) == "trainer/game.py"
+
+
 def test_arithmetic_reads_nothing():
     x, rows = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 2])
     with Reads() as reads:
@@ -58,7 +64,9 @@ def test_arithmetic_reads_nothing():
 
 @pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
 @pytest.mark.parametrize("learn", [False, True])
-@pytest.mark.parametrize("dials", [{}, {"masks": 2, "use": "all"}, {"family": "lead", "share": 0.5}])
+@pytest.mark.parametrize(
+    "dials", [{}, {"masks": 2, "use": "all"}, {"family": "lead", "share": 0.5}, {"family": "spectral"}]
+)
 def test_a_step_of_the_game_reads_once_a_player_and_phase(schedule, learn, dials):
     cfg, hop = GameConfig(schedule=schedule, **dials), 8
     backbone = build_encoder("resnet18", 12, 128, {"width": 8, "embedding": 12})

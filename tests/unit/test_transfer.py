@@ -13,7 +13,8 @@ from sharding.config import UserError, _keys, load
 from trainer import transfer
 from trainer.export import export
 from trainer.models import build_encoder
-from trainer.transfer import TransferConfig, class_of, fraction_of
+from trainer.task import class_of, fraction_of
+from trainer.transfer import TransferConfig
 
 RHYTHM = "configs/transfer/rhythm.yaml"
 
@@ -105,7 +106,7 @@ def test_probe_on_labels_without_signal_is_near_chance(data, encoder, tmp_path):
 def test_test_labels_do_not_change_what_is_chosen(data, encoder, tmp_path, monkeypatch):
     config = load(TransferConfig, RHYTHM, [f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "bootstrap=0"])
     task = transfer.read_task(config)
-    given = transfer.features(transfer.open_encoder(config), task, 64)
+    given = transfer.features(transfer.open_encoder(config, task.train), task, 64)
     chosen = np.arange(len(task.train))
     straight = transfer.probe(task, given, chosen, config.probe)
     task.test.label[:] = task.test.label[::-1].copy()
@@ -124,9 +125,10 @@ def test_finetune_and_scratch_train_the_encoder(data, encoder, tmp_path, mode):
 def test_finetune_leaves_the_given_encoder_as_it_was(data, encoder, tmp_path):
     words = [f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "mode=finetune", "bootstrap=0", "fraction=0.1"]
     config = load(TransferConfig, RHYTHM, [*words, "finetune.epochs=1", "finetune.lr=[0.1]"])
-    module = transfer.open_encoder(config)
+    task = transfer.read_task(config)
+    module = transfer.open_encoder(config, task.train)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    transfer.run(config, transfer.read_task(config), module)
+    transfer.run(config, task, module)
     assert all((v == before[k]).all() for k, v in module.state_dict().items())
 
 
@@ -141,17 +143,34 @@ def batch_normed(folder):
 
 def test_a_frozen_encoder_keeps_its_statistics_and_takes_each_record_alone(data, tmp_path):
     config = load(TransferConfig, RHYTHM, [f"encoder={batch_normed(tmp_path)}", f"data={data}", "output=o"])
-    task, model = transfer.read_task(config), transfer.open_encoder(config)
+    task = transfer.read_task(config)
+    model = transfer.open_encoder(config, task.train)
     before = {k: v.clone() for k, v in model.train().state_dict().items()}
     whole, split = (transfer.embed(model, task.test, batch) for batch in (256, 3))
     np.testing.assert_allclose(split, whole, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_a_random_encoder_gets_the_statistics_of_the_train_records(data, tmp_path):
+    like = batch_normed(tmp_path)
+    words = ["encoder=random", f"like={like}", f"data={data}", "output=o"]
+    for batch in (8, 1000):
+        config = load(TransferConfig, RHYTHM, [*words, f"batch={batch}"])
+        task = transfer.read_task(config)
+        model = transfer.open_encoder(config, task.train)
+        ecgs = torch.from_numpy(task.train.shards.read_mv(task.train.index))
+        first, norm = model.backbone.stem[0](model.scaling(ecgs)).detach(), model.backbone.stem[1]
+        torch.testing.assert_close(norm.running_mean, first.mean((0, 2)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, first.var((0, 2), unbiased=False), rtol=1e-4, atol=1e-5)
+    scratch = load(TransferConfig, RHYTHM, [*words, "mode=scratch"])
+    assert (transfer.open_encoder(scratch, task.train).backbone.stem[1].running_mean == 0).all()
+
+
 def test_fine_tuning_trains_with_the_statistics_of_its_batches_and_leaves_those_of_the_given_encoder(data, tmp_path):
     words = [f"encoder={batch_normed(tmp_path)}", f"data={data}", "output=o", "finetune.epochs=2", "finetune.batch=16"]
     config = load(TransferConfig, RHYTHM, words)
-    task, given = transfer.read_task(config), transfer.open_encoder(config)
+    task = transfer.read_task(config)
+    given = transfer.open_encoder(config, task.train)
     before = {k: v.clone() for k, v in given.state_dict().items()}
     model, found = transfer._with_head(copy.deepcopy(given), len(task.classes), 0), []
     first = given.backbone.stem[0](given.scaling(torch.from_numpy(task.train.shards.read_mv(task.train.index))))

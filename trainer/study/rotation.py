@@ -15,7 +15,8 @@ from trainer.export import export
 from trainer.hub import CONFIG
 from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of
 from trainer.study.steps import Steps
-from trainer.transfer import RESULT, TransferConfig, check_fits, features, open_encoder, read_task, run
+from trainer.task import read_task
+from trainer.transfer import RESULT, TransferConfig, check_fits, features, open_encoder, run
 
 
 def run_rotation(config: StudyConfig, rotation: int, steps: Steps) -> None:
@@ -109,7 +110,8 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
     path = config_path("transfer", left[0].task)
     began = time.monotonic()
     first = load(TransferConfig, path, transfer_words(config, left[0]))
-    task, encoder = read_task(first), open_encoder(first)
+    task = read_task(first)
+    encoder = open_encoder(first, task.train)
     check_fits(encoder, task.test.shards, first)
     given = features(encoder, task, first.batch) if first.mode == "probe" else None
     for cell in left:
