@@ -1,14 +1,11 @@
-"""WFDB records: `.hea` headers with their many dialects, signal files in formats 16, 24, 32, 61, 80, 160 and 212.
+"""WFDB records: headers (`sources/hea.py`) and their signal files in formats 16, 24, 32, 61, 80, 160 and 212.
 
-Format: https://www.physionet.org/physiotools/wag/header-5.htm and signal-5.htm. Read leniently where the meaning is
-certain (dates of any style on the record line, `name.mat` as record name, `/mv`, no gain), refused where it is not.
+Format of the samples: https://www.physionet.org/physiotools/wag/signal-5.htm.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +13,6 @@ from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +20,11 @@ from numpy.typing import NDArray
 from sharding import leads as lead_names
 from sharding import signal
 from sharding.sources import Head, Recording, Rejected, SourceConfig, contained, files_below, read_at
+from sharding.sources.hea import Header, Layout, SignalLine, parse_header, words_of
 
-DEFAULT_GAIN = 200.0
-DEFAULT_RATE = 250.0
 MAX_HEADER = 1 << 20
 MAX_READ = 1 << 24
 MAX_VALUES = 1 << 33
-MAX_SIGNALS = 1024
 ENDINGS = (".hea",)
 
 
@@ -58,39 +52,6 @@ FORMATS = {
     "160": Format(16, "<u2", 1 << 15, -(1 << 15)),
     "212": Format(12, None, 0, -(1 << 11)),
 }
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Layout:
-    """What a signal line says from format to units (`physical = (digital - baseline) / gain` units).
-
-    Lines of the same words share one, which is compared by identity: what follows from it is worked out once.
-    """
-
-    format: str
-    per_frame: int
-    skew: int
-    offset: int
-    gain: float
-    baseline: int
-    units: str
-
-
-class SignalLine(NamedTuple):
-    """One signal line: where its samples are and what they mean."""
-
-    file: str
-    layout: Layout
-    checksum: int | None
-    name: str
-
-
-@dataclass(slots=True)
-class Header:
-    rate: float
-    samples: int | None
-    signals: list[SignalLine]
-    comments: list[str]
 
 
 def check(options: SourceConfig) -> None:
@@ -122,7 +83,7 @@ def head(root: Path, record: str, options: SourceConfig | None = None) -> Head:
     except Rejected as error:
         error.files = files
         raise
-    return Head(header.rate, samples, [s.name for s in header.signals], files, _words(header.comments))
+    return Head(header.rate, samples, [s.name for s in header.signals], files, words_of(header.comments))
 
 
 def read(
@@ -329,131 +290,3 @@ def _read_header(root: Path, record: str) -> Header:
     if len(data) > MAX_HEADER:
         raise Rejected("header", "more than a megabyte")
     return parse_header(data.decode("utf-8", "replace"))
-
-
-def parse_header(text: str) -> Header:
-    """Parses the text of a `.hea` file. Raises `Rejected` for one without certain meaning."""
-    lines, comments = [], []
-    for line in text.split("\n"):
-        line = line.strip()
-        if line.startswith("#"):
-            comments.append(line[1:].strip())
-        elif line:
-            lines.append(line)
-    if not lines:
-        raise Rejected("header", "empty")
-    name, count, rate, samples = _record_line(lines[0])
-    if "/" in name:
-        raise Rejected("multi_segment", "a record of several segments")
-    if not 1 <= count <= MAX_SIGNALS or len(lines) - 1 < count:
-        raise Rejected("header", f"{count} signals announced, {len(lines) - 1} lines follow")
-    return Header(rate, samples, [_signal_line(line) for line in lines[1 : count + 1]], comments)
-
-
-def _record_line(line: str) -> tuple[str, int, float, int | None]:
-    """(name, signals, rate, samples): what follows them (base time and date, in any style) is left unread."""
-    words = line.split()
-    if len(words) < 2:
-        raise Rejected("header", "record line without the number of signals")
-    count = _integer(words[1], "number of signals")
-    rate = DEFAULT_RATE
-    if len(words) > 2:
-        rate = _number(words[2].split("/")[0].split("(")[0], "sampling rate")
-    samples = int(words[3]) if len(words) > 3 and re.fullmatch(r"[0-9]{1,18}", words[3]) else None
-    if len(words) > 3 and samples is None and not re.fullmatch(r"\d[\w:./-]*", words[3], re.ASCII):
-        raise Rejected("header", "number of samples is no number")
-    low, high = signal.RATES
-    if not low <= rate <= high:
-        raise Rejected("rate", f"{rate:g} Hz")
-    return words[0], count, rate, samples
-
-
-def _signal_line(line: str) -> SignalLine:
-    words = line.split(None, 8)
-    if len(words) < 2:
-        raise Rejected("header", "signal line without a format")
-    layout, named = _layout(words[1], words[2] if len(words) > 2 else "", words[4] if len(words) > 4 else "0")
-    if named:
-        return SignalLine(words[0], layout, None, " ".join(words[2:]))
-    checksum = _integer(words[6], "checksum") if len(words) > 6 else None
-    return SignalLine(words[0], layout, checksum, words[8] if len(words) > 8 else "")
-
-
-@lru_cache(maxsize=4096)
-def _layout(form: str, gain: str, zero: str) -> tuple[Layout, bool]:
-    """(what the words from format to units say, whether the word after the format is no gain but a name)."""
-    if not gain:
-        return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), False
-    parsed = _gain_word(gain)
-    if parsed is None:
-        return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), True
-    value, baseline, units = parsed
-    adc_zero = _integer(zero, "ADC zero")
-    return Layout(*_format_word(form), value, adc_zero if baseline is None else baseline, units), False
-
-
-@lru_cache(maxsize=4096)
-def _format_word(word: str) -> tuple[str, int, int, int]:
-    match = re.fullmatch(r"([0-9]+)(?:x([0-9]{1,9}))?(?::([0-9]{1,9}))?(?:\+([0-9]{1,15}))?", word)
-    if not match:
-        raise Rejected("header", "format that is no number")
-    form, per_frame, skew, offset = match.groups()
-    return form, int(per_frame or 1), int(skew or 0), int(offset or 0)
-
-
-@lru_cache(maxsize=4096)
-def _gain_word(word: str) -> tuple[float, int | None, str] | None:
-    """(gain, baseline, units) of `1000.0(0)/mV` and its short forms; None if the word is no gain at all."""
-    match = re.fullmatch(r"([-+]?[0-9.]*(?:[eE][-+]?[0-9]+)?)(?:\(([-+]?[0-9]{1,12})\))?(?:/(\S*))?", word)
-    if not match:
-        return None
-    number, baseline, units = match.groups()
-    gain = _number(number, "gain") if number else 0.0
-    if gain < 0:
-        raise Rejected("gain", "negative gain")
-    if gain and not 1e-9 <= gain <= 1e12:
-        raise Rejected("gain", f"gain {gain:g}")
-    return gain or DEFAULT_GAIN, None if baseline is None else int(baseline), units or ""
-
-
-def _number(word: str, what: str) -> float:
-    try:
-        value = float(word)
-    except ValueError as error:
-        raise Rejected("header", f"{what} is no number") from error
-    if not math.isfinite(value):
-        raise Rejected("header", f"{what} is not finite")
-    return value
-
-
-def _integer(word: str, what: str) -> int:
-    try:
-        if len(word) <= 19 and word.isascii() and "_" not in word:
-            return int(word)
-    except ValueError:
-        pass
-    raise Rejected("header", f"{what} is no whole number")
-
-
-_WORDS = {
-    "age": "age",
-    "sex": "sex",
-    "gender": "sex",
-    "dx": "codes",
-    "patient id": "patient",
-    "patient": "patient",
-    "subject id": "patient",
-    "subject_id": "patient",
-    "patient_id": "patient",
-}
-
-
-def _words(comments: list[str]) -> dict[str, str]:
-    """The words of `# Age: 63`, `#<age>: 63` and the like; no other comment is looked at."""
-    found: dict[str, str] = {}
-    for comment in comments:
-        key, colon, value = comment.partition(":")
-        kind = _WORDS.get(key.strip().strip("<>").lower())
-        if colon and kind and kind not in found:
-            found[kind] = value.strip()
-    return found
