@@ -44,7 +44,7 @@ from trainer.data.stream import Partners
 from trainer.engines import make_engine, uses_bf16
 from trainer.game import Game, Recogniser
 from trainer.masking import GameConfig
-from trainer.metrics import METRICS, Metrics, Throughput, new_wandb_id
+from trainer.metrics import METRICS, Metrics, new_wandb_id
 from trainer.models import build_encoder, build_masker, building
 from trainer.models.batchnorm import batch_norms, over_all_ranks
 from trainer.models.encoder import Scaling
@@ -191,10 +191,28 @@ def _run(
     hop = cfg.game.hop(train.manifest.rate)
     game = Game(engines["encoder"], engines.get("masker"), cfg.game, cfg.temperature, hop, total)
     metrics = Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start)
-    parts = (train, heldout, order, scaling, *views, game, engines, metrics, state, total, Throughput())
     recorder = _recorder(cfg, world, order, train, start)
-    patients, partners = torch.tensor(train.patients(), device=world.device), _partners(cfg, order, train)
-    run = loop.Run(cfg, world, folder, *parts, cache, recorder, patients, mfu, partners)
+    run = loop.Run(
+        cfg,
+        world,
+        folder,
+        train,
+        heldout,
+        order,
+        scaling,
+        first=views[0],
+        second=views[1],
+        game=game,
+        engines=engines,
+        metrics=metrics,
+        state=state,
+        total=total,
+        cache=cache,
+        recorder=recorder,
+        patients=torch.tensor(train.patients(), device=world.device),
+        mfu_per_ecg=mfu,
+        partners=_partners(cfg, order, train),
+    )
     try:
         with Stop(cfg.max_minutes).listening() as stop:
             done = loop.train(run, start, stop)
