@@ -30,7 +30,7 @@ from trainer.models.projector import Projector
 
 ROOT = Path(__file__).parents[1]
 aten = torch.ops.aten
-# Operations whose kernels wait: a value as a Python number, or a result whose size depends on values.
+# Operations that wait: a value as a Python number, a result whose size depends on values, a tensor made of a list.
 OPERATIONS = {
     aten._local_scalar_dense: "item",
     aten.nonzero: "nonzero",
@@ -38,14 +38,13 @@ OPERATIONS = {
     aten._unique2: "unique",
     aten.equal: "equal",
     aten.repeat_interleave: "repeat_interleave",
+    aten.lift_fresh: "from the host",
 }
-# Calls that copy to the host, or from it.
+# Calls that copy to the host.
 CALLS = {
     Tensor.tolist: "tolist",
     Tensor.cpu: "cpu",
     Tensor.numpy: "numpy",
-    torch.tensor: "torch.tensor",
-    torch.as_tensor: "as_tensor",
 }
 
 
@@ -104,8 +103,7 @@ class _Calls(TorchFunctionMode):
         self.reads = reads
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        fresh = func is not torch.as_tensor or not isinstance(args[0], Tensor)
-        if fresh and (what := CALLS.get(func)):
+        if what := CALLS.get(func):
             self.reads.note(what)
         return func(*args, **(kwargs or {}))
 

@@ -36,7 +36,7 @@ SIMCLR, OURS, FIVE, PAPER = "SimCLR", "adversarial", "five passes", "paper"
 
 @dataclass
 class StepConfig:
-    """The steps to time: `batch` ECGs of `seconds` in each of `samples` with each of the `encoders`; `steps` of either
+    """The steps to time: `batch` ECGs of `seconds` in each of `samples` with each of the `encoders`; `steps` of each
     kind, after two warm ones. `clock`: wall, or cpu (the time of this process alone, for a machine that is not quiet;
     best with `threads=1`). `compile`: all networks by `torch.compile`, except in counting FLOPs. `paper_width`: of the
     published masker (0: leave it out), timed with `paper_batch` ECGs.
@@ -47,7 +47,7 @@ class StepConfig:
     batch: int = 16
     samples: list[int] = field(default_factory=lambda: [1000, 2500])
     seconds: float = 10.0
-    steps: int = 5
+    steps: int = 9
     threads: int = 0
     clock: str = "wall"
     compile: bool = False
@@ -103,12 +103,16 @@ def compare(cfg: StepConfig, world: dist.World, name: str, samples: int, paper: 
 
 
 def timed(played: dict[str, Step], pair: Pair, steps: int, warm: int, now: Callable[[], float]) -> dict[str, float]:
-    """The median seconds a step of each side; after `warm` steps of each, one of each in turn."""
+    """The median seconds a step of each side; after `warm` steps of each, one of each in turn.
+
+    Each round begins with the next side, so that none always follows the same one.
+    """
     times: dict[str, list[float]] = {side: [] for side in played}
+    sides = list(played)
     for step in range(warm + steps):
-        for side, play in played.items():
+        for side in sides[step % len(sides) :] + sides[: step % len(sides)]:
             began = now()
-            play(pair, step)
+            played[side](pair, step)
             if pair.x.is_cuda:
                 torch.cuda.synchronize()
             times[side].append(now() - began)

@@ -195,7 +195,7 @@ class Game:
             own = binarise(choose(self.masks_of(self.masker, pair.v), key, self.dials.use), self.dials)
             loss, figures = self._contrast(self.encoder, pair, spare(own, key, self.dials))
             masked = loss if self.dials.share == 1 else self._contrast(self.encoder, pair, own)[0]
-            others, _ = self._contrast(self.encoder, pair, own.roll(1, 1))
+            others, _ = self._contrast(self.encoder, pair, own.roll(max(1, own.shape[1] // 2), 1))  # of another patient
             figures = {"accuracy": figures["accuracy"], "masked_loss": masked, "others_masks_loss": others}
             return {"loss": loss, **figures}
         finally:

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.masking import GameConfig, binarise, entropy
+from trainer.masking import LEAST_SPREAD, GameConfig, binarise, entropy
 
-YOUNG = 50
+YOUNG = 50  # steps
+UNMOVED = 0.05  # share of a run in which an encoder may still be as it was made
+MOST = 1024  # ECGs whose embeddings are compared with one another
 
 
 @torch.no_grad()
@@ -18,19 +20,23 @@ def mask_figures(masks: Tensor, hidden: Tensor, cfg: GameConfig) -> dict[str, Te
     """Scalars of masks, log-odds [B, N, R, *S], and what of the ECGs is hidden, [n, B, R, *S].
 
     `coverage`; `hidden`: share that is hidden (beyond 0.9), not only dimmed. Of the masker's own N masks, binarised:
-    `extreme_coverage`: share of ECGs under 5 or over 95 %; `mask_switches`: between hidden and not along time, per
-    mask; `mask_sameness`: 1 if all ECGs have the same mask, 0 if those of many have nothing to do with one another;
-    `mask_overlap`: share that at least two of the N hide. Of the masks themselves `mask_entropy` (nats) and
-    `mask_contrast`, the standard deviation of their log-odds over their grid.
+    `extreme_coverage`: share of ECGs under 5 or over 95 % (where `game.coverage` is itself near an end: beyond half the
+    way from it to the end); `mask_switches`: between hidden and not along time, per mask; `mask_sameness`: 1 if all
+    ECGs have the same mask, 0 if they have nothing to do with one another (NaN of a single ECG); `mask_overlap`: share
+    that at least two of the N hide. Of the masks themselves `mask_entropy` (nats) and `mask_contrast`, the standard
+    deviation of their log-odds over their grid.
     """
+    low, high = min(0.05, cfg.coverage / 2), max(0.95, (1 + cfg.coverage) / 2)
     own = binarise(masks.transpose(0, 1), cfg)
     coverage, decided = own.flatten(2).mean(-1), (own > 0.5).float()
     mean = decided.flatten(1).mean(1)
+    n = decided.shape[1]
     between = decided.var(1, unbiased=False).flatten(1).mean(1) / (mean * (1 - mean)).clamp_min(1e-6)
+    between = between * (n / (n - 1) if n > 1 else math.nan)
     figures = {
         "coverage": hidden.mean(),
         "hidden": (hidden > 0.9).float().mean(),
-        "extreme_coverage": ((coverage < 0.05) | (coverage > 0.95)).float().mean(),
+        "extreme_coverage": ((coverage < low) | (coverage > high)).float().mean(),
         "mask_entropy": entropy(masks.sigmoid()),
         "mask_contrast": masks.flatten(3).std(-1).mean(),
         "mask_switches": decided.diff(dim=-1).abs().sum(-1).mean(),
@@ -45,28 +51,26 @@ def mask_figures(masks: Tensor, hidden: Tensor, cfg: GameConfig) -> dict[str, Te
 def embedding_figures(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     """`alignment`: mean squared distance of the two views' embeddings [B, D] on the sphere; `uniformity`: log of the
     mean Gaussian potential of different ECGs, exp(-2 d^2), 0 when all are one point, about -4 when they spread (Wang
-    and Isola 2020, section 4). Of this rank's ECGs."""
-    z1, z2 = (torch.nn.functional.normalize(z.float(), dim=-1) for z in (z1, z2))
+    and Isola 2020, section 4). Of this rank's ECGs, at most its first `MOST`: the pairs are many."""
+    z1, z2 = (torch.nn.functional.normalize(z[:MOST].float(), dim=-1) for z in (z1, z2))
     return {
         "alignment": (z1 - z2).square().sum(-1).mean(),
         "uniformity": torch.pdist(z1).square().mul(-2).exp().mean().log(),  # NaN of a single ECG
     }
 
 
-def alarms(
-    values: Mapping[str, float], contrast: int, step: int, total: int, warmup: float = 0.0, rise: float = 0.0
-) -> list[str]:
+def alarms(values: Mapping[str, float], contrast: int, step: int, total: int, cfg: GameConfig) -> list[str]:
     """What is wrong with a game, in words, from the means of one log interval; `contrast` ECGs meet in a loss.
 
-    Silent for the first `YOUNG` steps. `warmup`: share of the run before the masker plays, `rise`: over
-    which the slope grows.
+    Silent for the first `YOUNG` steps.
     """
     if step < YOUNG:
         return []
-    progress = (step / total - warmup) / (1 - warmup)
-    checks = (_encoder_alarm(values, contrast, progress), _mask_alarm(values), _extreme_alarm(values))
-    faded = _faded(values) if step / total >= rise else ""
-    return [said for said in (*checks, faded, _masker_alarm(values, progress)) if said]
+    progress = (step / total - cfg.warmup) / (1 - cfg.warmup)
+    encoder = _encoder_alarm(values, contrast, progress) if step / total > UNMOVED else ""
+    faded = _faded(values) if step / total >= cfg.warmup + cfg.slope_rise else ""
+    said = (encoder, _mask_alarm(values, cfg), _extreme_alarm(values), faded, _masker_alarm(values, progress))
+    return [alarm for alarm in said if alarm]
 
 
 def _encoder_alarm(values: Mapping[str, float], contrast: int, progress: float) -> str:
@@ -77,20 +81,21 @@ def _encoder_alarm(values: Mapping[str, float], contrast: int, progress: float) 
             "optim.encoder.lr, or game.share"
         )
     chance = math.log(max(2 * contrast - 1, 2))
-    if progress > 0.2 and loss > 0.93 * chance and values.get("accuracy", 0.0) < 0.25:
+    if progress > 0.25 and loss > 0.7 * chance and values.get("accuracy", 0.0) < 0.25:
         return (
-            f"the encoder cannot learn: its loss {loss:.2f} is near that of chance, {chance:.2f}; if masks are too "
+            f"the encoder cannot learn: its loss is still {loss:.2f}, and {chance:.2f} is chance; if masks are too "
             "strong, lower game.coverage or game.share, raise game.resolution_s, or set game.masker_interval"
         )
     return ""
 
 
-def _mask_alarm(values: Mapping[str, float]) -> str:
+def _mask_alarm(values: Mapping[str, float], cfg: GameConfig) -> str:
     contrast, same = values.get("mask_contrast", math.nan), values.get("mask_sameness", math.nan)
-    if contrast < 0.02:
+    fixed = cfg.threshold == "half"  # else threshold and slope go with the mask, down to `LEAST_SPREAD`
+    if contrast < (0.02 if fixed else 2 * LEAST_SPREAD):
         return (
             f"the masks have collapsed: a mask is the same everywhere (deviation {contrast:.4f}), what is hidden is a "
-            "toss-up; lower game.alpha, game.smoothness or optim.masker.lr"
+            f"toss-up; lower {'game.alpha, game.smoothness or ' if fixed else ''}optim.masker.lr"
         )
     if same > 0.95:
         return (

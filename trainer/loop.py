@@ -139,10 +139,13 @@ def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) 
 
 
 def heldout_loss(run: Run) -> dict[str, Tensor]:
-    """NT-Xent and accuracy on the first ECGs of the held-out patients, same views and masks each time."""
+    """NT-Xent and accuracy on the first ECGs of the held-out patients, same views and masks each time.
+
+    Of a contrast batch or, if there are fewer, a multiple of the lanes: as many at any world size.
+    """
     assert run.heldout is not None
-    world = run.world
-    share = min(run.cfg.contrast, run.heldout.count) // world.size
+    world, most = run.world, min(run.cfg.contrast, run.heldout.count)
+    share = (most - most % run.order.lanes or most) // world.size
     if share < 2:
         return {}
     indices = np.arange(world.rank * share, (world.rank + 1) * share)
@@ -196,7 +199,7 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
             waits = worst["data_wait"], -worst["queue_depth"]
             run.metrics.note(bottleneck(*waits, cfg.data.threads, cfg.data.ahead, steps))
         means = dist.mean_over_ranks(values)
-        said = alarms(means, cfg.contrast, step, run.total, cfg.game.warmup, cfg.game.slope_rise)
+        said = alarms(means, cfg.contrast, step, run.total, cfg.game)
         for alarm in said:
             run.metrics.note(alarm)
         run.metrics.log(step, {**means, **rates, **norms, **speed, "alarms": len(said)})

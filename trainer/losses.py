@@ -61,10 +61,11 @@ def anchors(
 def paper_penalty(masks: Tensor, alpha: float, ratio: float) -> Tensor:
     """alpha * sum over N, mean over the batch, of 1 / sin(pi R c), c the mean of the raw mask (Bo et al. 2022).
 
-    `masks`: [B, N, T] in (0, 1); `ratio` R in (0, 1]. Its minimum is at c = 0.5 / R.
+    `masks`: [B, N, T] in (0, 1); `ratio` R in (0, 1]. Its minimum is at c = 0.5 / R. Near its poles, where rounding
+    would turn the sine's sign, it is constant.
     """
-    coverage = masks.float().mean(-1)
-    return alpha * (1 / (torch.sin(math.pi * ratio * coverage) + 1e-10)).mean(0).sum()
+    coverage = masks.to(torch.promote_types(masks.dtype, torch.float32)).mean(-1)
+    return alpha * (1 / torch.sin(math.pi * ratio * coverage).clamp_min(1e-6)).mean(0).sum()
 
 
 class _Anchors(torch.autograd.Function):

@@ -33,16 +33,18 @@ class GameConfig:
 
     `slope`: steepness k of the soft binarisation, per standard deviation of a mask's log-odds over its grid (with
     `half` per unit of the mask, as published); it grows to that from `slope_start` (0: it does not) over the
-    share `slope_rise`.
+    share `slope_rise`, as soon as the masker plays.
 
     How strong the adversary is. `share`: share of the ECGs, drawn anew each epoch, that the masker hides; the others
-    get a random block of the same coverage. `warmup`: share of the run before the masker plays: random blocks until
-    then. `strength`: factor on the adversary's gradient, risen to from 0 over the share `strength_rise` after that;
-    AdamW is blind to a constant factor, so it weighs against the costs below, while `optim.masker.lr` sets the pace.
+    get a random block of the same coverage, to the sample (a mask's is in whole cells). `warmup`: share of the run
+    before the masker plays: random blocks until then. `strength`: factor on the adversary's gradient, risen to from 0
+    over the share `strength_rise` after that; AdamW is blind to a constant factor, so it weighs against the costs
+    below, while `optim.masker.lr` sets the pace.
     `masker_interval`: the masker trains every k-th step. `schedule`: `simultaneous`, or `alternating` (the masker sees
     the encoder after its update).
 
-    What raw masks cost the masker, with `threshold: half`. `penalty`: `none`, or `paper`: alpha / sin(pi ratio c).
+    What raw masks cost the masker, with `threshold: half`. `penalty`: `none`, or `paper`: alpha / sin(pi ratio c),
+    summed over the N masks (of masks of each lead the mean over the leads).
     `entropy`: weight of the mean entropy over the masks, in nats (low: decided). `smoothness`: weight of a mask's
     switches along time.
     """
@@ -89,11 +91,13 @@ class GameConfig:
                 f"game.slope_start={self.slope_start:g} and game.slope_rise={self.slope_rise:g} work together only: "
                 "give both, or leave both at 0"
             )
-        if self.warmup + self.strength_rise > 1:
-            raise UserError(
-                f"game.warmup={self.warmup:g} and game.strength_rise={self.strength_rise:g} are more than the whole "
-                "run: the adversary would never reach game.strength; lower one of them"
-            )
+        for key in ("strength", "slope"):
+            rise = getattr(self, f"{key}_rise")
+            if self.warmup + rise > 1:
+                raise UserError(
+                    f"game.warmup={self.warmup:g} and game.{key}_rise={rise:g} are more than the whole "
+                    f"run: the adversary would never reach game.{key}; lower one of them"
+                )
         for key, needed in self._idle():
             if getattr(self, key) != getattr(GameConfig, key):
                 raise UserError(f"game.{key}={getattr(self, key)} weighs nothing without {needed}: leave it out")
@@ -129,7 +133,7 @@ class GameConfig:
             self,
             share=self.share if played >= 0 else 0.0,
             strength=self.strength * _risen(played, self.strength_rise),
-            slope=start * (slope / start) ** _risen(progress, self.slope_rise),
+            slope=start * (slope / start) ** _risen(max(played, 0.0), self.slope_rise),
         )
 
     def hop(self, rate: float) -> int:
@@ -174,19 +178,20 @@ _RANGES = {
 def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
     """The masker's logits [B, channels, T] -> log-odds of the masks [B, N, R, *S], fp32 or wider.
 
-    Of their sigmoid for N = 1, else of their softmax over N. `hop`: samples per cell; the spectrum has T // hop + 1
-    frames.
+    Of their sigmoid for N = 1, else of their softmax over N. `hop`: samples per cell; the spectrum has a frame at each
+    end and between cells, ceil(T / hop) + 1.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     batch, length = len(logits), logits.shape[-1]
     if cfg.family == "spectral":
-        frames = torch.arange(length // hop + 1, device=logits.device) * hop
+        frames = torch.arange(-(-length // hop) + 1, device=logits.device) * hop
         logits = logits[..., frames.clamp_max(length - 1)].view(batch, cfg.masks, 1, hop + 1, -1)
     else:
         logits = logits.view(batch, cfg.masks, -1, length)
     if cfg.masks == 1:
         return logits
-    others = [logits[:, [m for m in range(cfg.masks) if m != n]].logsumexp(1) for n in range(cfg.masks)]
+    each = logits.unbind(1)  # an index by a list would be a copy from the host
+    others = [torch.stack(each[:n] + each[n + 1 :], 1).logsumexp(1) for n in range(cfg.masks)]
     return logits - torch.stack(others, 1)
 
 
@@ -245,12 +250,14 @@ def spare(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
 def cover(v: Tensor, hidden: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
     """The signals v [B, leads, T] with what [B, R, *S] hides taken out; 0 hides nothing, exactly.
 
-    Of the spectrum cells are taken out: a Hann window of 2 `hop` samples every `hop` of them, inverted exactly.
+    Of the spectrum cells are taken out: a Hann window of 2 `hop` samples every `hop` of them, inverted exactly. Zeros
+    fill up the last cell, so that two frames hold each sample: where one does, its inverse has a pole at its end.
     """
     hidden = hidden.to(v.dtype)
     if cfg.family != "spectral":
         return v * (1 - hidden)
     flat = v.flatten(0, 1).to(torch.promote_types(v.dtype, torch.float32))
+    flat = torch.nn.functional.pad(flat, (0, -v.shape[-1] % hop))
     window = torch.hann_window(2 * hop, dtype=flat.dtype, device=v.device)
     spectrum = torch.stft(flat, 2 * hop, hop, window=window, return_complex=True, pad_mode="constant")
     lost = spectrum.view(*v.shape[:2], *spectrum.shape[1:]) * hidden.to(flat.dtype)
@@ -274,10 +281,11 @@ def _overlapped(frames: Tensor) -> Tensor:
 
 
 def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
-    """What the published masks, of log-odds [B, N, R, *S], cost the masker, a scalar; zero without any cost."""
+    """What the published masks, of log-odds [B, N, R, *S], cost the masker, a scalar; zero without any cost. The
+    penalty is a sum over the N, and a mean over the R rows of each."""
     total, masks = masks.new_zeros(()), masks.sigmoid()
     if cfg.penalty == "paper":
-        total = total + paper_penalty(masks.flatten(3).flatten(1, 2), cfg.alpha, cfg.ratio)
+        total = total + paper_penalty(masks.flatten(3).flatten(1, 2), cfg.alpha, cfg.ratio) / masks.shape[2]
     if cfg.entropy:
         total = total + cfg.entropy * entropy(masks)
     if cfg.smoothness:

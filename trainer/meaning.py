@@ -33,7 +33,7 @@ from trainer.models.encoder import Scaling
 from trainer.pretrain import make_players
 from trainer.scores import interval, patient_resamples
 from trainer.task import class_of
-from trainer.transfer import TransferConfig
+from trainer.transfer import TransferConfig, plain
 from trainer.views.masks import TimeMask
 from trainer.views.random import Key
 
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     rows = measure(cfg, shards, ecgs, hidden, table)
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    write_text(folder / "meaning.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_text(folder / "meaning.json", json.dumps(plain([asdict(row) for row in rows]), indent=1) + "\n")
     text = markdown(rows)
     write_text(folder / "meaning.md", text)
     print(text)

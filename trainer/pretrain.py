@@ -124,6 +124,12 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[Recogniser, nn.Mod
         raise UserError(
             f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a window of {seconds:g} s: use less"
         )
+    cells, rare = -(-manifest.samples // hop), min(cfg.game.coverage, 1 - cfg.game.coverage)
+    if cfg.game.threshold == "coverage" and cfg.game.family != "spectral" and rare * cells < 0.5:
+        raise UserError(
+            f"game.coverage={cfg.game.coverage:g} of {cells} cells a window comes to less than half a cell, the least "
+            f"is one of {cells}: lower game.resolution_s={cfg.game.resolution_s:g}"
+        )
     leads = len(manifest.leads)
     shape = (cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
     masker = build_masker(cfg.masker.name, leads, cfg.game.channels(leads, hop), hop, *shape)

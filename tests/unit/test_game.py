@@ -72,7 +72,7 @@ def reference_hidden(logits: torch.Tensor, cfg: GameConfig, pair: Pair) -> tuple
     """Raw masks [B, N, R, cells] and hidden ones [n, B, R, *S], written out once more."""
     batch, length = len(logits), logits.shape[-1]
     if cfg.family == "spectral":
-        at = [min(frame * HOP, length - 1) for frame in range(length // HOP + 1)]
+        at = [min(frame * HOP, length - 1) for frame in range(-(-length // HOP) + 1)]
         raw = logits[:, :, at].reshape(batch, cfg.masks, 1, -1)
     else:
         raw = logits.reshape(batch, cfg.masks, -1, length)
@@ -92,18 +92,19 @@ def reference_cover(v: torch.Tensor, hidden: torch.Tensor, cfg: GameConfig) -> t
     if cfg.family != "spectral":
         return v * (1 - hidden)
     window = torch.hann_window(2 * HOP, dtype=v.dtype)
+    length, v = v.shape[-1], torch.nn.functional.pad(v, (0, -v.shape[-1] % HOP))
     made = []
     for signals, mask in zip(v, hidden):
         arguments = dict(n_fft=2 * HOP, hop_length=HOP, window=window)
         spectrum = torch.stft(signals, **arguments, pad_mode="constant", return_complex=True)
-        made.append(torch.istft(spectrum * (1 - mask), **arguments, length=v.shape[-1]))
+        made.append(torch.istft(spectrum * (1 - mask), **arguments, length=v.shape[-1])[:, :length])
     return torch.stack(made)
 
 
 def reference_cost(raw: torch.Tensor, cfg: GameConfig) -> torch.Tensor:
     total = raw.sum() * 0
     if cfg.penalty == "paper":
-        mean = raw.mean(-1).float().flatten(1)
+        mean = raw.mean(-1)  # [B, N, R]
         total = total + 0.1 * sum((1 / torch.sin(torch.pi * mean[:, n])).mean() for n in range(mean.shape[1]))
     both = torch.stack([raw[:, 0], 1 - raw[:, 0]], 1) if cfg.masks == 1 else raw
     total = total + cfg.entropy * (both * both.log()).sum(1).neg().mean()
@@ -337,13 +338,22 @@ def test_a_masker_gradient_that_is_not_finite_does_not_reach_the_masker():
         dict(strength=float("nan")), dict(strength=-1.0), dict(resolution_s=0.0), dict(alpha=float("inf")),
         dict(ratio=0.0), dict(family="frequency"), dict(share=0.0), dict(warmup=1.0), dict(entropy=-1.0),
         dict(entropy=0.1), dict(smoothness=0.1), dict(penalty="paper"), dict(slope_start=5),
-        dict(slope_rise=0.5), dict(warmup=0.6, strength_rise=0.5), dict(threshold="half", coverage=0.3),
+        dict(slope_rise=0.5), dict(warmup=0.6, strength_rise=0.5), dict(warmup=0.6, slope_start=2, slope_rise=0.5),
+        dict(threshold="half", coverage=0.3),
         dict(alpha=0.2), dict(ratio=0.5), dict(use="all"),
     ],
 )  # fmt: skip
 def test_dials_that_cannot_work_are_refused(wrong):
     with pytest.raises(UserError, match=r"game\."):
         GameConfig(**wrong).check()
+
+
+def test_the_penalty_of_masks_that_hide_all_is_its_largest():
+    cfg = GameConfig(threshold="half", penalty="paper")
+    for dtype in (torch.float32, torch.float64):
+        prices = [float(cost(torch.full((2, 1, 1, 9), odds, dtype=dtype), cfg)) for odds in (0, 4, 9, 14, 18, 40)]
+        assert prices == sorted(prices)
+        assert prices[0] == pytest.approx(0.1)
 
 
 def test_no_cost_costs_nothing():
@@ -363,6 +373,21 @@ def test_a_spectrum_is_inverted_exactly_and_a_hidden_band_is_gone():
     assert left[1].abs().max() < 0.02
 
 
+@pytest.mark.parametrize(("length", "hop"), [(1000, 40), (1000, 77), (1039, 40), (2599, 100), (41, 40), (7, 3)])
+def test_what_is_left_of_a_spectrum_is_as_large_at_its_end_as_elsewhere(length, hop):
+    torch.manual_seed(0)
+    cfg = GameConfig(family="spectral")
+    v = torch.randn(8, 2, length, dtype=torch.float64)
+    logits = torch.randn(8, cfg.channels(2, hop), length, dtype=torch.float64)
+    masks = soft_masks(logits, cfg, hop)
+    assert masks.shape == (8, 1, 1, hop + 1, -(-length // hop) + 1)
+    left = cover(v, (masks[:, 0] > 0).double(), cfg, hop)
+    assert left.abs().max() < 3 * v.abs().max()
+    assert cover(v, torch.ones_like(masks[:, 0]), cfg, hop).abs().max() < 1e-12
+    halves = cover(v, torch.full_like(masks[:, 0], 0.5), cfg, hop)
+    assert torch.allclose(halves, v / 2, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", ["time", "lead", "spectral"])
 def test_every_family_hides_what_the_config_says(family):
     torch.manual_seed(3)
@@ -380,7 +405,7 @@ def test_dials_follow_their_schedules():
     cfg = GameConfig(warmup=0.2, strength=2.0, strength_rise=0.4, slope=20, slope_start=5, slope_rise=0.5, share=0.7)
     assert [cfg.at(p).share for p in (0.0, 0.19, 0.2, 1.0)] == [0.0, 0.0, 0.7, 0.7]
     assert [cfg.at(p).strength for p in (0.1, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.0, 0.0, 1.0, 2.0, 2.0])
-    assert [cfg.at(p).slope for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([5.0, 10.0, 20.0, 20.0])
+    assert [cfg.at(p).slope for p in (0.0, 0.2, 0.45, 0.7, 1.0)] == pytest.approx([5.0, 5.0, 10.0, 20.0, 20.0])
     assert GameConfig().at(0.0) == GameConfig()
 
 
@@ -391,7 +416,7 @@ def test_held_out_losses_are_those_of_the_masks_they_name(share):
     game, key = Game(PlainEngine(encoder), PlainEngine(masker), cfg, 0.3), pair.key.with_view(MASK_VIEW)
     found = game.evaluate(pair)
     own = binarise(choose(soft_masks(masker(pair.v), cfg), key, "one"), cfg)
-    others = own[:, [4, 0, 1, 2, 3]]
+    others = own[:, [3, 4, 0, 1, 2]]
     for name, hidden in (("loss", spare(own, key, cfg)), ("masked_loss", own), ("others_masks_loss", others)):
         wanted = nt_xent(encoder(pair.x), encoder(pair.v * (1 - hidden[0])), 0.3)[0]
         assert float(found[name]) == pytest.approx(float(wanted.detach()), rel=1e-9)

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.game import Game, Pair
 from trainer.health import alarms, embedding_figures, mask_figures
-from trainer.masking import GameConfig
+from trainer.masking import GameConfig, binarise
 from trainer.views import Key
 
 
@@ -24,9 +24,9 @@ def figures(
     return {**values, **{f"heldout/{name}": value for name, value in game.evaluate(pair).items()}}
 
 
-def said(values: dict, contrast: int = 16, progress: float = 1.0, step: int = 0, warmup: float = 0.0) -> str:
+def said(values: dict, contrast: int = 16, progress: float = 1.0, step: int = 0, cfg: GameConfig | None = None) -> str:
     numbers = {name: float(value) for name, value in values.items()}
-    return " ".join(alarms(numbers, contrast, step or round(1000 * progress), 1000, warmup))
+    return " ".join(alarms(numbers, contrast, step or round(1000 * progress), 1000, cfg or GameConfig()))
 
 
 def ecgs(n: int = 16) -> torch.Tensor:
@@ -54,7 +54,38 @@ def test_an_encoder_that_sees_noise_in_the_second_view_cannot_learn():
 def test_masks_that_are_the_same_everywhere_have_collapsed():
     encoder, masker, _ = players(1)
     masker[-1].weight.data.zero_()
-    assert "a mask is the same everywhere" in said(figures(GameConfig(), encoder, masker, ecgs()))
+    for cfg in (GameConfig(), GameConfig(threshold="half")):
+        assert "a mask is the same everywhere" in said(figures(cfg, encoder, masker, ecgs()), cfg=cfg)
+
+
+def test_faint_masks_have_collapsed_where_the_threshold_is_fixed_and_hide_as_well_where_it_is_not():
+    for threshold, collapsed in (("coverage", False), ("half", True)):
+        cfg = GameConfig(threshold=threshold)
+        encoder, masker, _ = players(1)
+        masker[-1].weight.data.mul_(0.01 / float(figures(cfg, encoder, masker, ecgs())["mask_contrast"]))
+        found = figures(cfg, encoder, masker, ecgs())
+        assert float(found["mask_contrast"]) == pytest.approx(0.01, rel=0.1)
+        assert ("the masks have collapsed" in said(found, cfg=cfg)) == collapsed
+
+
+@pytest.mark.parametrize("coverage", [0.05, 0.1, 0.5, 0.95, 0.97])
+def test_masks_of_the_coverage_that_is_asked_for_are_not_all_or_nothing(coverage):
+    cfg = GameConfig(coverage=coverage)
+    masks = torch.randn(64, 1, 1, 100)
+    found = mask_figures(masks, binarise(masks.transpose(0, 1), cfg), cfg)
+    assert float(found["extreme_coverage"]) == 0
+
+
+def test_an_encoder_that_is_as_it_was_made_has_not_collapsed_yet():
+    fresh = {"uniformity": -0.02}
+    assert "the encoder has collapsed" in said(fresh, step=60)
+    assert alarms(fresh, 16, 60, 100_000, GameConfig()) == []
+
+
+def test_the_loss_of_the_published_setting_that_did_not_learn_is_named():
+    stuck = {"loss": 4.2, "accuracy": 0.1, "uniformity": -2.0}  # of ln 255 = 5.5, after half of the run
+    assert "the encoder cannot learn" in said(stuck, contrast=128, progress=0.5)
+    assert said({**stuck, "loss": 3.1, "accuracy": 0.32}, contrast=128, progress=0.5) == ""
 
 
 class Half(nn.Module):
@@ -98,7 +129,7 @@ def test_alarms_are_silent_at_the_start_and_of_the_masker_while_it_rests():
     assert said(figures(GameConfig(), encoder, masker, ecgs()), step=49) == ""
     lost = {"heldout/masked_loss": 1.0, "heldout/others_masks_loss": 2.0}
     assert "has lost" in said(lost, progress=0.7)
-    assert said(lost, progress=0.7, warmup=0.6) == ""
+    assert said(lost, progress=0.7, cfg=GameConfig(warmup=0.6)) == ""
 
 
 def test_masks_that_dim_instead_of_hiding_are_named():
@@ -106,7 +137,8 @@ def test_masks_that_dim_instead_of_hiding_are_named():
     assert "the masks dim instead of hiding" in said(figures(GameConfig(slope=0.5), encoder, masker, ecgs()))
     assert "dim" not in said(figures(GameConfig(), encoder, masker, ecgs()))
     faded = {"coverage": 0.5, "hidden": 0.1}
-    assert [bool(alarms(faded, 16, step, 1000, rise=0.5)) for step in (400, 600)] == [False, True]
+    rising = GameConfig(warmup=0.1, slope_start=2, slope_rise=0.4)
+    assert [bool(said(faded, step=step, cfg=rising)) for step in (400, 600)] == [False, True]
 
 
 @pytest.mark.parametrize("more", [dict(share=0.3), dict(masks=2), dict(masks=6, use="all")])
@@ -134,7 +166,7 @@ def test_mask_figures_of_masks_made_by_hand():
     found = {name: float(value) for name, value in mask_figures(masks, hidden, GameConfig(masks=2)).items()}
     assert found["coverage"] == found["hidden"] == 0.5
     assert found["mask_switches"] == 1
-    assert found["mask_sameness"] == pytest.approx(0, abs=1e-6)
+    assert found["mask_sameness"] == pytest.approx(-1 / 3)  # of 4 ECGs, half of one kind: less alike than by chance
     assert found["mask_overlap"] == found["extreme_coverage"] == 0
     assert found["mask_entropy"] == pytest.approx(-(0.99 * math.log(0.99) + 0.01 * math.log(0.01)), rel=1e-4)
     same = mask_figures(masks[:1].expand(4, -1, -1, -1), hidden[:, :1].expand(-1, 4, -1, -1), GameConfig(masks=2))
@@ -147,6 +179,20 @@ def test_mask_figures_of_masks_made_by_hand():
     three = torch.rand(4, 3, 1, 1000)
     cover_all = float(mask_figures(three, three[None, :, 0], GameConfig(masks=3, coverage=0.5))["mask_overlap"])
     assert cover_all == pytest.approx(0.5, abs=0.05)  # three masks of a half each, each hidden place twice or thrice
+
+
+def test_sameness_does_not_depend_on_how_many_ecgs_are_looked_at():
+    torch.manual_seed(0)
+    masks = torch.randn(4096, 1, 1, 100)
+    for share in (2, 4, 32):
+        each = [mask_figures(part, part[None, :, 0], GameConfig())["mask_sameness"] for part in masks.split(share)]
+        assert float(torch.stack(each).mean()) == pytest.approx(0, abs=0.02)
+    assert math.isnan(mask_figures(masks[:1], masks[None, :1, 0], GameConfig())["mask_sameness"])
+
+
+def test_uniformity_looks_at_so_many_ecgs_only():
+    z = torch.randn(3 * 1024, 4)
+    assert torch.equal(embedding_figures(z, z)["uniformity"], embedding_figures(z[:1024], z)["uniformity"])
 
 
 def test_alignment_and_uniformity_by_their_definitions():

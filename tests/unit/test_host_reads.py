@@ -23,6 +23,8 @@ READS = {
     "nonzero": lambda x: x.nonzero(),
     "mask": lambda x: x[x > 1],
     "upload": lambda x: x + torch.tensor(1.0),
+    "list": lambda x: x[[0, 2]],
+    "as_tensor": lambda x: x + torch.as_tensor(1.0),
     "backward": lambda x: Reader.apply(x.requires_grad_()).sum().backward(),
 }
 
@@ -65,7 +67,7 @@ def test_arithmetic_reads_nothing():
 @pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
 @pytest.mark.parametrize("learn", [False, True])
 @pytest.mark.parametrize(
-    "dials", [{}, {"masks": 2, "use": "all"}, {"family": "lead", "share": 0.5}, {"family": "spectral"}]
+    "dials", [{}, {"masks": 2, "use": "all"}, {"masks": 3}, {"family": "lead", "share": 0.5}, {"family": "spectral"}]
 )
 def test_a_step_of_the_game_reads_once_a_player_and_phase(schedule, learn, dials):
     cfg, hop = GameConfig(schedule=schedule, **dials), 8

@@ -54,6 +54,8 @@ MISTAKES = [
     (["game.strength=nan"], "game.strength=nan must be a finite number"),
     (["game.strength=-1"], "game.strength=-1.0 must be >= 0"),
     (["game.resolution_s=100"], "game.resolution_s=100 leaves one cell in a window of 2.56 s"),
+    (["game.coverage=0.05"], "game.coverage=0.05 of 7 cells a window comes to less than half a cell"),
+    (["game.coverage=0.95"], "game.coverage=0.95 of 7 cells a window comes to less than half a cell"),
     (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
     (["game.threshold=half", "game.coverage=0.3"], "game.coverage=0.3 weighs nothing without game.threshold=coverage"),
     (["game.alpha=0.3"], "game.alpha=0.3 weighs nothing without game.penalty=paper"),

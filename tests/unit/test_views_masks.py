@@ -32,6 +32,11 @@ def test_hides_exactly_the_share_stated(name, samples, coverage, hidden, blocks)
     assert torch.all(m.sum(-1) == hidden)
 
 
+def test_the_least_share_is_one_sample_and_the_largest_leaves_one():
+    for coverage, hidden in ((1e-4, 1), (1 - 1e-4, 999)):
+        assert torch.all(mask({"name": "block_mask", "coverage": coverage}).sum(-1) == hidden)
+
+
 def test_block_is_one_stretch_shared_by_the_leads():
     m = mask("block_mask")
     assert all(runs(row) == 1 for row in m[:, 0])

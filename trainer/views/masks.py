@@ -14,7 +14,8 @@ from trainer.views.random import Key, integers, uniform
 
 @dataclass(kw_only=True)
 class BlockMask(View):
-    """Hides `round(coverage * samples)` samples in `blocks` stretches that do not overlap; exactly these many.
+    """Hides `round(coverage * samples)` samples in `blocks` stretches that do not overlap; exactly these many, at least
+    one, and never all.
 
     A stretch lies whole within the window, its start uniform over the places where it fits: the edges are hidden less
     often than the middle. Several stretches are about equally long and may touch. All leads of a sample share the mask,
@@ -38,7 +39,7 @@ class BlockMask(View):
     def hidden(self, key: Key, leads: int, samples: int) -> Tensor:
         """bool [B, leads or 1, samples], true where hidden."""
         lanes = leads if self.per_lead else 1
-        total = round(self.coverage * samples)
+        total = min(max(round(self.coverage * samples), 1), samples - 1)
         place = torch.arange(samples, device=key.index.device)
         if self.wrap:
             place = (place - integers(key, f"{self.op}.turn", (lanes, 1), samples)) % samples
