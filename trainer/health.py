@@ -127,7 +127,7 @@ def _faded(values: Mapping[str, float]) -> str:
 
 def _masker_alarm(values: Mapping[str, float], progress: float) -> str:
     own, other = (values.get(f"heldout/{name}_loss", math.nan) for name in ("masked", "others_masks"))
-    if progress > 0.5 and own < 0.95 * other:
+    if progress > 0.5 and own < 0.85 * other:
         return (
             f"the masker has lost: an ECG's own mask (held-out loss {own:.3f}) is easier than another's "
             f"({other:.3f}); raise optim.masker.lr or game.strength"
