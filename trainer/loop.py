@@ -139,13 +139,10 @@ def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) 
 
 
 def heldout_loss(run: Run) -> dict[str, Tensor]:
-    """NT-Xent and accuracy on the first ECGs of the held-out patients, same views and masks each time.
-
-    Of a contrast batch or, if there are fewer, a multiple of the lanes: as many at any world size.
-    """
+    """NT-Xent and accuracy on the first ECGs of the held-out patients, same views and masks each time."""
     assert run.heldout is not None
-    world, most = run.world, min(run.cfg.contrast, run.heldout.count)
-    share = (most - most % run.order.lanes or most) // world.size
+    world = run.world
+    share = heldout_count(run.cfg.contrast, run.heldout.count, run.order.lanes) // world.size
     if share < 2:
         return {}
     indices = np.arange(world.rank * share, (world.rank + 1) * share)
@@ -153,6 +150,12 @@ def heldout_loss(run: Run) -> dict[str, Tensor]:
     rows = torch.from_numpy(indices + run.heldout.rows.start).to(world.device)
     figures = run.game.evaluate(make_pair(run, signals, Key(run.cfg.seed, 0, rows)))
     return {f"heldout/{name}": value for name, value in figures.items()}
+
+
+def heldout_count(contrast: int, count: int, lanes: int) -> int:
+    """ECGs of a held-out loss: a contrast batch or, of fewer, a multiple of the lanes: as many at any world size."""
+    most = min(contrast, count)
+    return most - most % lanes or most
 
 
 def _empty(shards: Shards, n: int) -> np.ndarray:

@@ -100,7 +100,6 @@ def main(argv: list[str]) -> None:
     _check(config)
     task = read_task(config)
     encoder = open_encoder(config, task.train)
-    check_fits(encoder, task.test.shards, config)
     for note in task.notes:
         print(f"note: {note}")
     result = run(config, task, encoder)
@@ -132,19 +131,18 @@ def open_encoder(config: TransferConfig, train: Labelled) -> nn.Module:
     """The encoder that the config names, on its device; randomly initialised for `encoder=random` or `mode=scratch`.
 
     Batch norm of one that stays random gets the mean and variance of the train records, as that of an exported one has
-    those of its training ECGs.
+    those of its training ECGs. Raises `UserError` if the data are not of the encoder's kind.
     """
     name, device = config.like if config.encoder == "random" else config.encoder, _device(config.device)
-    if config.encoder != "random" and config.mode != "scratch":
-        return load_encoder(name, device)
-    encoder = initialise(read_config(name), config.seed).to(device)
-    check_fits(encoder, train.shards, config)
-    if batch_norms(encoder) and config.mode == "probe":
+    fresh = config.encoder == "random" or config.mode == "scratch"
+    encoder = initialise(read_config(name), config.seed).to(device) if fresh else load_encoder(name, device)
+    _check_fits(encoder, train.shards, config)
+    if fresh and batch_norms(encoder) and config.mode == "probe":
         estimate(encoder, (signals(part, device) for part in _parts(train, config.batch)))
     return encoder
 
 
-def check_fits(encoder: nn.Module, shards: Shards, config: TransferConfig) -> None:
+def _check_fits(encoder: nn.Module, shards: Shards, config: TransferConfig) -> None:
     """Raises `UserError` if the data's leads, rate or length are not those of the encoder."""
     wanted, given = encoder.config, shards.manifest
     for what in ("rate", "leads", "samples"):

@@ -90,3 +90,14 @@ def test_the_reason_is_the_same_on_every_rank_and_only_for_steps_that_need_it(mo
     assert loop.missing(types.SimpleNamespace(cache=None), 5) == ""
     monkeypatch.setattr("trainer.dist.gather", lambda mine: ["", "another machine's", mine])
     assert loop.missing(run, 4) == loop.missing(run, 5) == "another machine's"
+
+
+@pytest.mark.parametrize(
+    ("contrast", "there", "lanes", "seen"),
+    [(256, 178, 64, 128), (128, 178, 64, 128), (256, 40, 64, 40), (16, 99, 4, 16)],
+)
+def test_as_many_held_out_ecgs_are_seen_at_any_world_size(contrast, there, lanes, seen):
+    found = loop.heldout_count(contrast, there, lanes)
+    assert found == seen
+    if seen >= lanes:
+        assert {found // world * world for world in (1, 2, 4)} == {seen}

@@ -16,7 +16,7 @@ from trainer.hub import CONFIG
 from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of
 from trainer.study.steps import Steps
 from trainer.task import read_task
-from trainer.transfer import RESULT, TransferConfig, check_fits, features, open_encoder, run
+from trainer.transfer import RESULT, TransferConfig, features, open_encoder, run
 
 
 def run_rotation(config: StudyConfig, rotation: int, steps: Steps) -> None:
@@ -112,7 +112,6 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
     first = load(TransferConfig, path, transfer_words(config, left[0]))
     task = read_task(first)
     encoder = open_encoder(first, task.train)
-    check_fits(encoder, task.test.shards, first)
     given = features(encoder, task, first.batch) if first.mode == "probe" else None
     for cell in left:
         words = transfer_words(config, cell)
