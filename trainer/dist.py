@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -60,6 +64,24 @@ def _local_size() -> int:
 def finalise() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ended() -> Iterator[None]:
+    """Ends the process with the exit code of what is inside, without the interpreter's last steps: a process group that
+    an engine still holds may abort in them, and the launcher then kills the ranks that are still writing."""
+    try:
+        yield
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code or 0
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    atexit._run_exitfuncs()  # W&B's service among them
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -358,4 +358,5 @@ def _write_run(folder: Path, cfg: PretrainConfig, info: dict[str, Any], status: 
 
 
 if __name__ == "__main__":
-    command(main, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    with dist.ended():
+        command(main, quiet=os.environ.get("LOCAL_RANK", "0") != "0")

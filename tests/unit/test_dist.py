@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -39,3 +40,21 @@ def test_a_quiet_process_prints_what_it_alone_met(alone, said, monkeypatch, caps
     with pytest.raises(SystemExit) as ended:
         command(main, quiet=True)
     assert (ended.value.code, capsys.readouterr().err) == (2, said)
+
+
+@pytest.mark.parametrize(
+    ("inside", "code", "said"),
+    [("pass", 0, ""), ("sys.exit(2)", 2, ""), ("sys.exit(None)", 0, ""), ("sys.exit('error: no')", 1, "error: no\n")],
+)
+def test_a_process_ends_with_its_code_its_words_and_its_exit_handlers(inside, code, said):
+    text = "import atexit, sys\nfrom trainer import dist\natexit.register(print, 'bye')\n"
+    text += f"with dist.ended():\n    print('hello')\n    {inside}\n"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "hello\nbye\n", said)
+
+
+def test_an_error_ends_a_process_with_its_traceback():
+    text = "from trainer import dist\nwith dist.ended():\n    1 / 0\n"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
