@@ -19,14 +19,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.step import make_pair
-from sharding.config import check_ranges, command, load
-from trainer import dist
+from trainer import distributed
 from trainer.config import DataConfig, PlayerConfig, PretrainConfig
-from trainer.engines import make_engine
-from trainer.game import Game, Recogniser
-from trainer.masking import GameConfig
-from trainer.models import build_encoder, build_masker
-from trainer.models.projector import Projector
+from trainer.game.game import Game
+from trainer.game.maskers.registry import build_masker
+from trainer.game.masking import GameConfig
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
+from trainer.run.engines import make_engine
+from umbra.config import check_ranges, command, load
+from umbra.encoders.registry import build_encoder
 
 ROOT = Path(__file__).parents[1]
 aten = torch.ops.aten
@@ -127,7 +129,7 @@ def main(argv: list[str]) -> int:
     check_ranges(cfg, {"steps": ">= 1"})
     for zero, precision in product(cfg.zero, cfg.precision):
         PretrainConfig(zero=zero, precision=precision, game=cfg.game, data=DataConfig(path="none")).check()
-    world, most = dist.initialise(), {"ours": 0.0, "deepspeed": 0.0}
+    world, most = distributed.initialise(), {"ours": 0.0, "deepspeed": 0.0}
     for zero, precision in product(cfg.zero, cfg.precision):
         found = {place: n / cfg.steps for place, n in sorted(reads_of(cfg, world, zero, precision).items())}
         if world.is_main:
@@ -139,19 +141,19 @@ def main(argv: list[str]) -> int:
         most = {side: max(most[side], here[side]) for side in most}
     if world.is_main:
         print(json.dumps({**most, "device": world.device.type}))
-    dist.finalise()
+    distributed.finalise()
     return 0
 
 
-def reads_of(cfg: ReadsConfig, world: dist.World, zero: int, precision: str) -> Counter[Place]:
+def reads_of(cfg: ReadsConfig, world: distributed.World, zero: int, precision: str) -> Counter[Place]:
     """Who waits in `cfg.steps` steps of small networks, after a first step that builds what is built once."""
     run, hop = PretrainConfig(zero=zero, precision=precision), cfg.game.hop(100)
     torch.manual_seed(0)
     backbone = build_encoder("resnet18", 12, 1000, {"width": 8, "embedding": 16})
     masker = build_masker("unet", 12, cfg.game.channels(12, hop), hop, 8, 1, 5)
-    players = Recogniser(backbone, Projector(16, 32, 16)), masker
-    engines = [make_engine(player, PlayerConfig(), run, world.device) for player in players]
-    game, pair = Game(*engines, cfg.game, 0.1, hop), make_pair(4, 1000, world.device)
+    players = ContrastiveEncoder(backbone, Projector(16, 32, 16)), masker
+    encoder, adversary = (make_engine(player, PlayerConfig(), run, world.device) for player in players)
+    game, pair = Game(encoder, adversary, cfg.game, 0.1, hop), make_pair(4, 1000, world.device)
     game.step([pair], 0)
     with Reads() as reads:
         for step in range(cfg.steps):

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sharding.config import command, load
-from trainer.losses import anchors
+from trainer.game.losses import anchors
+from umbra.config import command, load
 
 TEMPERATURE = 0.1
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sharding.config import command, load
 from trainer.data.order import Order
+from umbra.config import command, load
 
 PER_SHARD = 1000
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sharding import deidentify, finish, headers, plan, progress, shard, sources, writer
-from sharding.config import command, load
-from sharding.files import write_text
-from sharding.leads import CANONICAL
+from sharding import build_state, deidentify, finish, headers, plan, shard, sources, writer
 from sharding.options import BuildConfig, validated
 from sharding.sources import Head
-from sharding.sources.synthetic import SynthConfig, write
+from sharding.synthetic import SynthConfig, write
+from umbra.config import command, load
+from umbra.files import write_text
+from umbra.leads import CANONICAL
 
 KEY = deidentify.PseudonymKey(b"k" * 32, "benchmark")
 CODES = ("426783006", "164889003", "426177001,39732003", "427084000")
@@ -87,7 +87,7 @@ def pretend_shards(folder: str) -> None:
         shard.write_rows(output, planned, [(i, 0, "", "", key) for i, key in enumerate(keys)])
         sums = {name: [1] * len(CANONICAL) for name in ("sums", "squares", "counts")}
         stats = {"samples": planned.windows, "bytes": 0, "sha256": "", "rejected": {}, "flags": {}, **sums}
-        write_text(progress.stats_path(output, planned.name), json.dumps({"name": planned.name, **stats}))
+        write_text(build_state.stats_path(output, planned.name), json.dumps({"name": planned.name, **stats}))
 
 
 def finish_entries(folder: str, count: int) -> tuple[float, float]:

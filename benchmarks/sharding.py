@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from sharding import build as building
-from sharding.config import command, load
 from sharding.options import BuildConfig
-from sharding.sources.synthetic import SynthConfig, write
+from sharding.synthetic import SynthConfig, write
+from umbra.config import command, load
 
 WARM_UP = 200
 

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,17 +19,20 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from sharding.config import UserError, command, load
-from trainer import dist
-from trainer.compiled import compile_networks
+from trainer import distributed
 from trainer.config import MaskerConfig, PlayerConfig, PretrainConfig
-from trainer.engines import make_engine
-from trainer.game import Game, Pair, Recogniser, frozen
-from trainer.losses import nt_xent
-from trainer.masking import GameConfig, cost, cover
-from trainer.models import build_encoder, build_masker
-from trainer.models.projector import Projector
+from trainer.game.compiled import compile_networks
+from trainer.game.game import Game, Pair, frozen
+from trainer.game.losses import nt_xent
+from trainer.game.maskers.registry import build_masker
+from trainer.game.masking import GameConfig, cost, cover
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
+from trainer.run.engines import make_engine
 from trainer.views import Key
+from umbra.config import command, load
+from umbra.encoders.registry import build_encoder
+from umbra.errors import UserError
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SIMCLR, OURS, FIVE, PAPER = "SimCLR", "adversarial", "five passes", "paper"
@@ -63,7 +67,7 @@ def main(argv: list[str]) -> int:
     cfg = load(StepConfig, None, argv)
     if cfg.clock not in CLOCKS:
         raise UserError(f"clock={cfg.clock} is unknown; use {' or '.join(CLOCKS)}")
-    world = dist.initialise()
+    world = distributed.initialise()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     rows = [compare(cfg, world, name, samples) for name in cfg.encoders for samples in cfg.samples]
@@ -75,11 +79,13 @@ def main(argv: list[str]) -> int:
         paper = compare(cfg, world, cfg.encoders[0], cfg.samples[0], paper=True)
         worst["paper_over_ours"] = paper[PAPER] / paper[OURS]
     print(json.dumps({**{k: round(v, 3) for k, v in worst.items()}, "device": world.device.type}))
-    dist.finalise()
+    distributed.finalise()
     return 0
 
 
-def compare(cfg: StepConfig, world: dist.World, name: str, samples: int, paper: bool = False) -> dict[str, float]:
+def compare(
+    cfg: StepConfig, world: distributed.World, name: str, samples: int, paper: bool = False
+) -> dict[str, float]:
     """Times the sides in turn, prints their table -> seconds a step of each."""
     gc.collect()
     batch, steps = (cfg.paper_batch, cfg.paper_steps) if paper else (cfg.batch, cfg.steps)
@@ -97,7 +103,7 @@ def compare(cfg: StepConfig, world: dist.World, name: str, samples: int, paper: 
     print(f"{name} {cfg.args or ''} batch {batch} x 12 x {samples}, {how}{world.device.type}", flush=True)
     print(f"{'step':<14}{'ms':>10}{'GFLOP':>10}{'ECG/s':>10}{'peak MiB':>10}")
     for side, play in played.items():
-        flops, memory = measured(lambda play=play: play(pair, 0), world.device)
+        flops, memory = measured(partial(play, pair, 0), world.device)
         print(f"{side:<14}{seconds[side] * 1e3:>10.1f}{flops:>10.2f}{batch / seconds[side]:>10.1f}{memory:>10.0f}")
     return seconds
 
@@ -120,12 +126,17 @@ def timed(played: dict[str, Step], pair: Pair, steps: int, warm: int, now: Calla
 
 
 def build(
-    cfg: StepConfig, world: dist.World, name: str, samples: int, game: GameConfig, masker: MaskerConfig | None = None
+    cfg: StepConfig,
+    world: distributed.World,
+    name: str,
+    samples: int,
+    game: GameConfig,
+    masker: MaskerConfig | None = None,
 ) -> Game:
     run, size = PretrainConfig(), masker or MaskerConfig()
     torch.manual_seed(0)
     backbone = build_encoder(name, 12, samples, cfg.args)
-    recogniser, hop = Recogniser(backbone, Projector(backbone.dim)), game.hop(samples / cfg.seconds)
+    recogniser, hop = ContrastiveEncoder(backbone, Projector(backbone.dim)), game.hop(samples / cfg.seconds)
     network: Any = None
     if game.enabled:
         network = build_masker(size.name, 12, game.channels(12, hop), hop, size.width, size.depth, size.kernel)
@@ -145,6 +156,7 @@ def player(side: str, game: Game) -> Step:
 def five_passes(game: Game, pair: Pair) -> None:
     """A step as published, but honest: the encoder learns from both views, one pass each, with the masks detached;
     then the masker, the encoder frozen, from two passes more; a fifth pass looks at the clean second view."""
+    assert game.masker is not None
     loss, _ = _two_passes(game, game.encoder, pair, detached=True)
     game.encoder.backward(loss)
     game.encoder.step()
@@ -158,6 +170,7 @@ def five_passes(game: Game, pair: Pair) -> None:
 
 def _two_passes(game: Game, recognise: Any, pair: Pair, detached: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """(NT-Xent of the two views, each passed by itself; the raw masks)."""
+    assert game.masker is not None
     masks, chosen = game.hide(game.masker, pair)
     hidden = chosen[0].detach() if detached else chosen[0]
     z1, z2 = recognise(pair.x), recognise(cover(pair.v, hidden, game.dials, game.hop))
@@ -191,7 +204,8 @@ class Kept:
     """Counts the bytes that autograd holds on to at a time, each storage once."""
 
     def __init__(self) -> None:
-        self.most, self._now, self._users = 0, 0, {}
+        self.most, self._now = 0, 0
+        self._users: dict[int, int] = {}
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

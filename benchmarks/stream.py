@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sharding.config import command, load
-from sharding.leads import CANONICAL
-from sharding.schema import DTYPE, MANIFEST, Geometry, Manifest, Shard, fingerprint
 from sharding.writer import ShardWriter, metadata_bytes
 from trainer.data.order import Order, default_lanes
 from trainer.data.shards import Shards
 from trainer.data.stream import Stream
+from umbra.config import command, load
+from umbra.leads import CANONICAL
+from umbra.schema import DTYPE, MANIFEST, Geometry, Manifest, Shard, fingerprint
 
 CPU = torch.device("cpu")
 META = {"source": "benchmark", "age": 63.0, "sex": "female", "codes": ["426783006"], "patient": 1, "quality": []}

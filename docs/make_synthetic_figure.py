@@ -19,8 +19,8 @@ from matplotlib.collections import LineCollection
 from numpy.typing import NDArray
 from PIL import Image
 
-from sharding.leads import CANONICAL
-from sharding.sources import synthetic
+from sharding import synthetic
+from umbra.leads import CANONICAL
 
 TITLES = {
     synthetic.SINUS: "Sinus rhythm",

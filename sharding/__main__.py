@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sharding.config import UserError, command, dump, load
+from umbra.config import command, dump, load
+from umbra.errors import UserError
 
 USAGE = """python -m sharding COMMAND
 
@@ -30,7 +31,7 @@ def main(words: list[str]) -> int:
 
 
 def synth(words: list[str]) -> None:
-    from sharding.sources.synthetic import SynthConfig, write
+    from sharding.synthetic import SynthConfig, write
 
     config = load(SynthConfig, None, words)
     write(config, progress=True)

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sharding import changes, deidentify, headers, progress
+from sharding import build_state, changes, deidentify, headers, progress
 from sharding import plan as planning
-from sharding.config import UserError
 from sharding.finish import Outcome, finish, tables
 from sharding.lock import lock
 from sharding.options import BuildConfig, named, validated
 from sharding.plan import Plan, ShardPlan
-from sharding.schema import MANIFEST, PRIVATE, Geometry
 from sharding.shard import build_shard
+from umbra.errors import UserError
+from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 
 def build(config: BuildConfig, pool: Executor | None = None) -> Outcome:
@@ -49,14 +49,14 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
     with _out_of_space(output), _broken_workers(output):
         plan = _ensure_plan(output, config, key, pool)
         with lock(output / PRIVATE / "plan.lock"):
-            done = progress.finished(output, plan)
+            done = build_state.finished(output, plan)
             if (output / MANIFEST).is_file():
                 if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
                     return Outcome("already built")
                 (output / MANIFEST).unlink()  # something was lost since: it is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         _build_shards(config, plan, todo, pool)
-        if len(progress.finished(output, plan)) < len(plan.shards):
+        if len(build_state.finished(output, plan)) < len(plan.shards):
             return Outcome("waiting", seconds=time.monotonic() - started)
         with lock(output / PRIVATE / "plan.lock"):
             if (output / MANIFEST).is_file():
@@ -178,7 +178,7 @@ def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], po
     job = partial(build_shard, config, plan.meta_bytes)
     failures = []
     for shard in todo:
-        progress.failure_path(Path(config.output), shard.name).unlink(missing_ok=True)
+        build_state.failure_path(Path(config.output), shard.name).unlink(missing_ok=True)
     total = sum(s.records for s in plan.shards)
     with progress.bar(total, "record", "records") as bar:
         bar.update(total - sum(s.records for s in todo))
@@ -210,7 +210,7 @@ def _broken_workers(output: Path) -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         noted = [
-            path.read_text().strip() for path in sorted(progress.failure_path(output, "x").parent.glob("*.failed"))
+            path.read_text().strip() for path in sorted(build_state.failure_path(output, "x").parent.glob("*.failed"))
         ]
         why = noted[0] if noted else "a worker ended (out of memory, or a read that hangs?): fewer workers need less"
         raise UserError(f"{why}; mend that and run the same command again") from error

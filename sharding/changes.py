@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from sharding import headers
-from sharding.config import UserError
 from sharding.headers import Survey
 from sharding.metadata import table_path
 from sharding.options import BuildConfig, content
 from sharding.plan import Plan, row_file, table_stamp
+from umbra.errors import UserError
 
 
 def refuse_other_config(output: Path, plan: Plan, config: BuildConfig, key_id: str) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sharding.config import UserError
 from sharding.vocabulary import SCP, SNOMED
+from umbra.errors import UserError
 
 KEY_VARIABLE = "UMBRA_KEY"
 SYNTHETIC_MARKER = "synthetic.yaml"

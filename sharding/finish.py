@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sharding import deidentify, progress
+from sharding import build_state, deidentify, progress
 from sharding import plan as planning
-from sharding.config import UserError
-from sharding.files import atomic, remove_partial, sha256, write_text
 from sharding.options import BuildConfig, named
 from sharding.plan import Plan, ShardPlan
-from sharding.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, content_hash, fingerprint
 from sharding.shard import WINDOW_COLUMNS
+from umbra.errors import UserError
+from umbra.files import atomic, remove_partial, sha256, write_text
+from umbra.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, content_hash, fingerprint
 
 RECORDS_HASH = "records.sha256"
 
@@ -51,7 +51,7 @@ def tables(output: Path) -> tuple[Path, Path]:
 
 def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
     """Writes `samples.parquet`, `private/records.parquet` and, last, the manifest, from the stats of all shards."""
-    done = progress.finished(output, plan)
+    done = build_state.finished(output, plan)
     stats = [done[s.name] for s in plan.shards]
     kept = [(s, t) for s, t in zip(plan.shards, stats) if t["samples"]]
     if not any(s.split == "train" for s, _ in kept):
@@ -79,7 +79,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         tables={SAMPLES: sha256(tables(output)[0])},
     )
     remove_partial(output)
-    for folder in (output / PRIVATE, output / PRIVATE / progress.STATS):
+    for folder in (output / PRIVATE, output / PRIVATE / build_state.STATS):
         remove_partial(folder)
     write_text(output / MANIFEST, replace(manifest, content_hash=content_hash(manifest)).to_json())
     flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
@@ -135,7 +135,7 @@ def _write_tables(
         records = _Tables(records_path, stack)
         for shard in plan.shards:
             rows = planning.rows_of_shard(output, shard.ordinal)
-            windows = pq.read_table(progress.rows_path(output, shard.name))
+            windows = pq.read_table(build_state.rows_path(output, shard.name))
             records.write(_records_of_shard(rows, windows, shard))
             if shard.name in number:
                 table = _samples_of_shard(rows, windows, config, number[shard.name])

@@ -21,11 +21,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from sharding import deidentify, leads, metadata, signal, sources, watchdog
-from sharding.config import UserError
+from sharding import deidentify, metadata, signal, sources, watchdog
 from sharding.metadata import Table, label, read_table
 from sharding.options import BuildConfig
-from sharding.schema import SAMPLE_COLUMNS, SAMPLES
+from umbra import leads
+from umbra.errors import UserError
+from umbra.schema import SAMPLE_COLUMNS, SAMPLES
 
 CHUNK = 1024
 MOST_WORDS = 1000

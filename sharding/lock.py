@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sharding.config import UserError
-from sharding.files import alive
+from umbra.errors import UserError
+from umbra.files import alive
 
 WAIT = 6 * 3600.0
 BEAT, STALE = 5.0, 60.0

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from sharding.config import UserError
 from sharding.deidentify import identity
 from sharding.vocabulary import SCP
+from umbra.errors import UserError
 
 MAX_WORDS = 50
 MAX_NUMBER = 1e6  # whole numbers beyond are dates or identifiers
@@ -248,10 +248,10 @@ def label(table: Table, name: str, vocabulary: Collection[str] = ()) -> pa.Array
         )
     texts = encoded.dictionary.to_pylist()
     distinct = {v for v in texts if identity(v)}
-    numbers = {v: _number(v) for v in distinct}
-    if all(n is not None for n in numbers.values()):
-        whole = all(float(n).is_integer() for n in numbers.values())  # type: ignore[arg-type]
-        most = max((abs(n) for n in numbers.values()), default=0)  # type: ignore[type-var]
+    numbers = {v: n for v in distinct if (n := _number(v)) is not None}
+    if len(numbers) == len(distinct):
+        whole = all(float(n).is_integer() for n in numbers.values())
+        most = max(map(abs, numbers.values()), default=0)
         if whole and (len(distinct) > max(MAX_WORDS, len(encoded) // 2) or most >= MAX_NUMBER):
             raise UserError(
                 f"labels: column '{name}' looks like an identifier ({len(distinct)} different numbers): leave it out"

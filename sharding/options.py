@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sharding import leads, signal, sources
-from sharding.config import UserError
+from sharding import signal, sources
 from sharding.sources import SourceConfig
+from umbra import leads
+from umbra.errors import UserError
 
 NOT_CONTENT = ("input", "output", "workers", "task", "tasks", "key_file", "timeout")
 MISSING_LEADS = ("refuse", "zero")

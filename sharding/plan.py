@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sharding import deidentify, headers
-from sharding.config import UserError
-from sharding.files import atomic, write_text
 from sharding.headers import Survey
 from sharding.metadata import Table
 from sharding.options import BuildConfig, SplitConfig, content
-from sharding.schema import PRIVATE, SPLITS
+from umbra.errors import UserError
+from umbra.files import atomic, write_text
+from umbra.schema import PRIVATE, SPLITS
 
 META_BYTES = 512
 MOST_UNKNOWN = 100

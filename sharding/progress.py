@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections import Counter
@@ -13,55 +11,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sharding.files import TEMPORARY, left_over
+from sharding.build_state import failure_path, finished
 from sharding.options import REASONS
 from sharding.plan import Plan, read_plan
-from sharding.schema import MANIFEST, PRIVATE
-
-STATS = "stats"
+from umbra.files import TEMPORARY, left_over
+from umbra.schema import MANIFEST
 
 
 def bar(total: int | None, unit: str, description: str) -> Any:
     """A progress bar on stderr: lively on a terminal, a line every 10 s in a log."""
     pace = {} if sys.stderr.isatty() else {"mininterval": 10.0, "ascii": True, "ncols": 100}
     return tqdm(total=total, unit=unit, desc=description, dynamic_ncols=not pace, **pace)
-
-
-def stats_path(output: Path, shard: str) -> Path:
-    return output / PRIVATE / STATS / f"{shard}.json"
-
-
-def rows_path(output: Path, shard: str) -> Path:
-    return output / PRIVATE / STATS / f"{shard}.parquet"
-
-
-def failure_path(output: Path, shard: str) -> Path:
-    return output / PRIVATE / STATS / f"{shard}.failed"
-
-
-def read_stats(output: Path, shard: str) -> dict[str, Any] | None:
-    """The stats of a finished shard; None if it is not finished."""
-    try:
-        return json.loads(stats_path(output, shard).read_text())
-    except FileNotFoundError:
-        return None
-
-
-def finished(output: Path, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Stats by shard name. A shard is finished when its stats are there and its tar has the size that they say."""
-    done = {}
-    for shard in plan.shards:
-        stats = read_stats(output, shard.name)
-        if stats is not None and _size(output / shard.name) == stats["bytes"]:
-            done[shard.name] = stats
-    return done
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
 
 
 def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, int]) -> str:

@@ -21,14 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sharding import headers, leads, progress, signal, sources, watchdog
+from sharding import build_state, headers, signal, sources, watchdog
 from sharding import plan as planning
-from sharding.config import UserError
-from sharding.files import atomic, write_text
 from sharding.options import BuildConfig
 from sharding.plan import ShardPlan
-from sharding.schema import Geometry
 from sharding.writer import ShardWriter, metadata_bytes
+from umbra import leads
+from umbra.errors import UserError
+from umbra.files import atomic, write_text
+from umbra.schema import Geometry
 
 # What a build reads of a planned record.
 ROW_COLUMNS = ("record", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp", "windows")
@@ -45,6 +46,10 @@ class _Tally:
     counts: NDArray[np.int64]
     rows: list[Row] = field(default_factory=list)
     flags: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of_leads(cls, leads: int) -> _Tally:
+        return cls(np.zeros(leads, np.int64), np.zeros(leads, np.int64), np.zeros(leads, np.int64))
 
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
         self.rows.append((row, window, reason, detail, None))
@@ -68,7 +73,7 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
         tally, shard_hash, count, geometry = _write_shard(config, meta_bytes, shard, tick)
     except UserError as error:
         with contextlib.suppress(OSError):
-            write_text(progress.failure_path(output, shard.name), f"{error}\n")
+            write_text(build_state.failure_path(output, shard.name), f"{error}\n")
         raise
     write_rows(output, shard, tally.rows)
     stats = {
@@ -84,15 +89,15 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
         "started": started,
         "seconds": time.time() - started,
     }
-    write_text(progress.stats_path(output, shard.name), json.dumps(stats) + "\n")
-    progress.failure_path(output, shard.name).unlink(missing_ok=True)
+    write_text(build_state.stats_path(output, shard.name), json.dumps(stats) + "\n")
+    build_state.failure_path(output, shard.name).unlink(missing_ok=True)
 
 
 def write_rows(output: Path, shard: ShardPlan, rows: Sequence[Row]) -> None:
     """What became of each window of a shard, for the finish."""
     types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string())
     columns = (pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types))
-    with atomic(progress.rows_path(output, shard.name)) as path:
+    with atomic(build_state.rows_path(output, shard.name)) as path:
         pq.write_table(pa.table(dict(zip(WINDOW_COLUMNS, columns))), path)
 
 
@@ -102,7 +107,7 @@ def _write_shard(
     output = Path(config.output)
     source = sources.module(config.source.format)
     geometry = Geometry(len(config.leads), config.samples, meta_bytes)
-    tally = _Tally(*(np.zeros(geometry.leads, np.int64) for _ in range(3)))
+    tally = _Tally.of_leads(geometry.leads)
     table = planning.rows_of_shard(output, shard.ordinal, ROW_COLUMNS)
     rows = [dict(zip(ROW_COLUMNS, row)) for row in zip(*map(planning.values, table.columns))]
     with atomic(output / shard.name) as path:
@@ -128,7 +133,7 @@ def _write_shard(
 def _hangs(config: BuildConfig, shard: ShardPlan, record: str) -> str:
     """Notes that a record cannot be read in time; returns the line that says so."""
     line = f"{record} {watchdog.HANGS}"
-    write_text(progress.failure_path(Path(config.output), shard.name), f"{line}\n")
+    write_text(build_state.failure_path(Path(config.output), shard.name), f"{line}\n")
     return line
 
 

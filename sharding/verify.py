@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharding import progress
-from sharding.config import UserError
-from sharding.files import sha256
+from sharding import build_state, progress
 from sharding.finish import RECORDS_HASH, count_cells, moments, new_cells, tables
 from sharding.plan import read_plan
-from sharding.schema import (
+from umbra.errors import UserError
+from umbra.files import sha256
+from umbra.schema import (
     BLOCK,
     DTYPE,
     MANIFEST,
@@ -132,7 +132,7 @@ def _sums(
     squares = sum(np.square(sample, dtype=np.int32).sum(axis=1, dtype=np.int64) for sample in units)
     there = np.array([[lead in present for lead in manifest.leads] for present in rows.column("leads").to_pylist()])
     counts = (there.sum(axis=0) * geometry.samples).tolist()
-    exact, stats = True, progress.stats_path(output, shard.name)
+    exact, stats = True, build_state.stats_path(output, shard.name)
     if any("padded" in meta["flags"] for meta in metas):
         exact = stats.is_file()
         counts = json.loads(stats.read_text())["counts"] if exact else counts

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding.schema import BLOCK, DTYPE, Geometry, npy_header
+from umbra.schema import BLOCK, DTYPE, Geometry, npy_header
 
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 

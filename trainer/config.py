@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharding.config import UserError, check_ranges
-from trainer.masking import GameConfig
-from trainer.metrics import MODES, WandbConfig
-from trainer.models.temperature import LEAST, MOST
+from trainer.game.masking import GameConfig
+from trainer.game.temperature import LEAST, MOST
+from trainer.observe.wandb_mirror import MODES, WandbConfig
+from umbra.config import check_ranges
+from umbra.errors import UserError
 
 
 @dataclass
@@ -150,7 +151,7 @@ RANGES = {
     "log.figure_every": ">= 0",
     "checkpoint.every": ">= 0",
     "checkpoint.keep": ">= 1",
-}  # the dials of the game have their ranges in `trainer/masking.py`
+}  # the dials of the game have their ranges in `trainer/game/masking.py`
 
 
 @dataclass

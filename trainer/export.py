@@ -21,13 +21,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from sharding.config import UserError, command, load
-from sharding.files import claim_folder, flush, write_text
-from trainer.checkpoint import committed, saved_state
-from trainer.data.fetch import is_remote
+from trainer.data.remote.fetch import is_remote
 from trainer.data.shards import Shards
-from trainer.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
-from trainer.models.batchnorm import batch_norms, estimate
+from trainer.game.batchnorm import batch_norms, estimate
+from trainer.run.checkpoint import committed, saved_state
+from trainer.run.record import RunRecord, read_record
+from umbra.config import command, load
+from umbra.errors import UserError
+from umbra.files import claim_folder, flush, write_text
+from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
 
 CARD = "README.md"
 FILES = {CONFIG, WEIGHTS, CARD}
@@ -71,12 +73,12 @@ def export(
     none of that step, if `output` holds anything but an older encoder, and if batch norm needs ECGs that are not there.
     """
     output = output or run / "encoder"
-    record = read_run(run)
+    record = read_record(run)
     _claim(output, run)
     number, checkpoint = _choose(run, step)
     config = _config(record, number, is_last=number == max(committed(run)))
     encoder = initialise(config)
-    config = replace(config, dim=int(encoder.backbone.dim))
+    config = replace(config, dim=encoder.dim)
     weights = load_file(checkpoint / "weights.safetensors")
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     problem = mismatch(encoder.backbone.state_dict(), backbone)
@@ -123,21 +125,6 @@ def _claim(output: Path, run: Path) -> None:
             raise UserError(f"output={output} holds files of no encoder: choose another folder, or empty it") from error
 
 
-def read_run(run: Path) -> dict[str, Any]:
-    """Reads `run/run.json`. Raises `UserError` if it is missing or damaged."""
-    path = run / "run.json"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {run} is not a run directory of trainer/pretrain.py")
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    missing = [key for key in ("encoder", "scaling", "fingerprint", "key_id") if key not in record]
-    if missing:
-        raise UserError(f"{path} lacks '{missing[0]}': was the run stopped before its first step?")
-    return record
-
-
 def _choose(run: Path, step: str) -> tuple[int, Path]:
     checkpoints = committed(run)
     if not checkpoints:
@@ -151,20 +138,20 @@ def _choose(run: Path, step: str) -> tuple[int, Path]:
     return int(step), checkpoints[int(step)]
 
 
-def _config(record: dict[str, Any], step: int, is_last: bool) -> EncoderConfig:
+def _config(record: RunRecord, step: int, is_last: bool) -> EncoderConfig:
     """The `config.json` of a run's encoder, but for `dim`, which the built encoder knows."""
-    encoder = record["encoder"]
-    training = {key: record.get(key) for key in ("method", "steps", "status", "commit")}
+    encoder = record.encoder
+    training = {key: getattr(record, key) for key in ("method", "steps", "status", "commit")}
     return EncoderConfig(
         architecture={"name": encoder["name"], "args": encoder["args"]},
         dim=0,
         rate=encoder["rate"],
         leads=encoder["leads"],
         samples=encoder["samples"],
-        scaling=record["scaling"],
+        scaling=record.scaling,
         training=training | {"step": step, "is_last": is_last},
-        data={key: record[key] for key in ("fingerprint", "key_id")} | record.get("data", {}),
-        versions=record.get("versions", {}),
+        data={"fingerprint": record.fingerprint, "key_id": record.key_id, **record.data},
+        versions=record.versions,
     )
 
 

@@ -1,12 +1,39 @@
-"""Umbra for users' own code: `load_encoder` and the version."""
+"""Umbra for users' own code: `load_encoder`, the `Encoder` that it gives, and the version.
 
-from importlib.metadata import PackageNotFoundError, version
+Nothing is imported before it is asked for: torch comes with `load_encoder`.
+"""
 
-from trainer.hub import load_encoder
+from __future__ import annotations
 
-try:
-    __version__ = version("umbra")
-except PackageNotFoundError:
-    __version__ = "0+not-installed"
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["__version__", "load_encoder"]
+if TYPE_CHECKING:
+    from umbra.encoders.encoder import Encoder
+    from umbra.hub import load_encoder
+
+    __version__: str
+
+__all__ = ["Encoder", "__version__", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_encoder":
+        from umbra.hub import load_encoder
+
+        return load_encoder
+    if name == "Encoder":
+        from umbra.encoders.encoder import Encoder
+
+        return Encoder
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("umbra")
+        except PackageNotFoundError:
+            return "0+not-installed"
+    raise AttributeError(f"module 'umbra' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

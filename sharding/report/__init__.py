@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from sharding.config import UserError
-from sharding.files import write_text
 from sharding.plan import read_plan
 from sharding.report.examples import examples
 from sharding.report.page import by_size, render
 from sharding.report.pictures import draw_ecg, draw_histograms
 from sharding.report.signals import TYPICAL_BPM, TYPICAL_MV, Measured, findings, measure, numbers, windows
 from sharding.report.tables import Counts, count, rejections, rows_at
-from sharding.schema import PRIVATE, SAMPLES, SPLITS, Manifest, read_manifest
+from umbra.errors import UserError
+from umbra.files import write_text
+from umbra.schema import PRIVATE, SAMPLES, SPLITS, Manifest, read_manifest
 
 ECGS = 12
 MAX_SOURCES = 12

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sharding import leads, sources
+from sharding import sources
 from sharding.plan import Plan
 from sharding.report.pictures import draw_ecg
+from umbra import leads
 
 EXAMPLES = 3
 

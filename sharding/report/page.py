@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sharding import leads
 from sharding.options import REASONS
 from sharding.report.examples import Example
 from sharding.report.signals import QRS_SIGNS, RESIDUAL
-from sharding.schema import Manifest
+from umbra import leads
+from umbra.schema import Manifest
 
 TOP_CODES = 30
 

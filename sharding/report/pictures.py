@@ -9,31 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding import leads
-from sharding.files import atomic
 from sharding.report.signals import nan_median
+from umbra import leads
+from umbra.drawing.paper import INK, MM_PER_S, blank, sheet, write
 
 Array = NDArray[Any]
 
 
-PAPER, FINE, COARSE, INK, ACCENT = "#fffaf9", "#f8dfdc", "#efb9b4", "#1c1c1c", "#2f5d8a"
-MM_PER_S = 25.0
+ACCENT = "#2f5d8a"
 GAINS = (10.0, 5.0, 2.5, 1.0, 0.5, 0.1, 0.01, 1e-3, 1e-4)
 DPI = 110
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def draw_ecg(path: Path, mv: Array, rate: float, names: Sequence[str]) -> None:
@@ -50,7 +35,7 @@ def draw_ecg(path: Path, mv: Array, rate: float, names: Sequence[str]) -> None:
     side, top, bottom = 14.0, 6.0, 8.0
     width = side + length / rate * MM_PER_S + 5.0
     height = top + pitch * (1 + max(s[3] for s in strips)) + bottom
-    axes = _sheet(width, height)
+    figure, axes = sheet(width, height, DPI)
     for strip, line in values.items():
         lead, start, stop, row = strip
         left, middle = side + start / rate * MM_PER_S, height - top - (row + 0.55) * pitch
@@ -71,7 +56,7 @@ def draw_ecg(path: Path, mv: Array, rate: float, names: Sequence[str]) -> None:
         color=INK if gain == GAINS[0] else "#b00020",
         weight=400 if gain == GAINS[0] else 700,
     )
-    _save(axes.figure, path)
+    write(figure, path)
 
 
 def _strips(names: Sequence[str], length: int, rate: float) -> tuple[list[tuple[int, int, int, int]], float]:
@@ -84,27 +69,12 @@ def _strips(names: Sequence[str], length: int, rate: float) -> tuple[list[tuple[
     return [*strips, (names.index("II"), 0, length, 3)], 24.0
 
 
-def _sheet(width: float, height: float) -> Any:
-    """Axes in millimetres on paper with a grid of 1 and 5 mm."""
-    from matplotlib.collections import LineCollection
-
-    figure = _figure(width / 25.4, height / 25.4)
-    figure.set_facecolor(PAPER)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
-    axes.axis("off")
-    for step, colour, weight in ((1, FINE, 0.4), (5, COARSE, 0.6)):
-        lines = [((x, 0), (x, height)) for x in np.arange(0, width, step)]
-        lines += [((0, y), (width, y)) for y in np.arange(0, height, step)]
-        axes.add_collection(LineCollection(lines, colors=colour, linewidths=weight, zorder=0))
-    return axes
-
-
 def draw_histograms(path: Path, of_sources: Mapping[str, Array], edges: Array, label: str, usual: tuple) -> None:
     """A histogram for each source, one above the other on one axis, with its median and the `usual` range shaded.
 
     Values beyond the edges count in the last bin on their side.
     """
-    figure = _figure(8.6, 0.75 + 0.95 * len(of_sources))
+    figure = blank(8.6, 0.75 + 0.95 * len(of_sources), DPI)
     grid = figure.subplots(len(of_sources), 1, sharex=True, squeeze=False)[:, 0]
     figure.subplots_adjust(0.16, 0.5 / figure.get_figheight(), 0.985, 1 - 0.12 / figure.get_figheight(), hspace=0.25)
     for axes, (source, values) in zip(grid, of_sources.items()):
@@ -136,7 +106,7 @@ def draw_histograms(path: Path, of_sources: Mapping[str, Array], edges: Array, l
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(labelsize=8.5)
     grid[-1].set_xlabel(label, size=9)
-    _save(figure, path)
+    write(figure, path)
 
 
 def _short(text: str, most: int = 16) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding import leads
-from sharding.config import UserError
-from sharding.schema import DTYPE, Manifest
+from umbra import leads
+from umbra.errors import UserError
+from umbra.schema import DTYPE, Manifest
 
 Array = NDArray[Any]
 
@@ -99,7 +99,8 @@ def measure(output: Path, manifest: Manifest, rows: Array) -> Measured:
 
 def _real(units: Array) -> Array:
     """Which samples [n, 1, samples] of windows `units` [n, leads, samples] are no padding."""
-    return np.logical_or.accumulate(units.any(axis=1, keepdims=True)[..., ::-1], axis=2)[..., ::-1]
+    some: Array = np.asarray(units.any(axis=1, keepdims=True))
+    return np.logical_or.accumulate(some[..., ::-1], axis=2)[..., ::-1]
 
 
 def _percentiles(seen: Array, wanted: Sequence[float]) -> Array:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sharding import deidentify
-from sharding.config import UserError
-from sharding.schema import PRIVATE, SAMPLES, Manifest
+from umbra.errors import UserError
+from umbra.schema import PRIVATE, SAMPLES, Manifest
 
 Array = NDArray[Any]
 
@@ -107,7 +107,8 @@ def _unique(values: Array) -> tuple[list[Any], list[int]]:
 
 def rows_at(path: Path, wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Some rows of a parquet file by their numbers, row group by row group."""
-    found, first = {}, 0
+    found: dict[int, dict[str, Any]] = {}
+    first = 0
     with _parquet(path) as file:
         for group in range(file.num_row_groups):
             length = file.metadata.row_group(group).num_rows

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import watchdog
-from sharding.config import UserError
 from sharding.metadata import TableConfig
+from umbra.errors import UserError
 
 FILES = {  # the endings of the files that a format's module reads
     "wfdb": ".hea",

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding import leads as lead_names
 from sharding import signal
-from sharding.config import UserError
 from sharding.sources import Head, Recording, Rejected, SourceConfig, contained, files_below
+from umbra import leads as lead_names
+from umbra.errors import UserError
 
 ENDINGS = (".xml", ".dcm", ".scp", ".edf")
 MAX_XML = 8 << 20
@@ -77,8 +77,8 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
     flags = [] if parsed.raw_metadata.get("checksum_valid", True) in (True, None) else ["checksum"]
     flags += ["derived"] if any(name not in rows for name in wanted) else []
     gaps = missing.any() or saturated.any()
-    limits = (missing.any(axis=0), saturated.any(axis=0)) if gaps else (None, None)
-    return Recording(mv, names, _rate(parsed), *limits, tuple(flags))
+    lost, limit = (missing.max(axis=0), saturated.max(axis=0)) if gaps else (None, None)
+    return Recording(mv, names, _rate(parsed), lost, limit, tuple(flags))
 
 
 # ---- what a decoded file means ----
@@ -109,7 +109,7 @@ def _rate(parsed: Any) -> float:
     """The leads' rate in Hz, exact where the package rounds it. Raises `Rejected`."""
     meta = parsed.raw_metadata
     lead = next((lead for lead in parsed.leads if lead_names.canonical(lead.label)), parsed.leads[0])
-    group = next(iter(meta.get("multiplex_groups", [])), {})
+    group: dict[str, Any] = next(iter(meta.get("multiplex_groups", [])), {})
     exact = (
         meta.get("exact_sampling_rates", {}).get(lead.label)
         or meta.get("rhythm_time", {}).get("sampling_rate_exact")

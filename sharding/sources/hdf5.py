@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import watchdog
-from sharding.config import UserError
-from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, array, files_below
-from sharding.sources.array import regular_file, usable
+from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, arrays, files_below
+from sharding.sources.arrays import regular_file, usable
+from umbra.errors import UserError
 
 ENDINGS = (".hdf5", ".h5")
 OPEN_FILES = 32
@@ -42,7 +42,7 @@ _opened: OrderedDict[tuple, _Opened] = OrderedDict()
 
 def check(options: SourceConfig) -> None:
     """Raises `UserError` for options that cannot work."""
-    array.check_options(options.array, ["rate", "leads"])
+    arrays.check_options(options.array, ["rate", "leads"])
 
 
 def find(root: Path, without: str, options: SourceConfig) -> list[str]:
@@ -81,7 +81,7 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
     _, dataset, row, _ = _located(root, record, options.array)
     with _as_rejected():
         values = dataset[()] if row is None else dataset[row]
-    return array.recording(values, wanted, options.array)
+    return arrays.recording(values, wanted, options.array)
 
 
 def _located(root: Path, record: str, options: ArrayConfig) -> tuple[str, h5py.Dataset, int | None, int]:
@@ -95,7 +95,7 @@ def _located(root: Path, record: str, options: ArrayConfig) -> tuple[str, h5py.D
         opened = _open(root, path, options)
         dataset, row = _find(opened, name)
         shape = dataset.shape if row is None else dataset.shape[1:]
-    return path, dataset, row, array.check_shape(shape, options, options.leads)
+    return path, dataset, row, arrays.check_shape(shape, options, options.leads)
 
 
 def _find(opened: _Opened, name: str | None) -> tuple[h5py.Dataset, int | None]:

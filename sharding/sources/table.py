@@ -24,10 +24,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from sharding import leads as lead_names
 from sharding import watchdog
-from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, array, contained, files_below
-from sharding.sources.array import regular_file, usable
+from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, arrays, contained, files_below
+from sharding.sources.arrays import regular_file, usable
+from umbra import leads as lead_names
 
 ENDINGS = (".npy", ".npz", ".csv", ".txt")
 MAX_TEXT = 1 << 29
@@ -52,7 +52,7 @@ _BROKEN = (
 
 def check(options: SourceConfig) -> None:
     """Raises `UserError` for options that cannot work."""
-    array.check_options(options.array, ["rate"])
+    arrays.check_options(options.array, ["rate"])
 
 
 def find(root: Path, without: str, options: SourceConfig) -> list[str]:
@@ -66,7 +66,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
             continue
         watchdog.again()
         if path.lower().endswith((".npy", ".npz")):
-            array.check_options(options.array, ["leads"])
+            arrays.check_options(options.array, ["leads"])
         found += _rows(root, path)
     return sorted(found)
 
@@ -78,7 +78,7 @@ def head(root: Path, record: str, options: SourceConfig) -> Head:
     """
     path, row = _located(root, record)
     shape, config = _shape(regular_file(root, path), row, options.array)
-    return Head(config.rate, array.check_shape(shape, config, config.leads), list(config.leads), [path])
+    return Head(config.rate, arrays.check_shape(shape, config, config.leads), list(config.leads), [path])
 
 
 def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
@@ -86,12 +86,12 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
     path, row = _located(root, record)
     full = regular_file(root, path)
     shape, config = _shape(full, row, options.array)
-    array.check_shape(shape, config, config.leads)
+    arrays.check_shape(shape, config, config.leads)
     with _as_rejected("format"):
         values = _values(full, row, options.array)
     if values.shape != tuple(shape):
         raise Rejected("format", f"values of shape {values.shape} instead of {tuple(shape)}: blank lines among them?")
-    return array.recording(values, wanted, config)
+    return arrays.recording(values, wanted, config)
 
 
 def _rows(root: Path, path: str) -> list[str]:

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import watchdog
-from sharding.config import UserError
 from sharding.metadata import TRUE, TableConfig
-from sharding.sources import Head, Recording, Rejected, SourceConfig, array, contained, files_below
+from sharding.sources import Head, Recording, Rejected, SourceConfig, arrays, contained, files_below
+from umbra.errors import UserError
 
 BLOCK = 512
 MAX_EXTRA = 1 << 20
@@ -54,7 +54,7 @@ class Index:
 
 def check(options: SourceConfig) -> None:
     """Raises `UserError` for options that cannot work."""
-    array.check_options(options.array, ["rate", "leads"])
+    arrays.check_options(options.array, ["rate", "leads"])
 
 
 def find(root: Path, without: str, options: SourceConfig) -> list[str]:
@@ -81,10 +81,10 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
     if endings and not any("#" in name for name in found):
         held = ", ".join(sorted(endings)[:10])
         raise UserError(f"source.array.signals={ext}: no tar holds a member KEY.{ext}; they hold KEY with {held}")
-    others = sorted(ending for ending in endings if ending.endswith("json"))
-    if meta and meta not in endings and others:  # without it, patients would dissolve into their records
+    jsons = sorted(ending for ending in endings if ending.endswith("json"))
+    if meta and meta not in endings and jsons:  # without it, patients would dissolve into their records
         raise UserError(
-            f"source.array.meta={meta}: no tar holds a member KEY.{meta}; they hold KEY with {', '.join(others[:10])} "
+            f"source.array.meta={meta}: no tar holds a member KEY.{meta}; they hold KEY with {', '.join(jsons[:10])} "
             "(source.array.meta= reads none)"
         )
     return sorted(found)
@@ -97,7 +97,7 @@ def head(root: Path, record: str, options: SourceConfig) -> Head:
     with open(path, "rb", buffering=0) as tar:
         shape = _array_header(tar.fileno(), place[0], place[1])[0]
         words = _words(_meta(tar.fileno(), place[2], place[3]), options.table)
-    samples = array.check_shape(shape, options.array, options.array.leads)
+    samples = arrays.check_shape(shape, options.array, options.array.leads)
     return Head(options.array.rate, samples, list(options.array.leads), [file], words)
 
 
@@ -106,10 +106,10 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
     _, path, place = _located(root, record, options)
     with open(path, "rb", buffering=0) as tar:
         shape, fortran, kind, start = _array_header(tar.fileno(), place[0], place[1])
-        array.check_shape(shape, options.array, options.array.leads)
+        arrays.check_shape(shape, options.array, options.array.leads)
         data = _pread(tar.fileno(), place[0] + start, shape[0] * shape[1] * kind.itemsize)
     values = np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
-    return array.recording(values, wanted, options.array)
+    return arrays.recording(values, wanted, options.array)
 
 
 def _endings(options: SourceConfig) -> tuple[str, str]:
@@ -292,7 +292,8 @@ def _hash(key: str) -> int:
 
 def _members(file: int, end: int) -> Iterator[tuple[str, str, int, int]]:
     """(name, type, offset of the data, bytes) of each member. Raises `Rejected` where the archive is cut or damaged."""
-    place, extra = 0, {}
+    place = 0
+    extra: dict[str, Any] = {}
     while True:
         block = os.pread(file, BLOCK, place)
         if len(block) < BLOCK:

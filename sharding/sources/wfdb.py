@@ -1,4 +1,4 @@
-"""WFDB records: headers (`sources/hea.py`) and their signal files in formats 16, 24, 32, 61, 80, 160 and 212.
+"""WFDB records: headers (`sources/wfdb_header.py`) and their signal files in formats 16, 24, 32, 61, 80, 160 and 212.
 
 Format of the samples: https://www.physionet.org/physiotools/wag/signal-5.htm.
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding import leads as lead_names
 from sharding import signal
 from sharding.sources import Head, Recording, Rejected, SourceConfig, contained, files_below, read_at
-from sharding.sources.hea import Header, Layout, SignalLine, parse_header, words_of
+from sharding.sources.wfdb_header import Header, Layout, SignalLine, parse_header, words_of
+from umbra import leads as lead_names
 
 MAX_HEADER = 1 << 20
 MAX_READ = 1 << 24

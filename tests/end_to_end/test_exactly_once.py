@@ -16,12 +16,12 @@ import pytest
 from handmade import make_shards
 from misbehaving import Server
 
-from sharding.schema import read_manifest
 from tests.launch import ROOT, environment, launch, start
 from trainer.data.audit import judge
 from trainer.data.order import Order
-from trainer.data.plan import needs, smallest_of_run
-from trainer.metrics import read_metrics
+from trainer.data.remote.needs import needs, smallest_of_run
+from trainer.observe.metrics import read_metrics
+from umbra.schema import read_manifest
 
 SMALL = [
     "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16", "projector.hidden=16", "projector.out=8",

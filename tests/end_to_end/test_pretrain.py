@@ -18,7 +18,7 @@ from test_compiled import compiler_or_skip
 
 from tests.launch import finish, launch, start
 from trainer.data.audit import judge
-from trainer.metrics import read_metrics
+from trainer.observe.metrics import read_metrics
 
 SMALL = [
     "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16", "projector.hidden=16", "projector.out=8",

@@ -17,19 +17,21 @@ import torch
 import torch.distributed as torch_dist
 from torch import nn
 
-from trainer import dist, engines
-from trainer.checkpoint import whole_weights
+from trainer import distributed
 from trainer.config import BatchConfig, PlayerConfig, PretrainConfig
-from trainer.game import MASK_VIEW, Game, Pair, Recogniser
-from trainer.losses import nt_xent
-from trainer.masking import GameConfig, binarise, choose, cover, soft_masks, spare
-from trainer.masking import cost as price
-from trainer.models import build_encoder
-from trainer.models.batchnorm import over_all_ranks
-from trainer.models.masker import UNet
-from trainer.models.projector import Projector
-from trainer.models.temperature import Temperature
+from trainer.game.batchnorm import over_all_ranks
+from trainer.game.game import MASK_VIEW, Game, Pair
+from trainer.game.losses import nt_xent
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig, binarise, choose, cover, soft_masks, spare
+from trainer.game.masking import cost as price
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
+from trainer.game.temperature import Temperature
+from trainer.run import engines
+from trainer.run.checkpoint import whole_weights
 from trainer.views import Key
+from umbra.encoders.registry import build_encoder
 
 RATES = {"encoder": 0.5, "masker": 2.0}
 ADAMW = {"encoder": PlayerConfig(3e-3, 0.3, 0.02), "masker": PlayerConfig(1e-3, 0.1, 0.001)}
@@ -72,7 +74,7 @@ def players(case: Case) -> dict[str, nn.Module]:
     backbone = nn.Sequential(conv, norm, nn.GELU(), nn.AdaptiveAvgPool1d(2), nn.Flatten())
     views = 1 + (case.game.masks if case.game.use == "all" else 1)
     temperature = Temperature(TEMPERATURE) if case.learn else None
-    encoder = Recogniser(backbone, nn.Linear(32, 8), temperature, chunk=views * case.device)
+    encoder = ContrastiveEncoder(backbone, nn.Linear(32, 8), temperature, chunk=views * case.device)
     masker = nn.Sequential(
         nn.Conv1d(4, 8, 5, padding=2), nn.GELU(), nn.Conv1d(8, case.game.channels(4, HOP), 5, padding=2)
     )
@@ -194,7 +196,7 @@ class Plain:
         self.module.zero_grad()
 
 
-def build(case: Case, world: dist.World) -> dict[str, Any]:
+def build(case: Case, world: distributed.World) -> dict[str, Any]:
     import deepspeed
 
     precision = "bf16" if case.bf16 else "fp32"
@@ -229,7 +231,7 @@ def flat(weights: Any) -> torch.Tensor:
     return torch.cat([w.detach().flatten().double() for w in weights])
 
 
-def play(world: dist.World, case: Case) -> dict[str, float]:
+def play(world: distributed.World, case: Case) -> dict[str, float]:
     """How far each player and the `running` statistics are from where they belong, relative to their way there."""
     two = build(case, world)
     game = Game(two["encoder"], two["masker"], case.game, TEMPERATURE, HOP)
@@ -255,7 +257,7 @@ def distance(got: torch.Tensor, right: torch.Tensor, first: torch.Tensor) -> flo
 # ---- single figures --------------------------------------------------------------------------------------------------
 
 
-def loss_over_ranks(world: dist.World) -> float:
+def loss_over_ranks(world: distributed.World) -> float:
     """Largest deviation of the gathered loss and its gradient from the one-process formula."""
     torch.manual_seed(1)
     z1, z2 = torch.randn(2, 5 * world.size, 7, dtype=torch.float64)
@@ -276,7 +278,7 @@ def loss_over_ranks(world: dist.World) -> float:
 
 
 def gradients_of_batches(
-    world: dist.World, norm: str, activation: str, batches: int, size: int
+    world: distributed.World, norm: str, activation: str, batches: int, size: int
 ) -> dict[str, dict[str, float]]:
     """Both players' gradients at the game's own dials and networks, before the optimiser, against one process."""
     cfg, run = GameConfig(), PretrainConfig(precision="fp32")
@@ -284,7 +286,7 @@ def gradients_of_batches(
     backbone = build_encoder(
         "resnet18", 12, 256, {"width": 16, "embedding": 32, "norm": norm, "activation": activation}
     )
-    both = {"encoder": Recogniser(backbone, Projector(32, 64, 16)), "masker": UNet(12, cfg.masks, 10, width=16)}
+    both = {"encoder": ContrastiveEncoder(backbone, Projector(32, 64, 16)), "masker": UNet(12, cfg.masks, 10, width=16)}
     right_ones = copy.deepcopy(both)  # of torch's own batch norm
     over_all_ranks(both["encoder"])
     two = {n: engines.make_engine(m, PlayerConfig(lr=0.0, clip=0.0), run, world.device) for n, m in both.items()}
@@ -315,7 +317,7 @@ def alone(both: dict[str, nn.Module], pair: Pair, cfg: GameConfig) -> dict[str, 
 
 def main() -> None:
     cases = json.loads(next(a for a in sys.argv[1:] if a.startswith("[")))
-    world = dist.initialise(timeout_s=120)
+    world = distributed.initialise(timeout_s=120)
     say = print if world.is_main else (lambda *a, **k: None)
     say(json.dumps({"case": "loss", "error": loss_over_ranks(world)}), flush=True)
     # In a small batch one ReLU that rounding switches is seen; after batch norm it moves a whole channel's statistics.
@@ -329,9 +331,9 @@ def main() -> None:
     partition_all()
     for case in cases:
         say(json.dumps({"case": case, **play(world, Case(**case))}), flush=True)
-    dist.finalise()
+    distributed.finalise()
 
 
 if __name__ == "__main__":
-    with dist.ended():
+    with distributed.ended():
         main()

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from sharding.leads import CANONICAL
-from sharding.schema import Geometry, Manifest, Shard, fingerprint
 from sharding.writer import ShardWriter, metadata_bytes
-from trainer.models import build_encoder
+from umbra.encoders.registry import build_encoder
+from umbra.leads import CANONICAL
+from umbra.schema import Geometry, Manifest, Shard, fingerprint
 
 RATE, SAMPLES = 100.0, 256
 ARGS = {"width": 16, "groups": 4, "embedding": 64}

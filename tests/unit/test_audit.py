@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharding.config import UserError
-from sharding.schema import Geometry, Manifest, Shard, fingerprint
 from trainer.data.audit import Recorder, describe, judge, main, next_start
 from trainer.data.order import Order
+from umbra.errors import UserError
+from umbra.schema import Geometry, Manifest, Shard, fingerprint
 
 COUNTS = (11, 0, 7, 13, 9, 12)  # train: 52 samples
 BATCH = 8  # 6 steps an epoch, 4 samples not seen

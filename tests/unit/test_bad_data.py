@@ -48,7 +48,7 @@ MANIFESTS = [
 
 
 def refused(words, run, monkeypatch, capsys) -> str:
-    monkeypatch.setattr("trainer.dist.initialise", lambda: pytest.fail("the mistake was not seen"))
+    monkeypatch.setattr("trainer.distributed.initialise", lambda: pytest.fail("the mistake was not seen"))
     given = ["configs/pretrain/none.yaml", f"run={run}", *SMALL, *words]
     code, output, error = called(given, monkeypatch, capsys)
     assert (code, output, error.count("\n")) == (2, "", 1)

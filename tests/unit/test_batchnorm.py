@@ -9,14 +9,15 @@ from test_game import PlainEngine
 from test_world_size import Ranks, on_ranks
 from torch import Tensor, nn
 
-from trainer import checkpoint
-from trainer.game import Game, Pair, Recogniser
-from trainer.masking import GameConfig
-from trainer.models import ENCODERS, build_encoder
-from trainer.models.batchnorm import BatchNorm, batch_norms, estimate, merged, moments, over_all_ranks
-from trainer.models.masker import UNet
-from trainer.models.projector import Projector
+from trainer.game.batchnorm import BatchNorm, batch_norms, estimate, merged, moments, over_all_ranks
+from trainer.game.game import Game, Pair
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
+from trainer.run import checkpoint
 from trainer.views import Key
+from umbra.encoders.registry import ENCODERS, build_encoder
 
 
 def norm_of(channels: int) -> nn.Module:
@@ -109,7 +110,7 @@ def test_encoders_keep_their_weights_and_names_when_their_norms_are_exchanged(na
 def test_held_out_losses_use_the_running_statistics_and_leave_them():
     torch.manual_seed(0)
     backbone = over_all_ranks(build_encoder("resnet18", 12, 128, {"width": 8, "embedding": 12, "norm": "batch"}))
-    encoder, masker = Recogniser(backbone, Projector(12, 16, 8)), UNet(12, 1, 8, width=8)
+    encoder, masker = ContrastiveEncoder(backbone, Projector(12, 16, 8)), UNet(12, 1, 8, width=8)
     pair = Pair(*torch.randn(2, 6, 12, 128), Key(0, 0, torch.arange(6)))
     game = Game(PlainEngine(encoder), PlainEngine(masker), GameConfig(masks=1), 0.3)
     game.step([pair], 0)

@@ -25,17 +25,17 @@ from misbehaving import Server
 from test_order import changes
 from webdataset.gopen import gopen_schemes
 
-from sharding.config import UserError
-from sharding.schema import Geometry, Manifest, Shard, fingerprint, read_manifest
 from sharding.writer import ShardWriter, metadata_bytes
-from trainer.data import cache as module
-from trainer.data.board import Node, ShardError
-from trainer.data.cache import Cache, budget, open_cache
-from trainer.data.fetch import Download, FetchError, Limits, Remote, is_remote, without_secrets
 from trainer.data.order import Order
-from trainer.data.plan import Need, lanes_of, needs, smallest, smallest_of_run
+from trainer.data.remote import cache as module
+from trainer.data.remote.board import Node, ShardError
+from trainer.data.remote.cache import Cache, budget, open_cache
+from trainer.data.remote.fetch import Download, FetchError, Limits, Remote, is_remote, without_secrets
+from trainer.data.remote.needs import Need, lanes_of, needs, smallest, smallest_of_run
+from trainer.data.remote.store import obtain, open_data_set, size_of
 from trainer.data.shards import Shards
-from trainer.data.store import obtain, open_data_set, size_of
+from umbra.errors import UserError
+from umbra.schema import Geometry, Manifest, Shard, fingerprint, read_manifest
 
 QUICK = Limits(stall=0.4, attempts=3, pause=0.01, longest=0.02, total=8, slowest=1e6)
 COUNTS = (7, 0, 5, 9, 4, 8, 6, 9, 3, 9, *(5, 6, 7, 4) * 4)
@@ -425,7 +425,7 @@ def process(url, cache_dir, rank, stop, token, results):
 @pytest.fixture
 def spawn():
     context, started = multiprocessing.get_context("forkserver"), []
-    context.set_forkserver_preload(["trainer.data.cache", "trainer.data.shards"])
+    context.set_forkserver_preload(["trainer.data.remote.cache", "trainer.data.shards"])
 
     def start(target, *arguments):
         it = context.Process(target=target, args=arguments, daemon=True)

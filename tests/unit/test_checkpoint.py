@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sharding.config import UserError, as_dict, load
-from trainer import checkpoint
 from trainer.config import PretrainConfig
+from trainer.run import checkpoint
+from umbra.config import as_dict, load
+from umbra.errors import UserError
 
 
 class Engine:

@@ -10,20 +10,21 @@ from torch import nn
 
 from trainer import pretrain
 from trainer.data.shards import Shards
-from trainer.game import Game, GameConfig, Pair, Recogniser
-from trainer.models import build_encoder
-from trainer.models.chunks import in_chunks
-from trainer.models.masker import UNet
-from trainer.models.projector import Projector
+from trainer.game.chunks import in_chunks
+from trainer.game.game import Game, GameConfig, Pair
+from trainer.game.maskers.unet import UNet
+from trainer.game.players import ContrastiveEncoder, make_players
+from trainer.game.projector import Projector
 from trainer.views import Key
+from umbra.encoders.registry import build_encoder
 
 
-def players(dtype: torch.dtype) -> tuple[Recogniser, UNet, Pair]:
+def players(dtype: torch.dtype) -> tuple[ContrastiveEncoder, UNet, Pair]:
     torch.manual_seed(0)
     backbone = build_encoder("resnet18", 12, 128, {"width": 8, "embedding": 12})
     x, v = torch.randn(2, 6, 12, 128, dtype=dtype)
     pair = Pair(x, v, Key(0, 0, torch.arange(6)), torch.tensor([0, 1, 1, 2, 3, 4]))
-    return Recogniser(backbone, Projector(12, 16, 8)).to(dtype), UNet(12, 2, 8, width=8).to(dtype), pair
+    return ContrastiveEncoder(backbone, Projector(12, 16, 8)).to(dtype), UNet(12, 2, 8, width=8).to(dtype), pair
 
 
 def played(cfg: GameConfig, rows: int) -> list[torch.Tensor]:
@@ -93,6 +94,6 @@ def test_without_gradients_chunks_are_passed_once():
 def test_a_device_batch_counts_ecgs_with_all_their_views(words, rows, tmp_path):
     shards = make_shards(tmp_path / "s", {"train": ["SR"] * 16})
     cfg = pretrain.read_config([f"data.path={shards}", "batch.global=16", "batch.device=5", *words])
-    encoder, masker = pretrain.make_players(cfg, Shards(shards, "train"))
+    encoder, masker = make_players(cfg, Shards(shards, "train"))
     assert encoder.chunk == rows
     assert masker is None or masker.chunk == 5

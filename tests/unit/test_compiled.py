@@ -11,18 +11,20 @@ from test_game import Accumulating
 from torch import nn
 from torch._dynamo.utils import counters
 
-from sharding.config import UserError, load
-from trainer.compiled import compile_networks, try_compiler
 from trainer.config import PretrainConfig
-from trainer.game import Game, Pair, Recogniser
-from trainer.masking import GameConfig
-from trainer.models import build_encoder
-from trainer.models.masker import UNet
-from trainer.models.paper_masker import PaperUNet
-from trainer.models.projector import Projector
-from trainer.models.resnet import ResNet
-from trainer.models.xresnet import XResNet
+from trainer.game.compiled import compile_networks, try_compiler
+from trainer.game.game import Game, Pair
+from trainer.game.maskers.paper import PaperUNet
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
 from trainer.views import Key
+from umbra.config import load
+from umbra.encoders.registry import build_encoder
+from umbra.encoders.resnet import ResNet
+from umbra.encoders.xresnet import XResNet
+from umbra.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -38,7 +40,7 @@ def two_steps(compiled: bool) -> tuple[list[float], list[dict[str, torch.Tensor]
     """The losses and both players' weights of two steps in equal chunks."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv1d(3, 8, 5, stride=4), nn.GELU(), nn.Flatten(), nn.Linear(104, 8))
-    encoder, masker = Recogniser(backbone, Projector(8, 16, 8), chunk=6), UNet(3, 2, 8, width=8, depth=1)
+    encoder, masker = ContrastiveEncoder(backbone, Projector(8, 16, 8), chunk=6), UNet(3, 2, 8, width=8, depth=1)
     masker.chunk = 3
     encoder, masker = encoder.double(), masker.double()
     if compiled:
@@ -100,8 +102,8 @@ def test_compiled_gradients_are_those_of_the_network(name):
 
 
 def test_a_machine_without_a_compiler_is_said_in_one_line(tmp_path):
-    words = "import torch; from trainer.compiled import try_compiler; try_compiler(torch.device('cpu'))"
-    script = f"from sharding.config import command\ndef main(argv):\n    {words}\ncommand(main)\n"
+    words = "import torch; from trainer.game.compiled import try_compiler; try_compiler(torch.device('cpu'))"
+    script = f"from umbra.config import command\ndef main(argv):\n    {words}\ncommand(main)\n"
     found = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},

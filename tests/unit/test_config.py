@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import MISSING
 
-from sharding.config import UserError, check_ranges, command, dump, load
+from umbra.config import check_ranges, command, dump, load
+from umbra.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,10 +6,10 @@ import torch
 import webdataset as wds
 from handmade import make_shards
 
-from sharding.config import UserError
 from trainer.data.order import Order
 from trainer.data.shards import Shards
 from trainer.data.stream import Stream, millivolts
+from umbra.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ import sys
 import pytest
 import torch
 
-from sharding.config import UserError, command
-from trainer import dist
+from trainer import distributed
+from umbra.config import command
+from umbra.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -14,19 +15,19 @@ from trainer import dist
 )
 def test_the_ranks_of_a_machine_follow_from_the_local_ranks(local, rank, expected, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", str(local[rank]))
-    monkeypatch.setattr(dist, "gather", lambda mine: local)
-    assert dist.ranks_of_machine(dist.World(rank, len(local), torch.device("cpu"))) == expected
+    monkeypatch.setattr(distributed, "gather", lambda mine: local)
+    assert distributed.ranks_of_machine(distributed.World(rank, len(local), torch.device("cpu"))) == expected
 
 
 def test_ranks_dealt_out_over_machines_in_turn_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(dist, "gather", lambda mine: [0, 0, 1, 1])
+    monkeypatch.setattr(distributed, "gather", lambda mine: [0, 0, 1, 1])
     with pytest.raises(UserError, match="block distribution"):
-        dist.ranks_of_machine(dist.World(2, 4, torch.device("cpu")))
+        distributed.ranks_of_machine(distributed.World(2, 4, torch.device("cpu")))
 
 
 def test_alone_a_value_is_gathered_as_it_is():
-    assert dist.gather("x") == ["x"]
+    assert distributed.gather("x") == ["x"]
 
 
 @pytest.mark.parametrize(("alone", "said"), [(True, "error: disk full\n"), (False, "")])
@@ -47,14 +48,14 @@ def test_a_quiet_process_prints_what_it_alone_met(alone, said, monkeypatch, caps
     [("pass", 0, ""), ("sys.exit(2)", 2, ""), ("sys.exit(None)", 0, ""), ("sys.exit('error: no')", 1, "error: no\n")],
 )
 def test_a_process_ends_with_its_code_its_words_and_its_exit_handlers(inside, code, said):
-    text = "import atexit, sys\nfrom trainer import dist\natexit.register(print, 'bye')\n"
-    text += f"with dist.ended():\n    print('hello')\n    {inside}\n"
+    text = "import atexit, sys\nfrom trainer import distributed\natexit.register(print, 'bye')\n"
+    text += f"with distributed.ended():\n    print('hello')\n    {inside}\n"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (code, "hello\nbye\n", said)
 
 
 def test_an_error_ends_a_process_with_its_traceback():
-    text = "from trainer import dist\nwith dist.ended():\n    1 / 0\n"
+    text = "from trainer import distributed\nwith distributed.ended():\n    1 / 0\n"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr

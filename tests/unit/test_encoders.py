@@ -8,19 +8,21 @@ from handmade import SAMPLES, SCALING, make_run
 from safetensors.torch import save_file
 from test_game import PlainEngine
 
-from sharding.config import UserError
 from trainer.export import export
-from trainer.game import Game, Pair, Recogniser
-from trainer.hub import load_encoder
-from trainer.masking import GameConfig
-from trainer.models import ENCODERS, build_encoder, build_masker
-from trainer.models.__main__ import main
-from trainer.models.flops import PEAKS, forward_flops, peak, peak_of, training_flops
-from trainer.models.masker import UNet
-from trainer.models.projector import Projector
-from trainer.models.temperature import Temperature
-from trainer.models.vit import sine_cosine
+from trainer.game.game import Game, Pair
+from trainer.game.maskers.registry import build_masker
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
+from trainer.game.temperature import Temperature
 from trainer.views import Key
+from umbra.encoders.__main__ import main
+from umbra.encoders.flops import PEAKS, forward_flops, peak, peak_of, training_flops
+from umbra.encoders.registry import ENCODERS, build_encoder
+from umbra.encoders.vit import sine_cosine
+from umbra.errors import UserError
+from umbra.hub import load_encoder
 
 SMALL = {
     "resnet18": {"width": 8, "embedding": 24},
@@ -93,7 +95,7 @@ def test_each_is_exported_and_loaded(name, tmp_path):
 def test_under_the_masker_its_update_raises_the_loss_and_the_encoders_lowers_it(name, seed):
     backbone, cfg = small(name), GameConfig(slope=5, masks=1)
     torch.manual_seed(seed)
-    encoder = Recogniser(backbone, Projector(backbone.dim, 16, 8)).double()
+    encoder = ContrastiveEncoder(backbone, Projector(backbone.dim, 16, 8)).double()
     masker = UNet(12, 1, 8, width=8).double()
     x, v = torch.randn(2, 6, 12, SAMPLES, dtype=torch.float64).cumsum(-1) / 8
     pair = Pair(x, v, Key(0, 0, torch.arange(6)))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_stream import many_shards
 
-from sharding.config import UserError
-from sharding.schema import Shard
 from trainer.data.exclude import changes, told
 from trainer.data.order import Order
 from trainer.data.shards import Shards
+from umbra.errors import UserError
+from umbra.schema import Shard
 
 SHARDS = [Shard(f"train-{i:06d}.tar", "train", n, 0, "") for i, n in enumerate((11, 0, 7, 13, 9, 12))]
 A, B = "train-000003.tar", "train-000000.tar"

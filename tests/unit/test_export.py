@@ -8,13 +8,13 @@ import torch
 from handmade import ARGS, ENCODER, SAMPLES, SCALING, backbone, make_run, make_shards
 from safetensors.torch import load_file, save_file
 
-from sharding.config import UserError
 from trainer import export as exporting
 from trainer.data.shards import Shards
 from trainer.export import drawn, export, main
-from trainer.hub import load_encoder
-from trainer.models import build_encoder
-from trainer.models.batchnorm import batch_norms
+from trainer.game.batchnorm import batch_norms
+from umbra.encoders.registry import build_encoder
+from umbra.errors import UserError
+from umbra.hub import load_encoder
 
 
 def test_exports_the_newest_committed_step_with_its_scaling(tmp_path):

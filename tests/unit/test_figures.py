@@ -7,10 +7,16 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from sharding.config import UserError
-from sharding.leads import CANONICAL
-from trainer import figures
-from trainer.figures import ecg_with_masks, loss_curves, study_figure, synthetic_example
+from trainer import figures as figures_command
+from trainer.observe import curves, mask_figure
+from trainer.observe.curves import loss_curves
+from trainer.observe.example_ecg import synthetic_example
+from trainer.observe.mask_figure import ecg_with_masks
+from trainer.study import figure as study_drawing
+from trainer.study.figure import study_figure
+from umbra.drawing import paper as ecg_paper
+from umbra.errors import UserError
+from umbra.leads import CANONICAL
 
 RATE = 100.0
 
@@ -18,8 +24,9 @@ RATE = 100.0
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are saved, for a look at their artists."""
-    saved, save = [], figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: (saved.append(figure), save(figure, path)))
+    saved, save = [], ecg_paper.write
+    for module in (mask_figure, curves, study_drawing):
+        monkeypatch.setattr(module, "write", lambda figure, path: (saved.append(figure), save(figure, path)))
     return saved
 
 
@@ -82,12 +89,12 @@ def test_masks_shade_their_time_and_leads_as_strongly_as_their_value(per_lead, t
         patch = picture[int(y) - 15 : int(y) + 15, int(x) - 15 : int(x) + 15]
         return np.median(patch.reshape(-1, 3), axis=0)
 
-    paper = matplotlib.colors.to_rgb(figures.PAPER)
-    blue, green = figures.MASK_COLOURS[:2]
+    paper = matplotlib.colors.to_rgb(ecg_paper.PAPER)
+    blue, green = mask_figure.MASK_COLOURS[:2]
     assert seen(0.25) == pytest.approx(paper, abs=0.01)
     assert seen(1.25) == pytest.approx(paper, abs=0.01)
-    assert seen(0.75) == pytest.approx(_blend(figures.PAPER, blue, 0.30), abs=0.015)
-    assert seen(1.75) == pytest.approx(_blend(figures.PAPER, green, 0.15), abs=0.015)
+    assert seen(0.75) == pytest.approx(_blend(ecg_paper.PAPER, blue, 0.30), abs=0.015)
+    assert seen(1.75) == pytest.approx(_blend(ecg_paper.PAPER, green, 0.15), abs=0.015)
 
 
 def test_a_mask_of_one_lead_shades_that_lead_alone(tmp_path, drawn):
@@ -223,10 +230,10 @@ def test_runs_are_drawn_together_and_one_without_metrics_is_named(tmp_path, caps
         rows = [{"step": n, "loss": 3.0 - n / 10 + seed, "alarms": 0} for n in range(1, 9)]
         (tmp_path / f"seed{seed}" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "curves.png"
-    figures.main(["curves", str(out), str(tmp_path / "seed0"), str(tmp_path / "seed1")])
+    figures_command.main(["curves", str(out), str(tmp_path / "seed0"), str(tmp_path / "seed1")])
     assert out.stat().st_size > 5000
     assert str(out) in capsys.readouterr().out
     with pytest.raises(UserError, match=r"seed2 has no metrics\.jsonl"):
-        figures.main(["curves", str(out), str(tmp_path / "seed2")])
+        figures_command.main(["curves", str(out), str(tmp_path / "seed2")])
     with pytest.raises(UserError, match="say what to draw"):
-        figures.main(["curves", str(out)])
+        figures_command.main(["curves", str(out)])

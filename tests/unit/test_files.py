@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from sharding.config import UserError
-from sharding.files import DAY, TEMPORARY, atomic, claim_folder, remove_partial, write_text
+from umbra.errors import UserError
+from umbra.files import DAY, TEMPORARY, atomic, claim_folder, remove_partial, write_text
 
 
 def test_a_file_is_replaced_whole_or_stays(tmp_path):

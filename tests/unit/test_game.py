@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from benchmarks.step import five_passes
-from sharding.config import UserError
-from trainer.game import MASK_VIEW, Game, Pair, contrast
-from trainer.losses import nt_xent
-from trainer.masking import GameConfig, binarise, choose, cost, cover, quantile, soft_masks, spare
-from trainer.models.masker import UNet
+from trainer.game.game import MASK_VIEW, Game, Pair, contrast
+from trainer.game.losses import nt_xent
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig, binarise, choose, cost, cover, quantile, soft_masks, spare
 from trainer.views import Key
+from umbra.errors import UserError
 
 
 class PlainEngine:
@@ -326,7 +326,7 @@ def test_a_masker_gradient_that_is_not_finite_does_not_reach_the_masker():
     for schedule in ("simultaneous", "alternating"):
         game = Game(encoder, Accumulating(masker, 1.0), GameConfig(schedule=schedule), 0.3)
         with pytest.raises(RuntimeError, match="not finite"):
-            game._masker_phase([pair]) if schedule == "alternating" else game.step([pair], 0)
+            game._masker_phase(game.masker, [pair]) if schedule == "alternating" else game.step([pair], 0)
         assert all(torch.equal(a, b) for a, b in zip(before, masker.parameters()))
 
 

@@ -5,9 +5,9 @@ import torch
 from test_game import PlainEngine, players
 from torch import nn
 
-from trainer.game import Game, Pair
-from trainer.health import alarms, embedding_figures, mask_figures
-from trainer.masking import GameConfig, binarise
+from trainer.game.game import Game, Pair
+from trainer.game.health import alarms, embedding_figures, mask_figures
+from trainer.game.masking import GameConfig, binarise
 from trainer.views import Key
 
 

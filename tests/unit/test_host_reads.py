@@ -5,13 +5,14 @@ import torch
 from test_game import PlainEngine
 
 from benchmarks.host_reads import ROOT, Reads, _short
-from trainer.game import Game, Pair, Recogniser
-from trainer.masking import GameConfig
-from trainer.models import build_encoder
-from trainer.models.masker import UNet
-from trainer.models.projector import Projector
-from trainer.models.temperature import Temperature
+from trainer.game.game import Game, Pair
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
+from trainer.game.temperature import Temperature
 from trainer.views import Key
+from umbra.encoders.registry import build_encoder
 
 READS = {
     "item": lambda x: x.sum().item(),
@@ -53,7 +54,7 @@ def test_a_read_is_found_where_it_is(name):
 def test_a_place_in_deepspeed_is_deepspeeds_also_in_an_environment_inside_the_repository():
     for home in (str(ROOT / ".venv/lib/site-packages"), "/opt/env"):
         assert _short(f"{home}/deepspeed/runtime/utils.py") == "deepspeed/runtime/utils.py"
-    assert _short(str(ROOT / "trainer/game.py")) == "trainer/game.py"
+    assert _short(str(ROOT / "trainer/game/game.py")) == "trainer/game/game.py"
 
 
 def test_arithmetic_reads_nothing():
@@ -73,10 +74,13 @@ def test_a_step_of_the_game_reads_once_a_player_and_phase(schedule, learn, dials
     cfg, hop = GameConfig(schedule=schedule, **dials), 8
     backbone = build_encoder("resnet18", 12, 128, {"width": 8, "embedding": 12})
     temperature = Temperature(0.1) if learn else None
-    encoder, masker = Recogniser(backbone, Projector(12, 16, 8), temperature), UNet(12, cfg.channels(12, hop), hop, 8)
+    encoder, masker = (
+        ContrastiveEncoder(backbone, Projector(12, 16, 8), temperature),
+        UNet(12, cfg.channels(12, hop), hop, 8),
+    )
     pair = Pair(*torch.randn(2, 4, 12, 128), Key(0, 0, torch.arange(4)), torch.arange(4))
     game = Game(PlainEngine(encoder, 0.1), PlainEngine(masker, 0.1), cfg, 0.1, hop)
     with Reads() as reads:
         game.step([pair], 0)
-    assert [where.split(":")[0] for where, _ in reads.found] == ["trainer/game.py"], reads.found
+    assert [where.split(":")[0] for where, _ in reads.found] == ["trainer/game/game.py"], reads.found
     assert sum(reads.found.values()) == (2 if schedule == "alternating" else 1)

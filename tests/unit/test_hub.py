@@ -7,9 +7,9 @@ import torch
 from handmade import SAMPLES, make_run
 from safetensors.torch import load_file, save_file
 
-from sharding.config import UserError
 from trainer.export import export
-from trainer.hub import initialise, load_encoder, read_config
+from umbra.errors import UserError
+from umbra.hub import initialise, load_encoder, read_config
 
 
 @pytest.fixture

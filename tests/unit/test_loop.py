@@ -5,24 +5,24 @@ import pytest
 import torch
 from handmade import make_shards
 
-from sharding.config import load
-from trainer import loop
 from trainer.config import PretrainConfig
-from trainer.data.board import ShardError
 from trainer.data.order import Order
+from trainer.data.remote.board import ShardError
 from trainer.data.shards import Shards
 from trainer.data.stream import Batch
-from trainer.game import Game
-from trainer.masking import GameConfig
-from trainer.models.encoder import Scaling
-from trainer.models.masker import UNet
+from trainer.game.game import Game
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig
+from trainer.run import loop
+from umbra.config import load
+from umbra.encoders.encoder import Scaling
 
 
 @pytest.mark.parametrize("upload", [False, True])
 def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upload, tmp_path, monkeypatch):
     """A synthetic ECG by default; with `wandb.upload_ecgs` the first training ECG too, marked as a recording."""
     train, drawn, sent = Shards(make_shards(tmp_path / "s", {"train": ["SR", "AFIB"]}), "train"), [], []
-    monkeypatch.setattr("trainer.figures.ecg_with_masks", lambda ecg, masks, *more: drawn.append((ecg, masks)))
+    monkeypatch.setattr("trainer.run.loop.ecg_with_masks", lambda ecg, masks, *more: drawn.append((ecg, masks)))
     masker = UNet(12, 1, 8, width=8)
     run = types.SimpleNamespace(
         cfg=load(PretrainConfig, None, [f"wandb.upload_ecgs={upload}"]),
@@ -88,7 +88,7 @@ def test_the_reason_is_the_same_on_every_rank_and_only_for_steps_that_need_it(mo
     run = types.SimpleNamespace(cache=types.SimpleNamespace(failure=error, lost=lambda step: error))
     assert [loop.missing(run, step) for step in (4, 5, 6)] == ["", str(error), str(error)]
     assert loop.missing(types.SimpleNamespace(cache=None), 5) == ""
-    monkeypatch.setattr("trainer.dist.gather", lambda mine: ["", "another machine's", mine])
+    monkeypatch.setattr("trainer.distributed.gather", lambda mine: ["", "another machine's", mine])
     assert loop.missing(run, 4) == loop.missing(run, 5) == "another machine's"
 
 

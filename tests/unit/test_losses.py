@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tests.launch import launch
-from trainer import losses
-from trainer.losses import anchors, nt_xent, paper_penalty
+from trainer.game import losses
+from trainer.game.losses import anchors, nt_xent, paper_penalty
 
 
 def dense(z1: Tensor, z2: Tensor, t: float | Tensor, patients: list[int] | None = None) -> Tensor:

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sharding.config import UserError
-from sharding.schema import Geometry, Manifest, Shard, fingerprint
 from trainer.data.metadata import Metadata
 from trainer.views.random import Key, bits
+from umbra.errors import UserError
+from umbra.schema import Geometry, Manifest, Shard, fingerprint
 
 #            shard 0           | shard 1 (empty) | shard 2        | shard 3
 PATIENTS = [7, 7, 7, 3, 5, 5] + [] + [5, 9, 9, 9, 9] + [-(2**60), 2]

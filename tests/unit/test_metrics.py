@@ -9,18 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sharding.config import UserError
 from tests.wandb_offline import entries, offline_files, read_offline
-from trainer.metrics import (
-    METRICS,
-    Metrics,
-    Throughput,
-    WandbConfig,
-    new_wandb_id,
-    public_config,
-    read_metrics,
-    terminal_line,
-)
+from trainer.observe.metrics import METRICS, Metrics, read_metrics, terminal_line
+from trainer.observe.throughput import Throughput
+from trainer.observe.wandb_mirror import WandbConfig, new_wandb_id, public_config
+from umbra.errors import UserError
 
 DISABLED = WandbConfig(mode="disabled")
 REPOSITORY = Path(__file__).parents[2]
@@ -32,7 +25,7 @@ import socket, sys
 socket.gethostname = lambda: "zebrahost.example"
 socket.getfqdn = lambda *_: "zebrahost.example"
 import matplotlib.image, numpy
-from trainer.metrics import Metrics, WandbConfig
+from trainer.observe.metrics import Metrics, WandbConfig
 
 matplotlib.image.imsave("picture.png", numpy.zeros((8, 8, 3)))
 info = {
@@ -224,7 +217,7 @@ def test_missing_wandb_stops_nothing(tmp_path, monkeypatch, capsys):
 
 def test_disabled_imports_no_wandb(tmp_path):
     code = (
-        "import sys; from trainer.metrics import *; m = Metrics(sys.argv[1], WandbConfig(mode='disabled'), {});"
+        "import sys; from trainer.observe.metrics import *; m = Metrics(sys.argv[1], WandbConfig(mode='disabled'), {});"
         "m.log(1, {'loss': 1}); m.figure(1, 'a', 'b'); m.close({'x': 1}); assert 'wandb' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=60)

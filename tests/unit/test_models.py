@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from sharding.config import UserError
-from trainer.models import build_encoder, build_masker, building
-from trainer.models.encoder import Encoder, Scaling
-from trainer.models.masker import UNet
-from trainer.models.projector import Projector
+from trainer.game.maskers.registry import build_masker
+from trainer.game.maskers.unet import UNet
+from trainer.game.projector import Projector
+from umbra.encoders.encoder import Encoder, EncoderConfig, Scaling
+from umbra.encoders.registry import build_encoder
+from umbra.errors import UserError, building
 
 
 def test_resnet18_has_the_papers_size():
@@ -52,7 +53,9 @@ def test_scaling():
 def test_the_scaling_is_part_of_the_encoder():
     backbone = build_encoder("resnet18", 2, 100, {"width": 8})
     x = torch.randn(2, 2, 100)
-    assert torch.allclose(Encoder(backbone, [1, 1], [2, 2], "fixed")(x), backbone((x - 1) / 2), atol=1e-5)
+    scaling = {"mode": "fixed", "mean_mv": [1, 1], "std_mv": [2, 2]}
+    config = EncoderConfig({"name": "resnet18", "args": {"width": 8}}, backbone.dim, 100.0, ["I", "II"], 100, scaling)
+    assert torch.allclose(Encoder(backbone, config)(x), backbone((x - 1) / 2), atol=1e-5)
 
 
 def test_projector_is_two_layers():

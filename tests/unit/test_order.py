@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.config import UserError
 from trainer.data.order import Order, Span, default_lanes
+from umbra.errors import UserError
 
 
 @st.composite

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.game import Recogniser, contrast
-from trainer.models import build_encoder
-from trainer.models.projector import Projector
+from trainer.game.game import contrast
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
+from umbra.encoders.registry import build_encoder
 
 TINY = {
     "resnet18": ({"width": 8, "embedding": 16, "activation": "gelu"}, 3e-4),
@@ -19,7 +20,7 @@ def losses(name: str, bf16: bool) -> Tensor:
     args, rate = TINY[name]
     torch.manual_seed(0)
     backbone = build_encoder(name, 2, 64, args)
-    encoder = Recogniser(backbone, Projector(backbone.dim, 32, 16))
+    encoder = ContrastiveEncoder(backbone, Projector(backbone.dim, 32, 16))
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=rate)
     generator, found = torch.Generator().manual_seed(1), []
     for _ in range(200):

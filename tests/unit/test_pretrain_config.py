@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from handmade import make_shards
 
-from sharding.config import _keys, command
-from trainer import config, masking, pretrain
+from trainer import config, distributed, pretrain
+from trainer.data.shards import Shards
+from trainer.game import masking
+from trainer.run import assemble
+from umbra.config import _keys, command
 
 SMALL = ["batch.global=16", "encoder.args.width=8", "projector.hidden=16", "masker.width=8", "wandb.mode=disabled"]
 MISTAKES = [
@@ -90,7 +93,7 @@ def called(words, monkeypatch, capsys):
 @pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: v[-1] if isinstance(v, list) else "")
 @pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "real"])
 def test_a_mistake_ends_in_one_line_and_exit_code_2(words, said, dry, shards, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trainer.dist.initialise", lambda: pytest.fail("the mistake was not seen"))
+    monkeypatch.setattr("trainer.distributed.initialise", lambda: pytest.fail("the mistake was not seen"))
     given = ["configs/pretrain/adversarial.yaml", f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, *words]
     code, output, error = called([*given, *dry], monkeypatch, capsys)
     assert (code, output) == (2, "")
@@ -113,13 +116,13 @@ def test_partners_of_a_patient_need_patients(shards, tmp_path, capsys, monkeypat
 def test_the_partners_of_a_run_are_other_windows_of_the_patient_anew_each_epoch(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     cfg = pretrain.read_config([f"data.path={shards}", f"run={tmp_path}", *SMALL, "data.partner=patient"])
-    train = pretrain.Shards(shards, "train")
-    order = pretrain.make_order(cfg, train, {})
-    partners = pretrain._partners(cfg, order, train)
+    train = Shards(shards, "train")
+    order = assemble.make_order(cfg, train, {})
+    partners = assemble.patient_partners(cfg, order, train)
     indices = order.step(1)
     assert np.array_equal(partners(1, indices), indices ^ 1)  # two windows a patient, side by side
     cfg.data.partner = "same"
-    assert pretrain._partners(cfg, order, train) is None
+    assert assemble.patient_partners(cfg, order, train) is None
 
 
 def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):
@@ -147,8 +150,8 @@ def test_the_maskers_rate_rises_and_falls_over_the_steps_that_it_plays():
 
 def test_a_checkpoint_keeps_the_numbers_that_0_stands_for(shards):
     cfg = pretrain.read_config([f"data.path={shards}", *SMALL])
-    train = pretrain.Shards(shards, "train")
-    world = pretrain.dist.World(0, 2, None)
-    state = pretrain._state(cfg, world, pretrain.make_order(cfg, train, {}), train)
+    train = Shards(shards, "train")
+    world = distributed.World(0, 2, None)
+    state = assemble.checkpoint_state(cfg, world, assemble.make_order(cfg, train, {}), train)
     assert (state["config"]["data"]["lanes"], state["config"]["batch"]["contrast"]) == (16, 16)
     assert (state["world"], state["fingerprint"]) == (2, train.manifest.fingerprint)

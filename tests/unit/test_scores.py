@@ -1,7 +1,7 @@
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from trainer.scores import bootstrap_auroc, interval, macro_auroc, weighted_auroc
+from trainer.evaluate.scores import bootstrap_auroc, interval, macro_auroc, weighted_auroc
 
 
 def test_weighted_auroc_is_that_of_the_repeated_records_ties_included():

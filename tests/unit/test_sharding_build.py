@@ -21,10 +21,11 @@ from recordings import LEADS, beats, write_folder, write_record
 
 from sharding import build as building
 from sharding import plan
-from sharding.config import UserError, load
 from sharding.options import BuildConfig, validated
-from sharding.schema import read_manifest
 from sharding.verify import verify
+from umbra.config import load
+from umbra.errors import UserError
+from umbra.schema import read_manifest
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "shard"
 
@@ -692,7 +693,7 @@ def test_killed_builds_go_on_many_times(tmp_path):
 )
 def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, words, message):
     from sharding.__main__ import main
-    from sharding.config import command
+    from umbra.config import command
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UMBRA_KEY", raising=False)

@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 
 from sharding import deidentify as d
-from sharding.config import UserError
+from umbra.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_keys(tmp_path, monkeypatch):
 
 
 def test_synthetic_folder_needs_no_key(tmp_path, monkeypatch):
-    from sharding.sources import synthetic
+    from sharding import synthetic
 
     monkeypatch.delenv(d.KEY_VARIABLE, raising=False)
     assert synthetic.MARK == d.SYNTHETIC_MARKER

@@ -30,7 +30,7 @@ def look(event, args):
     if event == "open" and isinstance(args[0], (str, bytes)):
         opened.append(os.path.realpath(os.fsdecode(args[0])))
 sys.addaudithook(look)
-from sharding.config import load
+from umbra.config import load
 from sharding.options import BuildConfig
 from sharding.build import build
 outcome = build(load(BuildConfig, None, sys.argv[1:]))

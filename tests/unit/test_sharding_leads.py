@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sharding import leads
+from umbra import leads
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 from recordings import write_folder
 
 from sharding import lock as locking
-from sharding.config import UserError
-from sharding.schema import read_manifest
+from umbra.errors import UserError
+from umbra.schema import read_manifest
 
 WITHOUT_LOCKS = """
 import errno, fcntl, sys

@@ -5,8 +5,8 @@ from __future__ import annotations
 import openpyxl
 import pytest
 
-from sharding.config import UserError
 from sharding.metadata import TableConfig, label, read_table
+from umbra.errors import UserError
 
 
 def table(folder, text: str, encoding: str = "utf-8", **keys):

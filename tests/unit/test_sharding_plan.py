@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding import deidentify, plan
-from sharding.config import UserError
 from sharding.headers import COLUMNS, Survey, name_hash
 from sharding.metadata import Table
 from sharding.options import BuildConfig, SplitConfig, validated
+from umbra.errors import UserError
 
 KEY = deidentify.PseudonymKey(b"k" * 16, "test")
 

@@ -17,9 +17,9 @@ import pytest
 from recordings import LEADS, beats, write_record
 
 from sharding import build as building
-from sharding.config import load
 from sharding.options import BuildConfig
 from sharding.plan import read_plan
+from umbra.config import load
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "shard"
 # The last two dates have the partition and the check digit of a SNOMED CT concept.

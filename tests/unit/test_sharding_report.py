@@ -14,12 +14,12 @@ from recordings import LEADS, beats, write_folder, write_record
 
 from sharding import report
 from sharding.build import build
-from sharding.config import UserError
 from sharding.options import BuildConfig
 from sharding.report import pictures, signals, tables
-from sharding.schema import Geometry, Manifest, Shard, read_manifest
 from sharding.sources import SourceConfig
 from sharding.writer import ShardWriter
+from umbra.errors import UserError
+from umbra.schema import Geometry, Manifest, Shard, read_manifest
 
 # Of the R, S and T waves, mV; I and II give the other limb leads.
 WAVES = {

@@ -10,7 +10,7 @@ import pytest
 from recordings import LEADS, beats, write_record
 
 from sharding.options import REASONS
-from sharding.sources import Rejected, hea, wfdb
+from sharding.sources import Rejected, wfdb, wfdb_header
 
 reference = pytest.importorskip("wfdb")
 
@@ -95,9 +95,9 @@ def test_gain_dialects(tmp_path, word, millivolt):
 
 def test_adc_zero_is_the_baseline_where_none_is_given():
     line = "r.dat 16 100/mV 12 1024 0 0 0 V1"
-    assert hea.parse_header(f"r 1 100 10\n{line}").signals[0].layout.baseline == 1024
+    assert wfdb_header.parse_header(f"r 1 100 10\n{line}").signals[0].layout.baseline == 1024
     with_baseline = line.replace("100/mV", "100(7)/mV")
-    assert hea.parse_header(f"r 1 100 10\n{with_baseline}").signals[0].layout.baseline == 7
+    assert wfdb_header.parse_header(f"r 1 100 10\n{with_baseline}").signals[0].layout.baseline == 7
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_adc_zero_is_the_baseline_where_none_is_given():
     ],
 )
 def test_record_lines(line, rate, samples):
-    header = hea.parse_header(f"{line}\r\nr.dat 16 1000/mV 16 0 0 0 0 I\r\n")
+    header = wfdb_header.parse_header(f"{line}\r\nr.dat 16 1000/mV 16 0 0 0 0 I\r\n")
     assert (header.rate, header.samples) == (rate, samples)
     assert header.signals[0].name == "I"
 

@@ -17,11 +17,12 @@ from recordings import LEADS, beats, write_folder, write_record
 from scipy.signal import butter, filtfilt
 
 from sharding import build as building
-from sharding.config import UserError, load
-from sharding.leads import canonical
 from sharding.options import BuildConfig
-from sharding.schema import read_manifest
 from sharding.sources import files_below, wfdb
+from umbra.config import load
+from umbra.errors import UserError
+from umbra.leads import canonical
+from umbra.schema import read_manifest
 
 GAP = -32768
 
@@ -202,8 +203,8 @@ import sys, time
 from sharding import sources
 from sharding.sources import wfdb
 import sharding.build as building
-from sharding.config import command, load
-from sharding.leads import canonical
+from umbra.config import command, load
+from umbra.leads import canonical
 from sharding.options import BuildConfig
 reading = wfdb.read
 def read(root, record, wanted, options):
@@ -232,7 +233,7 @@ def test_a_record_that_hangs_stops_its_shard_in_time(tmp_path):
 HANGING_FOLDER = """
 import os, time
 from sharding.__main__ import main
-from sharding.config import command
+from umbra.config import command
 walk = os.walk
 def slow(root, **words):
     for found in walk(root, **words):

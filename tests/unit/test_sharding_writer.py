@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sharding import writer
-from sharding.schema import Geometry
+from umbra.schema import Geometry
 
 
 def test_tar_equals_tarfiles_own(tmp_path):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import recordings
 
-from sharding.config import UserError
 from sharding.options import REASONS
 from sharding.sources import SourceConfig, clinical
+from umbra.errors import UserError
 
 OPTIONS = SourceConfig("c", "clinical")
 NAME, DATE = "ROE", "1950"

@@ -13,10 +13,11 @@ import pytest
 import recordings
 
 from sharding import deidentify
-from sharding.config import UserError, load
 from sharding.metadata import read_table
 from sharding.options import REASONS, BuildConfig
 from sharding.sources import ArrayConfig, SourceConfig, hdf5
+from umbra.config import load
+from umbra.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs/shard"
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]

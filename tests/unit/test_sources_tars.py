@@ -11,12 +11,12 @@ import pytest
 import recordings
 from recordings import LEADS, beats
 
-from sharding.config import UserError
 from sharding.metadata import TableConfig
 from sharding.options import REASONS
-from sharding.schema import Geometry
 from sharding.sources import ArrayConfig, Rejected, SourceConfig, tars
 from sharding.writer import ShardWriter, metadata_bytes
+from umbra.errors import UserError
+from umbra.schema import Geometry
 
 TWO = ("I", "II")
 

@@ -12,15 +12,17 @@ import pytest
 import torch
 from handmade import make_shards
 
-from sharding.config import UserError
-from sharding.leads import CANONICAL
-from sharding.schema import Geometry, Manifest, Shard, fingerprint
 from sharding.writer import ShardWriter, metadata_bytes
 from trainer.data import shards as shards_module
 from trainer.data.order import Order
 from trainer.data.shards import Shards
 from trainer.data.stream import Stream, bottleneck
-from trainer.metrics import Metrics, Throughput, WandbConfig
+from trainer.observe.metrics import Metrics
+from trainer.observe.throughput import Throughput
+from trainer.observe.wandb_mirror import WandbConfig
+from umbra.errors import UserError
+from umbra.leads import CANONICAL
+from umbra.schema import Geometry, Manifest, Shard, fingerprint
 
 CPU = torch.device("cpu")
 COUNTS = (30, 0, 17, 1, 25, 40, 3, 22)

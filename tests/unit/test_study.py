@@ -11,13 +11,13 @@ import pytest
 from handmade import make_run, make_shards
 from sklearn.metrics import roc_auc_score
 
-from sharding.config import UserError
 from trainer.study import __main__ as study
 from trainer.study import report
 from trainer.study import rotation as runs
 from trainer.study.config import Cell, ShardStep, StudyConfig, folds_of, keep_config
 from trainer.study.pooling import compare, pool
 from trainer.study.steps import Steps, run_limited, shown
+from umbra.errors import UserError
 
 KINDS = ["SR", "SR", "AFIB", "AFIB", "SR", "SR", "STACH", "STACH"]
 

@@ -10,11 +10,11 @@ import pytest
 import wfdb
 from scipy.signal import butter, find_peaks, sosfiltfilt
 
-from sharding.config import UserError
-from sharding.leads import CANONICAL
-from sharding.sources import synthetic
+from sharding import synthetic
 from sharding.sources import wfdb as reader
-from sharding.sources.synthetic import SynthConfig
+from sharding.synthetic import SynthConfig
+from umbra.errors import UserError
+from umbra.leads import CANONICAL
 
 RATE = 250.0
 SINUS = (synthetic.BRADYCARDIA, synthetic.SINUS, synthetic.TACHYCARDIA)

@@ -7,21 +7,23 @@ import torch
 from handmade import make_shards
 from test_game import PlainEngine
 
-from sharding.config import UserError
-from trainer import loop, pretrain
+from trainer import pretrain
 from trainer.data.shards import Shards
-from trainer.engines import _groups
-from trainer.game import Game, GameConfig, Pair, Recogniser
-from trainer.losses import nt_xent
-from trainer.models.encoder import Scaling
-from trainer.models.temperature import Temperature
+from trainer.game.game import Game, GameConfig, Pair
+from trainer.game.losses import nt_xent
+from trainer.game.players import ContrastiveEncoder, make_players
+from trainer.game.temperature import Temperature
+from trainer.run import loop
+from trainer.run.engines import _groups
 from trainer.views import Key, Views
+from umbra.encoders.encoder import Scaling
+from umbra.errors import UserError
 
 
-def recogniser(start: float | None) -> Recogniser:
+def recogniser(start: float | None) -> ContrastiveEncoder:
     torch.manual_seed(0)
     temperature = None if start is None else Temperature(start)
-    return Recogniser(torch.nn.Flatten(), torch.nn.Linear(24, 5), temperature).double()
+    return ContrastiveEncoder(torch.nn.Flatten(), torch.nn.Linear(24, 5), temperature).double()
 
 
 def pair() -> Pair:
@@ -69,8 +71,8 @@ def test_only_a_config_that_asks_for_it_has_one(tmp_path):
     shards = make_shards(tmp_path / "s", {"train": ["SR"] * 16})
     words = [f"data.path={shards}", "batch.global=16"]
     train = Shards(shards, "train")
-    assert pretrain.make_players(pretrain.read_config(words), train)[0].temperature is None
-    encoder, _ = pretrain.make_players(pretrain.read_config([*words, "learn_temperature=true"]), train)
+    assert make_players(pretrain.read_config(words), train)[0].temperature is None
+    encoder, _ = make_players(pretrain.read_config([*words, "learn_temperature=true"]), train)
     assert encoder.temperature().item() == pytest.approx(0.1)
     with pytest.raises(UserError, match=r"temperature=2: a learned one starts between 0.01 and 1"):
         pretrain.read_config([*words, "learn_temperature=true", "temperature=2"])

@@ -9,12 +9,17 @@ from handmade import ARGS, ENCODER, SAMPLES, make_run, make_shards
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
-from sharding.config import UserError, _keys, load
 from trainer import transfer
+from trainer.evaluate.config import RANGES, TransferConfig
+from trainer.evaluate.embed import device_of, embed, open_encoder
+from trainer.evaluate.finetune import _epochs, _with_head, finetune
+from trainer.evaluate.probe import features, probe
+from trainer.evaluate.result import comparison, run
+from trainer.evaluate.task import class_of, fraction_of, read_task
 from trainer.export import export
-from trainer.models import build_encoder
-from trainer.task import class_of, fraction_of
-from trainer.transfer import TransferConfig
+from umbra.config import _keys, load
+from umbra.encoders.registry import build_encoder
+from umbra.errors import UserError
 
 RHYTHM = "configs/transfer/rhythm.yaml"
 
@@ -105,12 +110,12 @@ def test_probe_on_labels_without_signal_is_near_chance(data, encoder, tmp_path):
 
 def test_test_labels_do_not_change_what_is_chosen(data, encoder, tmp_path, monkeypatch):
     config = load(TransferConfig, RHYTHM, [f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "bootstrap=0"])
-    task = transfer.read_task(config)
-    given = transfer.features(transfer.open_encoder(config, task.train), task, 64)
+    task = read_task(config)
+    given = features(open_encoder(config, task.train), task, 64)
     chosen = np.arange(len(task.train))
-    straight = transfer.probe(task, given, chosen, config.probe)
+    straight = probe(task, given, chosen, config.probe)
     task.test.label[:] = task.test.label[::-1].copy()
-    assert np.array_equal(transfer.probe(task, given, chosen, config.probe).probability, straight.probability)
+    assert np.array_equal(probe(task, given, chosen, config.probe).probability, straight.probability)
 
 
 @pytest.mark.parametrize("mode", ["finetune", "scratch"])
@@ -125,10 +130,10 @@ def test_finetune_and_scratch_train_the_encoder(data, encoder, tmp_path, mode):
 def test_finetune_leaves_the_given_encoder_as_it_was(data, encoder, tmp_path):
     words = [f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "mode=finetune", "bootstrap=0", "fraction=0.1"]
     config = load(TransferConfig, RHYTHM, [*words, "finetune.epochs=1", "finetune.lr=[0.1]"])
-    task = transfer.read_task(config)
-    module = transfer.open_encoder(config, task.train)
+    task = read_task(config)
+    module = open_encoder(config, task.train)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    transfer.run(config, task, module)
+    run(config, task, module)
     assert all((v == before[k]).all() for k, v in module.state_dict().items())
 
 
@@ -143,10 +148,10 @@ def batch_normed(folder):
 
 def test_a_frozen_encoder_keeps_its_statistics_and_takes_each_record_alone(data, tmp_path):
     config = load(TransferConfig, RHYTHM, [f"encoder={batch_normed(tmp_path)}", f"data={data}", "output=o"])
-    task = transfer.read_task(config)
-    model = transfer.open_encoder(config, task.train)
+    task = read_task(config)
+    model = open_encoder(config, task.train)
     before = {k: v.clone() for k, v in model.train().state_dict().items()}
-    whole, split = (transfer.embed(model, task.test, batch) for batch in (256, 3))
+    whole, split = (embed(model, task.test, batch) for batch in (256, 3))
     np.testing.assert_allclose(split, whole, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -156,29 +161,29 @@ def test_a_random_encoder_gets_the_statistics_of_the_train_records(data, tmp_pat
     words = ["encoder=random", f"like={like}", f"data={data}", "output=o"]
     for batch in (8, 1000):
         config = load(TransferConfig, RHYTHM, [*words, f"batch={batch}"])
-        task = transfer.read_task(config)
-        model = transfer.open_encoder(config, task.train)
+        task = read_task(config)
+        model = open_encoder(config, task.train)
         ecgs = torch.from_numpy(task.train.shards.read_mv(task.train.index))
         first, norm = model.backbone.stem[0](model.scaling(ecgs)).detach(), model.backbone.stem[1]
         torch.testing.assert_close(norm.running_mean, first.mean((0, 2)), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_var, first.var((0, 2), unbiased=False), rtol=1e-4, atol=1e-5)
     scratch = load(TransferConfig, RHYTHM, [*words, "mode=scratch"])
-    assert (transfer.open_encoder(scratch, task.train).backbone.stem[1].running_mean == 0).all()
+    assert (open_encoder(scratch, task.train).backbone.stem[1].running_mean == 0).all()
 
 
 def test_fine_tuning_trains_with_the_statistics_of_its_batches_and_leaves_those_of_the_given_encoder(data, tmp_path):
     words = [f"encoder={batch_normed(tmp_path)}", f"data={data}", "output=o", "finetune.epochs=2", "finetune.batch=16"]
     config = load(TransferConfig, RHYTHM, words)
-    task = transfer.read_task(config)
-    given = transfer.open_encoder(config, task.train)
+    task = read_task(config)
+    given = open_encoder(config, task.train)
     before = {k: v.clone() for k, v in given.state_dict().items()}
-    model, found = transfer._with_head(copy.deepcopy(given), len(task.classes), 0), []
+    model, found = _with_head(copy.deepcopy(given), len(task.classes), 0), []
     first = given.backbone.stem[0](given.scaling(torch.from_numpy(task.train.shards.read_mv(task.train.index))))
-    for state in transfer._epochs(model, task.train, 1e-9, config):
+    for state in _epochs(model, task.train, 1e-9, config):
         found.append(state[0].backbone.stem[1].running_mean.clone())
     for epoch, mean in enumerate(found, start=1):  # 4 steps an epoch, each a tenth of the way to its batch's mean
         torch.testing.assert_close(mean, (1 - 0.9 ** (4 * epoch)) * first.mean((0, 2)).detach(), rtol=0.1, atol=1e-3)
-    transfer.finetune(task, given, np.arange(32), config)
+    finetune(task, given, np.arange(32), config)
     assert all(torch.equal(v, before[k]) for k, v in given.state_dict().items())
 
 
@@ -219,13 +224,13 @@ def test_mistakes_are_one_clear_line(data, encoder, tmp_path, words, said):
 
 def test_every_number_of_the_config_has_a_range():
     numbers = {k for k, kind in _keys(TransferConfig) if kind in (int, float, list[float])}
-    assert numbers == set(transfer.RANGES)
+    assert numbers == set(RANGES)
 
 
 def test_a_gpu_that_is_not_here_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match="device=cuda is not here; use auto or cpu"):
-        transfer._device("cuda")
+        device_of("cuda")
 
 
 @pytest.mark.parametrize("place", ["taken", "taken/below"])
@@ -239,7 +244,7 @@ def test_an_output_that_is_a_file_is_refused_before_the_work(data, encoder, tmp_
 def test_results_are_compared_also_without_an_interval(data, encoder, tmp_path):
     words = [f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "bootstrap=0", "fraction=0.5"]
     transfer.main([RHYTHM, *words])
-    said = transfer.comparison([str(tmp_path / "result.json")])
+    said = comparison([str(tmp_path / "result.json")])
     assert f"{result(tmp_path)['auroc']:.3f} (no interval)" in said
     assert "50%" in said
 

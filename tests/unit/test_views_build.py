@@ -2,8 +2,8 @@ import pytest
 import torch
 from scipy import stats
 
-from sharding.config import UserError
 from trainer.views import VIEWS, Key, build
+from umbra.errors import UserError
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 

@@ -4,10 +4,10 @@ import torch
 from scipy import stats
 from scipy.spatial.transform import Rotation
 
-from sharding.config import UserError
 from trainer.views import Key, build
 from trainer.views.random import uniform
 from trainer.views.vcg import rotation
+from umbra.errors import UserError
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 

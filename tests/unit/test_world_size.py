@@ -10,16 +10,17 @@ import torch
 from handmade import make_shards
 from torch import Tensor, nn
 
-from trainer import loop, losses
+from trainer import distributed
 from trainer.data.order import Order
 from trainer.data.shards import Shards
 from trainer.data.stream import Batch
-from trainer.game import MASK_VIEW, Game, Pair
-from trainer.masking import GameConfig, choose, spare
-from trainer.models import batchnorm
-from trainer.models.encoder import Scaling
-from trainer.models.masker import UNet
+from trainer.game import batchnorm
+from trainer.game.game import MASK_VIEW, Game, Pair
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig, choose, spare
+from trainer.run import loop
 from trainer.views import Key, build
+from umbra.encoders.encoder import Scaling
 
 STEPS, SIZE, LEADS, HOP = 20, 8, 3, 4
 DIALS = [
@@ -47,14 +48,14 @@ class Ranks:
         self.barrier.wait()
         return all_values
 
-    def gather(self, local: Tensor) -> Tensor:
-        return torch.cat(self.exchange(local.detach()))
+    def gather_tensors(self, local: Tensor) -> list[Tensor]:
+        return self.exchange(local.detach())
 
-    def reduce_scatter(self, out: Tensor, parts: list[Tensor]) -> None:
-        out.copy_(sum(theirs[self.own.rank] for theirs in self.exchange(parts)))
+    def scatter_sum(self, parts: list[Tensor]) -> Tensor:
+        return sum(theirs[self.own.rank] for theirs in self.exchange(parts))
 
-    def all_reduce(self, value: Tensor) -> None:
-        value.copy_(sum(self.exchange(value.clone())))
+    def add_over_ranks(self, value: Tensor) -> Tensor:
+        return value.copy_(sum(self.exchange(value.clone())))
 
     def mean(self, gradient: Tensor) -> Tensor:
         return sum(self.exchange(gradient.clone())) / self.size
@@ -70,13 +71,11 @@ class Ranks:
 
 def on_ranks(ranks: Ranks, monkeypatch) -> None:
     """Lets the loss and batch norm of each thread speak through `ranks`."""
-    monkeypatch.setattr(losses, "_world", lambda: ranks.size)
-    monkeypatch.setattr(losses, "_rank", lambda: ranks.own.rank)
-    monkeypatch.setattr(losses, "_gather", ranks.gather)
-    monkeypatch.setattr(losses.dist, "reduce_scatter", ranks.reduce_scatter)
-    monkeypatch.setattr(batchnorm, "_world", lambda: ranks.size)
-    monkeypatch.setattr(batchnorm, "_gather", lambda local: torch.stack(ranks.exchange(local)))
-    monkeypatch.setattr(batchnorm.dist, "all_reduce", ranks.all_reduce)
+    monkeypatch.setattr(distributed, "size", lambda: ranks.size)
+    monkeypatch.setattr(distributed, "rank", lambda: ranks.own.rank)
+    monkeypatch.setattr(distributed, "gather_tensors", ranks.gather_tensors)
+    monkeypatch.setattr(distributed, "scatter_sum", ranks.scatter_sum)
+    monkeypatch.setattr(distributed, "add_over_ranks", ranks.add_over_ranks)
 
 
 class Averaging:

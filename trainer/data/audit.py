@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding.config import UserError, command
-from sharding.files import write_text
-from sharding.schema import MANIFEST, Manifest, read_manifest
+from umbra.config import command
+from umbra.errors import UserError
+from umbra.files import write_text
+from umbra.schema import MANIFEST, Manifest, read_manifest
 
 FOLDER = "audit"
 REPORT = "report.json"

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sharding.config import UserError
-from sharding.schema import Shard
+from umbra.errors import UserError
+from umbra.schema import Shard
 
 Changes = tuple[tuple[int, tuple[int, ...]], ...]
 

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from sharding.config import UserError
-from sharding.files import atomic, write_text
-from sharding.schema import SAMPLE_COLUMNS, SAMPLES, read_manifest
 from trainer.views.random import Key, bits
+from umbra.errors import UserError
+from umbra.files import atomic, write_text
+from umbra.schema import SAMPLE_COLUMNS, SAMPLES, read_manifest
 
 Rows = NDArray[np.int64]
 

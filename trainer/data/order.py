@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding.config import UserError
+from umbra.errors import UserError
 
 Indices = NDArray[np.int64]
 

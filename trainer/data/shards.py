@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sharding.config import UserError
-from sharding.schema import BLOCK, DTYPE, SAMPLES, SPLITS, Geometry, Shard, fingerprint, npy_header, read_manifest
+from umbra.errors import UserError
+from umbra.schema import BLOCK, DTYPE, SAMPLES, SPLITS, Geometry, Shard, fingerprint, npy_header, read_manifest
 
 CHUNK = 64  # samples that one thread copies at a time
 CHECKERS = 16  # shards looked at side by side when a data set is opened: each look may cross a network
@@ -186,7 +186,9 @@ class _File:
         except FileNotFoundError:
             raise UserError(f"shard {path} is missing: run the same build again") from None
         except OSError as error:
-            raise UserError(f"shard {path} cannot be opened ({error.strerror}){_MEND.get(error.errno, '')}") from None
+            raise UserError(
+                f"shard {path} cannot be opened ({error.strerror}){_MEND.get(error.errno or 0, '')}"
+            ) from None
         self._check()
 
     def __del__(self) -> None:  # and not before: a thread may be reading

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharding.schema import DTYPE
 from trainer.data.order import Order
 from trainer.data.shards import Shards
+from umbra.schema import DTYPE
 
 PLAN = 32  # steps whose samples are looked up at once; the shards of the next as many are read ahead
 FETCHED_PLAN = 4  # the same where shards are fetched: one that is removed takes room until it is closed
@@ -133,7 +133,8 @@ class Stream(Iterator[Batch]):
 
     def _plan(self, reader: ThreadPoolExecutor) -> Iterator[tuple[int, NDArray[np.int64], Tensor]]:
         """Each step with its indices and rows [micro, share]; the shards of the steps to come are read ahead."""
-        order, step, now = self._order, self._start, []
+        order, step = self._order, self._start
+        now: list[int] = []
         most = PLAN if self._fetcher is None else FETCHED_PLAN
         while step < self._stop:
             plan = order.steps(step, min(most, self._stop - step), *self._place)

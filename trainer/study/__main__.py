@@ -11,11 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
-from sharding.config import command, load
 from trainer.study.config import StudyConfig, check, keep_config
 from trainer.study.report import report
 from trainer.study.rotation import run_rotation
 from trainer.study.steps import Steps
+from umbra.config import command, load
 
 
 def main(argv: list[str]) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from sharding.config import UserError, check_ranges, dump, load
-from sharding.files import write_text
 from trainer.config import PretrainConfig
-from trainer.transfer import TransferConfig
+from trainer.evaluate.config import TransferConfig
+from umbra.config import check_ranges, config_file, dump, load
+from umbra.errors import UserError
+from umbra.files import write_text
 
 ROOT = Path(__file__).parents[2]
 UNTRAINED = ("random", "scratch")
@@ -115,7 +116,7 @@ def check(config: StudyConfig) -> None:
 
 
 def config_path(kind: str, name: str) -> Path:
-    return as_typed(ROOT / "configs" / kind / f"{name}.yaml")
+    return as_typed(config_file(f"configs/{kind}/{name}.yaml"))
 
 
 def as_typed(path: Path) -> Path:

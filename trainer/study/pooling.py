@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy.stats import rankdata
 
-from sharding.config import UserError
-from trainer.scores import bootstrap_auroc, interval, macro_auroc
+from trainer.evaluate.result import PREDICTIONS
+from trainer.evaluate.scores import bootstrap_auroc, interval, macro_auroc
 from trainer.study.config import Cell, StudyConfig
-from trainer.transfer import PREDICTIONS
+from umbra.errors import UserError
 
 RESOLVABLE = 2.8
 

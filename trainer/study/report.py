@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sharding.files import write_text
-from trainer.figures import study_figure
+from trainer.evaluate.result import plain
 from trainer.study.config import StudyConfig
+from trainer.study.figure import study_figure
 from trainer.study.pooling import compare
 from trainer.study.steps import STEPS
-from trainer.transfer import plain
+from umbra.files import write_text
 
 
 def report(config: StudyConfig, output: Path) -> None:

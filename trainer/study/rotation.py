@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from sharding.config import load
-from sharding.schema import MANIFEST
+from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.embed import open_encoder
+from trainer.evaluate.probe import features
+from trainer.evaluate.result import RESULT, run
+from trainer.evaluate.task import read_task
 from trainer.export import export
-from trainer.hub import CONFIG
+from trainer.run.record import RECORD, read_record
 from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of
 from trainer.study.steps import Steps
-from trainer.task import read_task
-from trainer.transfer import RESULT, TransferConfig, features, open_encoder, run
+from umbra.config import load
+from umbra.hub import CONFIG
+from umbra.schema import MANIFEST
 
 
 def run_rotation(config: StudyConfig, rotation: int, steps: Steps) -> None:
@@ -54,8 +57,7 @@ def _run_directory(base: Path, method: str, seed: int) -> Path:
 
 
 def _finished(run_directory: Path) -> bool:
-    path = run_directory / "run.json"
-    return path.is_file() and json.loads(path.read_text()).get("status") == "finished"
+    return (run_directory / RECORD).is_file() and read_record(run_directory).status == "finished"
 
 
 def shard_command(config: StudyConfig, rotation: int, base: Path) -> list[str | Path]:

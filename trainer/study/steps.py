@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sharding.config import UserError
+from umbra.errors import UserError
 
 STEPS = "steps.jsonl"
 
@@ -31,15 +31,15 @@ class Steps:
         """Runs a command unless it is done. Raises `UserError` with the end of its log if it fails or is too slow."""
         if done():
             return
-        words = [str(word) for word in words]
+        spoken = [str(word) for word in words]
         log = self.output / "logs" / f"{name.replace('/', '-')}.log"
         log.parent.mkdir(exist_ok=True)
-        print(f"[{name}] {shown(words)}\n[{name}] log: {log}", flush=True)
+        print(f"[{name}] {shown(spoken)}\n[{name}] log: {log}", flush=True)
         began = time.monotonic()
-        problem = run_limited(words, log, self.seconds) or ("" if done() else "ended without its result")
+        problem = run_limited(spoken, log, self.seconds) or ("" if done() else "ended without its result")
         if problem:
             raise UserError(f"step {name} {problem}; log: {log}; it says: {telling_line(log)}")
-        self.note(name, words, time.monotonic() - began)
+        self.note(name, spoken, time.monotonic() - began)
 
     def note(self, name: str, words: Sequence[str | Path], seconds: float) -> None:
         with open(self.output / STEPS, "a") as file:

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sharding.config import UserError
 from trainer.views.base import View
 from trainer.views.masks import BlockMask, LeadDropout, TimeMask
 from trainer.views.noise import Gaussian
 from trainer.views.random import Key
 from trainer.views.vcg import VCG
+from umbra.errors import UserError
 
 VIEWS: dict[str, type[View]] = {
     "gaussian": Gaussian,

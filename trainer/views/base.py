@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sharding.config import UserError
 from trainer.views.random import Key
+from umbra.errors import UserError
 
 
 @dataclass(kw_only=True)

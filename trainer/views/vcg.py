@@ -13,9 +13,7 @@ from torch import Tensor
 
 from trainer.views.base import View
 from trainer.views.random import Key, uniform
-
-INDEPENDENT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
-DERIVED = ("III", "aVR", "aVL", "aVF")
+from umbra.leads import CANONICAL, DERIVED, INDEPENDENT, derived
 
 # Edenbrandt and Pahlm 1988, J Electrocardiol 21(4): 361-367; rows X, Y, Z, columns in the order of INDEPENDENT.
 INVERSE_DOWER = (
@@ -47,7 +45,7 @@ class VCG(View):
         have = ", ".join(self.leads)
         missing = [lead for lead in INDEPENDENT if lead not in self.leads]
         self.require(not missing, f"needs lead {', '.join(missing)}, but the data have {have}; leave the view out")
-        foreign = [lead for lead in self.leads if lead not in INDEPENDENT + DERIVED]
+        foreign = [lead for lead in self.leads if lead not in CANONICAL]
         self.require(not foreign, f"cannot make lead {', '.join(foreign)} from the heart vector; leave the view out")
 
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
@@ -82,8 +80,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _all_leads(eight: Tensor, leads: Sequence[str]) -> Tensor:
     named = dict(zip(INDEPENDENT, eight.unbind(1)))
-    one, two = named["I"], named["II"]
-    named |= {"III": two - one, "aVR": -(one + two) / 2, "aVL": one - two / 2, "aVF": two - one / 2}
+    named |= {lead: derived(lead, named["I"], named["II"]) for lead in DERIVED}
     return torch.stack([named[lead] for lead in leads], 1)
 
 

@@ -1,0 +1,138 @@
+"""What the sources of bare arrays share: an array `[leads, samples]` in some unit -> `Recording` in millivolt."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding import signal
+from sharding.sources import ArrayConfig, Recording, Rejected, contained
+from umbra import leads as lead_names
+from umbra.errors import UserError
+
+MAX_VALUES = 1 << 26
+
+
+def check_options(options: ArrayConfig, needed: Sequence[str] = ()) -> None:
+    """Raises `UserError` for options that cannot work; `needed` are keys that this format cannot do without."""
+    for key in needed:
+        if not getattr(options, key):
+            raise UserError(f"source.array.{key} is needed: {_MEANING[key]}")
+    low, high = signal.RATES
+    if options.rate and not low <= options.rate <= high:
+        raise UserError(f"source.array.rate={options.rate:g} must lie between {low:g} and {high:g} Hz")
+    if millivolts(options.units) is None:
+        raise UserError(f"source.array.units={options.units} is neither mV, uV, nV, V nor a positive number")
+    if strange := [name for name in options.leads if not lead_names.canonical(name)]:
+        # a lead that is none of the twelve may stand in an array: it is passed over, but a typing error is likelier
+        known = ", ".join(lead_names.CANONICAL)
+        if len(strange) == len(options.leads):
+            raise UserError(f"source.array.leads={options.leads}: none of them is one of {known}")
+
+
+_MEANING = {
+    "rate": "the arrays' sampling rate in Hz",
+    "leads": "the arrays' leads in order",
+    "signals": "the name of the array (HDF5 data set, npz key, file ending in a tar)",
+}
+
+
+def millivolts(units: str) -> float | None:
+    """Millivolts per unit of the array; None if `units` is no voltage and no positive number."""
+    factor = signal.to_millivolt(units) if units else None
+    if factor is not None:
+        return factor
+    try:
+        value = float(units)
+    except ValueError:
+        return None
+    return value if 0 < value < 1e9 else None
+
+
+def check_shape(shape: Sequence[int], options: ArrayConfig, names: Sequence[str]) -> int:
+    """Samples per lead of an array of this shape and lead names. Raises `Rejected` if they do not fit together."""
+    if len(shape) != 2:
+        raise Rejected("shape", f"an array of shape {tuple(shape)}, not two-dimensional")
+    rows, samples = (shape[1], shape[0]) if options.leads_last else (shape[0], shape[1])
+    if rows != len(names):
+        turned = "; are the leads the other axis (source.array.leads_last)?" if samples == len(names) else ""
+        raise Rejected("shape", f"{rows} rows for {len(names)} leads{turned}")
+    if samples <= 0:
+        raise Rejected("empty", "no samples")
+    if rows * samples > MAX_VALUES:
+        raise Rejected("too_large", f"{samples} samples of {rows} signals")
+    return samples
+
+
+def recording(
+    values: NDArray,
+    wanted: Sequence[str],
+    options: ArrayConfig,
+    names: Sequence[str] | None = None,
+    rate: float | None = None,
+) -> Recording:
+    """The leads that `wanted` needs of an array of numbers, as `Recording`; `names` and `rate` default to the options'.
+
+    NaN and infinity count as missing samples. Raises `Rejected`.
+    """
+    names = options.leads if names is None else names
+    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+        raise Rejected("format", f"an array of {values.dtype}, not of real numbers")
+    check_shape(values.shape, options, names)
+    try:
+        rows = lead_names.index(names)
+    except ValueError as error:
+        raise Rejected("duplicate_lead", str(error)) from error
+    if absent := lead_names.missing(rows, wanted):
+        raise Rejected("missing_lead", " ".join(absent))
+    chosen = lead_names.needed(rows, wanted)
+    picked = (values.T if options.leads_last else values)[[rows[name] for name in chosen]]
+    if options.trim:
+        picked = trimmed(picked)
+    factor = millivolts(options.units)
+    assert factor is not None  # by `check_options`
+    with np.errstate(over="ignore"):  # what is beyond float32 counts as missing
+        mv = np.multiply(picked, factor, dtype=np.float64).astype(np.float32)
+    finite = np.isfinite(mv)
+    missing: NDArray[np.bool_] | None = None
+    if not finite.all():
+        missing = np.logical_not(finite.all(axis=0))
+        mv[~finite] = 0.0
+    flags = ("derived",) if any(name not in rows for name in wanted) else ()
+    return Recording(mv, chosen, options.rate if rate is None else rate, missing, None, flags)
+
+
+def trimmed(values: NDArray) -> NDArray:
+    """`values` [leads, samples] without the zeros in all leads at both ends. Raises `Rejected` if nothing is left."""
+    busy = np.flatnonzero(values.any(axis=0))
+    if not len(busy):
+        raise Rejected("empty", "zeros alone")
+    return values[:, busy[0] : busy[-1] + 1]
+
+
+def regular_file(root: Path, path: str) -> str:
+    """`root/path` if it is a regular file in `root`. Raises `Rejected`."""
+    full = contained(root, path)
+    try:
+        mode = os.stat(full).st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Rejected("missing_file", path) from error
+    if not stat.S_ISREG(mode):
+        raise Rejected("unreadable", f"{path} is no regular file")
+    return full
+
+
+def usable(options: ArrayConfig) -> None:
+    """Raises `Rejected` if no array can be read with these options."""
+    try:
+        check_options(options)
+    except UserError as error:
+        raise Rejected("units", str(error)) from error
+    low, high = signal.RATES
+    if not low <= options.rate <= high:
+        raise Rejected("rate", f"source.array.rate={options.rate:g} Hz")

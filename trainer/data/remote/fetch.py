@@ -1,0 +1,272 @@
+"""How a file comes over, checked and tried again: HTTP(S) with Python's own client, all else by `webdataset.gopen`."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import os
+import random
+import select
+import shlex
+import ssl
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from umbra.errors import UserError
+
+CHUNK = 1 << 20
+TRY_AGAIN = (408, 425, 429)
+
+
+class FetchError(UserError):
+    """A file that cannot be fetched; the message names it without the query and the credentials of its URL."""
+
+
+class Closed(Exception):
+    """The run ends: whatever is under way is left."""
+
+
+class _Again(Exception):
+    """What may be otherwise on another try; with `anew` the bytes so far are worth nothing."""
+
+    def __init__(self, why: str, anew: bool = False) -> None:
+        super().__init__(why)
+        self.anew = anew
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`stall`: seconds without a byte that end a try; `attempts`: tries in a row that bring nothing new; `pause` to
+    `longest`: seconds between tries, doubling, with jitter; `total` seconds and `slowest` bytes/s: the time of a file,
+    less than the ten minutes after which the processes of a run give each other up.
+    """
+
+    stall: float = 30.0
+    attempts: int = 6
+    pause: float = 1.0
+    longest: float = 30.0
+    total: float = 240.0
+    slowest: float = 1e6
+    most: float = 540.0
+
+    def time_of(self, size: int) -> float:
+        """Seconds in which a file of so many bytes must be there."""
+        return min(self.total + size / self.slowest, self.most)
+
+
+def is_remote(path: str) -> bool:
+    """True for a URL (`http://`, `https://`, `s3://`, `gs://`, ...) and for `pipe:COMMAND`."""
+    return path.startswith("pipe:") or "://" in path
+
+
+def without_secrets(path: str) -> str:
+    """A `data.path` without the name, password and query of its URL; a folder or a command as it is."""
+    if "://" not in path or path.startswith("pipe:"):
+        return path
+    parts = urlsplit(path)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The folder of a data set behind a URL. A file's name goes where the URL has `{}`, or else to the end of its path.
+
+    HTTP(S) is read with Python's own client, all else through `webdataset.gopen`; `s3://` needs `aws` installed.
+    """
+
+    url: str
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.url.startswith("pipe:"):
+            return
+        try:
+            known = bool(urlsplit(self.url).netloc) or self.url.startswith("file:")
+        except ValueError:
+            known = False
+        if not known:
+            raise UserError(f"data.path={self.url.partition('?')[0]} is no URL of a folder, as http://HOST/FOLDER")
+
+    def where(self, name: str) -> str:
+        """The URL of a file."""
+        if "{}" in self.url:
+            return self.url.replace("{}", name)
+        if self.url.startswith("pipe:"):
+            return f"{self.url.rstrip('/')}/{name}"
+        parts = urlsplit(self.url)
+        return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+
+    def shown(self, name: str) -> str:
+        """The URL of a file without its query and credentials; of a command only its first word."""
+        url = self.where(name)
+        if url.startswith("pipe:"):
+            return f"{(url.split() or [url])[0]} ... {name}"
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def open(self, name: str, offset: int) -> tuple[int, Generator[bytes, None, None]]:
+        """The bytes of a file from `offset` on, or from 0 where that cannot be had -> (where they begin, chunks)."""
+        parts = urlsplit(self.where(name))
+        if parts.scheme in ("http", "https"):
+            return _open_http(parts, offset, self.limits.stall)
+        return 0, _through_gopen(self.where(name), self.limits.stall)
+
+
+class Download:
+    """A remote file on its way to `file`; its size and hash are checked where they are given."""
+
+    def __init__(self, remote: Remote, name: str, file: BinaryIO, size: int | None = None, sha256: str = "") -> None:
+        self.remote, self.name, self.file, self.size, self.sha256 = remote, name, file, size, sha256
+        self._anew()
+
+    def run(self, stopped: threading.Event) -> None:
+        """Fetches it: a cut is resumed where it was, what else fails is tried again as `remote.limits` says.
+
+        Raises `FetchError`.
+        """
+        limits, best, failures, tries = self.remote.limits, 0, 0, 0
+        self._end = time.monotonic() + limits.time_of(self.size or 0)
+        while True:
+            tries += 1
+            try:
+                return self._try(stopped)
+            except FetchError as error:
+                raise FetchError(f"{self.remote.shown(self.name)}: {error}") from None
+            except _Again as error:
+                failures = 0 if self.file.tell() > best and not error.anew else failures + 1
+                best = max(best, self.file.tell())
+                if error.anew or self.size is None:
+                    self._anew()
+                if failures >= limits.attempts or time.monotonic() > self._end:
+                    raise FetchError(f"{self.remote.shown(self.name)}: {error} ({tries} tries)") from None
+            pause = min(limits.longest, limits.pause * 2 ** max(failures - 1, 0))
+            if stopped.wait(pause * random.uniform(0.5, 1)):
+                raise Closed
+
+    def _try(self, stopped: threading.Event) -> None:
+        begins, chunks = self.remote.open(self.name, self.file.tell())
+        with contextlib.closing(chunks):
+            if begins != self.file.tell():
+                self._anew()
+            for chunk in chunks:
+                if stopped.is_set():
+                    raise Closed
+                self.file.write(chunk)
+                self._digest.update(chunk)
+                if self.size is not None and self.file.tell() > self.size:
+                    raise _Again(f"it is longer than the {self.size} bytes of the manifest", anew=True)
+                if time.monotonic() > self._end:
+                    raise _Again(f"too slow: {self.file.tell()} bytes when its time was over")
+        if self.size is not None and self.file.tell() < self.size:
+            raise _Again(f"it ended after {self.file.tell()} of {self.size} bytes")
+        if self.sha256 and self._digest.hexdigest() != self.sha256:
+            raise _Again("its bytes are not those of the manifest (sha256)", anew=True)
+
+    def _anew(self) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+        self._digest = hashlib.sha256()
+
+
+def _open_http(parts: SplitResult, offset: int, stall: float) -> tuple[int, Generator[bytes, None, None]]:
+    user, at, host = parts.netloc.rpartition("@")
+    headers = {"User-Agent": "umbra", "Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=headers)
+    if at:
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
+    with _http_errors():
+        response = urllib.request.urlopen(request, timeout=stall)
+    if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+        response.close()
+        raise _Again("the server sent another part than asked for", anew=True)
+    return offset if response.status == 206 else 0, _http_chunks(response)
+
+
+def _http_chunks(response: http.client.HTTPResponse) -> Generator[bytes, None, None]:
+    left = response.length
+    with response:
+        while True:
+            with _http_errors():
+                chunk = response.read1(CHUNK)
+            if not chunk:
+                break
+            yield chunk
+            left = None if left is None else left - len(chunk)
+    if left:
+        raise _Again(f"the connection ended {left} bytes early")
+
+
+@contextlib.contextmanager
+def _http_errors() -> Iterator[None]:
+    """What the client raises, as `FetchError` where another try is of no use, else `_Again`."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        error.close()
+        if 400 <= error.code < 500 and error.code not in (*TRY_AGAIN, 416):
+            raise FetchError(f"HTTP {error.code} {error.reason}") from None
+        raise _Again(f"HTTP {error.code} {error.reason}", anew=error.code == 416) from None
+    except (ValueError, http.client.InvalidURL) as error:
+        raise FetchError(f"this is no valid URL: {error}") from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise FetchError(f"certificate not accepted: {reason.verify_message}") from None
+        if isinstance(reason, TimeoutError):
+            raise _Again("the server stalled") from None
+        raise _Again(f"{type(reason).__name__} {reason}".strip()) from None
+
+
+def _through_gopen(url: str, stall: float) -> Generator[bytes, None, None]:
+    from webdataset.gopen import Pipe, gopen, gopen_schemes
+
+    scheme = url.partition(":")[0]
+    if scheme == "s3" and "s3" not in gopen_schemes:
+        url = f"pipe:aws s3 cp {shlex.quote(url)} -"
+    elif scheme not in gopen_schemes and scheme != "file":
+        known = ", ".join(sorted({*gopen_schemes, "s3", "file"} - {"__default__"}))
+        raise FetchError(f"webdataset has no opener for {scheme}:; there are {known}")
+    try:
+        stream = gopen(url, "rb")
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise FetchError(f"{error.filename} does not exist on this machine") from None
+        raise _Again(f"{type(error).__name__} {error.strerror}") from None
+    if isinstance(stream, Pipe):
+        yield from _pipe_chunks(stream, stall)
+        return
+    with contextlib.closing(stream):
+        while chunk := stream.read(CHUNK):
+            yield chunk
+
+
+def _pipe_chunks(pipe: object, stall: float) -> Generator[bytes, None, None]:
+    process: subprocess.Popen = pipe.proc  # type: ignore[attr-defined]
+    assert process.stdout is not None
+    try:
+        while True:
+            if not select.select([process.stdout], [], [], stall)[0]:
+                raise _Again("the command stalled")
+            chunk = os.read(process.stdout.fileno(), CHUNK)
+            if not chunk:
+                break
+            yield chunk
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(stall)
+        if process.returncode == 127:
+            raise FetchError("the command is not installed")
+        if process.returncode != 0:
+            raise _Again(f"the command ended with exit code {process.returncode}")
+    finally:
+        process.kill()
+        with contextlib.suppress(OSError):
+            pipe.close()  # type: ignore[attr-defined]

@@ -1,0 +1,185 @@
+"""The files of a remote data set in a local folder: each comes once, whole and checked, whoever asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.remote.fetch import Closed, Download, FetchError, Remote, is_remote
+from umbra.errors import UserError
+from umbra.files import claim_folder, write_bytes
+from umbra.schema import MANIFEST, SAMPLES, Manifest, Shard, fingerprint, read_manifest
+
+PART = ".part"
+POLL = 0.02
+
+
+def local_root(path: str, cache: str) -> Path:
+    """The folder with the manifest of the data set `data.path`: itself, or for a remote one its place in `data.cache`.
+
+    Raises `UserError` as `open_data_set` does, and if a remote one has no cache.
+    """
+    if not is_remote(path):
+        return Path(path)
+    if not cache:
+        raise UserError("data.path is remote: set data.cache=FOLDER, on a disk of each machine")
+    claim_folder(cache, "data.cache")
+    return open_data_set(Remote(path), cache)
+
+
+def open_data_set(remote: Remote, cache: str | Path) -> Path:
+    """The folder of the data set under `cache`, with `manifest.json` and `samples.parquet` fetched and checked.
+
+    Raises `UserError`, naming the URL, where they are missing, damaged, of another version or do not fit together.
+    """
+    stopped, text = threading.Event(), io.BytesIO()
+    try:
+        Download(remote, MANIFEST, text).run(stopped)
+    except FetchError as error:
+        raise UserError(f"{error}: is data.path the folder of a finished data set?") from None
+    manifest = _manifest(text.getvalue(), remote.shown(MANIFEST))
+    folder = Path(cache) / manifest.fingerprint
+    path = folder / SAMPLES
+    with on_disk(folder, SAMPLES):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(SAMPLES + PART), stopped) as file:
+            if not path.is_file():
+                Download(remote, SAMPLES, file).run(stopped)
+                file.flush()
+                _check_samples(path.with_name(SAMPLES + PART), manifest, remote.shown(SAMPLES))
+                _put(file, path)
+        write_bytes(folder / MANIFEST, text.getvalue())
+    return folder
+
+
+def obtain(remote: Remote, shard: Shard, folder: Path, stopped: threading.Event) -> bool:
+    """Fetches a shard to `folder` if it is not there; True if it did. Of several that ask, one fetches, others wait."""
+    path = folder / shard.name
+    if _there(path, shard):
+        return False
+    with _locked(path.with_name(path.name + PART), stopped) as file:
+        if _there(path, shard):
+            return False
+        Download(remote, shard.name, file, shard.bytes, shard.sha256).run(stopped)
+        _put(file, path)
+        return True
+
+
+def sweep(folder: Path) -> None:
+    """Removes what is left of downloads whose process ended."""
+    for path in folder.glob(f"*{PART}"):
+        if (file := _lock(path)) is not None:
+            with file:
+                path.unlink()
+
+
+def _there(path: Path, shard: Shard) -> bool:
+    return size_of(path) == shard.bytes
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there, or was removed just now."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _put(file: BinaryIO, path: Path) -> None:
+    """Flushes a part to disk and gives it its own name."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(path.with_name(path.name + PART), path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, stopped: threading.Event) -> Iterator[BinaryIO]:
+    """A new or old file under an exclusive lock; removed at the end unless it was given another name."""
+    file = _lock(path)
+    while file is None:
+        if stopped.wait(POLL):
+            raise Closed
+        file = _lock(path)
+    with file:
+        try:
+            yield file
+        finally:
+            if _same(path, file):
+                path.unlink()
+
+
+def _lock(path: Path) -> BinaryIO | None:
+    """The file, made if need be, if nobody else holds its lock and it still has this name."""
+    file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _same(path, file):
+            return file
+    file.close()
+    return None
+
+
+def _same(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def on_disk(folder: Path, name: str) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, as a `FetchError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FetchError(f"no space left for {name} in data.cache={folder}: free some, or choose another") from None
+        raise FetchError(f"data.cache={folder}: {name}: {error.strerror or error}") from None
+
+
+def _manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in `data`, checked against its own fingerprint and geometry."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MANIFEST
+        path.write_bytes(data)
+        try:
+            manifest = read_manifest(folder)
+        except UnicodeDecodeError:
+            raise UserError(f"{where} is damaged: it is no text; copy it again") from None
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), where)) from None
+    geometry, shards = manifest.geometry, manifest.shards
+    if manifest.fingerprint != fingerprint(shards, geometry, manifest.rate, manifest.leads, manifest.resolution_uv):
+        raise UserError(f"{where} does not match its own fingerprint: it was changed by hand; build the data set anew")
+    for shard in shards:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar", shard.name):
+            raise UserError(f"{where} names a shard {shard.name!r}, which is no name of a tar")
+        if shard.bytes != geometry.shard_bytes(shard.samples):
+            raise UserError(
+                f"{where}: {shard.name} has {shard.bytes} bytes, {shard.samples} samples make "
+                f"{geometry.shard_bytes(shard.samples)}: build the data set anew"
+            )
+    return manifest
+
+
+def _check_samples(path: Path, manifest: Manifest, where: str) -> None:
+    counts = [shard.samples for shard in manifest.shards]
+    try:
+        shard = pq.read_table(path, columns=["shard"]).column("shard").to_numpy()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{where} is damaged: copy it again ({str(error).splitlines()[0]})") from None
+    if not np.array_equal(shard, np.repeat(np.arange(len(counts)), counts)):
+        raise UserError(f"{where} has not the rows of the manifest beside it: copy both again from one build")

@@ -1,0 +1,185 @@
+"""Rank arithmetic, initialisation, and the few collectives in use."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from umbra.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def initialise(timeout_s: float = 600) -> World:
+    """Joins the processes that the launcher (deepspeed, torchrun or srun) started; one alone without a launcher."""
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500" if int(os.environ["WORLD_SIZE"]) > 1 else "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.logger.setLevel("ERROR")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_size()))
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else C++ is compiled at the first start
+    deepspeed.init_distributed(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
+    )
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _local_size() -> int:
+    """Processes on this machine, as the launchers name it."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE", "WORLD_SIZE")
+    return next(int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
+
+
+def launched_size() -> int:
+    """The number of processes that the launcher started, also before they have joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def size() -> int:
+    """The number of processes that have joined (1 without any)."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def finalise() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ended() -> Iterator[None]:
+    """Ends the process with the exit code of what is inside, without the interpreter's last steps: a process group that
+    an engine still holds may abort in them, and the launcher then kills the ranks that are still writing."""
+    try:
+        yield
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code or 0
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    atexit._run_exitfuncs()  # W&B's service among them
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The mean over ranks of scalar tensors, in one collective and one host read."""
+    stacked = torch.stack([v.detach().float() for v in values.values()])
+    if dist.is_initialized():
+        dist.all_reduce(stacked)
+        stacked /= dist.get_world_size()
+    return dict(zip(values, stacked.tolist()))
+
+
+def max_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(stacked, op=dist.ReduceOp.MAX)
+    return dict(zip(values, stacked.tolist()))
+
+
+def add_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks, in place, on the device."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def largest_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The largest over ranks, in place, on the device."""
+    if dist.is_initialized():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def gather_tensors(local: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors of all ranks, which have one shape, in the order of the ranks."""
+    if not dist.is_initialized():
+        return [local]
+    gathered = [torch.empty_like(local) for _ in range(size())]
+    dist.all_gather(gathered, local.contiguous())
+    return gathered
+
+
+def scatter_sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Part n, summed over ranks, on rank n."""
+    own = torch.empty_like(parts[0])
+    dist.reduce_scatter(own, parts)
+    return own
+
+
+def gather(value: object) -> list[Any]:
+    """The values of all ranks, on every rank."""
+    values = [value]
+    if dist.is_initialized():
+        values *= dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def ranks_of_machine(world: World) -> tuple[int, ...]:
+    """The ranks whose processes the launcher started on this machine; they follow each other.
+
+    Raises `UserError` if they do not.
+    """
+    local = gather(local_rank())
+    first = world.rank - local[world.rank]
+    after = [rank for rank in range(world.rank + 1, world.size) if local[rank] == 0]
+    ranks = range(first, min([*after, world.size]))
+    if first < 0 or [local[rank] for rank in ranks] != list(range(len(ranks))):
+        raise UserError("the ranks of a machine do not follow each other: start them with a block distribution")
+    return tuple(ranks)
+
+
+def agree(value: object) -> object:
+    """Rank 0's value on every rank."""
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,72 @@
+"""The encoder that a transfer names, and the features that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.data.shards import Shards
+from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.task import Labelled
+from trainer.game.batchnorm import batch_norms, estimate
+from umbra.encoders.encoder import Encoder
+from umbra.errors import UserError
+from umbra.hub import initialise, load_encoder, read_config
+
+
+def open_encoder(config: TransferConfig, train: Labelled) -> Encoder:
+    """The encoder that the config names, on its device; randomly initialised for `encoder=random` or `mode=scratch`.
+
+    Batch norm of one that stays random gets the mean and variance of the train records, as that of an exported one has
+    those of its training ECGs. Raises `UserError` if the data are not of the encoder's kind.
+    """
+    name, device = config.like if config.encoder == "random" else config.encoder, device_of(config.device)
+    fresh = config.encoder == "random" or config.mode == "scratch"
+    encoder = initialise(read_config(name), config.seed).to(device) if fresh else load_encoder(name, device)
+    _check_fits(encoder, train.shards, config)
+    if fresh and batch_norms(encoder) and config.mode == "probe":
+        estimate(encoder, (signals(part, device) for part in parts_of(train, config.batch)))
+    return encoder
+
+
+def _check_fits(encoder: Encoder, shards: Shards, config: TransferConfig) -> None:
+    """Raises `UserError` if the data's leads, rate or length are not those of the encoder."""
+    wanted, given = encoder.config, shards.manifest
+    for what in ("rate", "leads", "samples"):
+        if getattr(wanted, what) != getattr(given, what):
+            raise UserError(
+                f"the encoder takes {what} {getattr(wanted, what)}, {config.data} has {getattr(given, what)}: "
+                "build the shards with the rate, seconds and leads of the encoder"
+            )
+
+
+def device_of(name: str) -> torch.device:
+    """Raises `UserError` for a device that is not here."""
+    gpus = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    here = ["auto", "cpu", *(["cuda"] if gpus else []), *gpus]
+    if name not in here:
+        raise UserError(f"device={name} is not here; use {' or '.join(here)}")
+    return torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+
+
+def signals(data: Labelled, device: torch.device) -> Tensor:
+    """The ECGs of these records in mV, float32 `[n, leads, samples]`."""
+    return torch.from_numpy(data.shards.read_mv(data.index)).to(device)
+
+
+def embed(encoder: nn.Module, data: Labelled, batch: int) -> np.ndarray:
+    """Features of these records, float32 `[n, D]`, by the encoder in eval mode."""
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    with torch.inference_mode():
+        parts = [encoder(signals(part, device)).float().cpu().numpy() for part in parts_of(data, batch)]
+    return np.concatenate(parts)
+
+
+def parts_of(data: Labelled, batch: int) -> Iterator[Labelled]:
+    """The records in their order, `batch` at a time."""
+    for start in range(0, len(data), batch):
+        yield data.take(np.arange(start, min(start + batch, len(data))))

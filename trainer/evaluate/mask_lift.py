@@ -1,0 +1,226 @@
+"""Where do the masks fall? `python -m trainer.figures masks RUN [key=value]`: on P, QRS and T, against chance.
+
+Held-out ECGs are delineated by NeuroKit2 (discrete wavelets, Martinez et al. 2004; Makowski et al. 2021). A wave's lift
+is the share of it that is hidden over the share of the whole ECG that is hidden: 1 is chance, 1.5 is half as much
+again. Beside the masker's own masks (each of the N; per lead that of the delineated lead) stand two controls: the mask
+of another ECG, and a random block on a ring.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from trainer.config import PretrainConfig
+from trainer.data.remote.store import local_root
+from trainer.data.shards import Shards
+from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.result import plain
+from trainer.evaluate.scores import interval, patient_resamples
+from trainer.evaluate.task import class_of
+from trainer.game.masking import binarise, soft_masks
+from trainer.game.players import make_players
+from trainer.observe.mask_figure import bands, ecg_with_masks
+from trainer.run.checkpoint import newest
+from trainer.run.record import RECORD, read_record
+from trainer.views.masks import TimeMask
+from trainer.views.random import Key
+from umbra.config import check_ranges, config_file, load
+from umbra.encoders.encoder import Scaling
+from umbra.errors import UserError
+from umbra.files import write_text
+
+WAVES = ("P", "QRS", "T", "between")
+MASKS = ("masker", "masker, another ECG's", "random block")
+USAGE = "python -m trainer.figures masks RUN [data=DIR] [split=val] [ecgs=300] [by=rhythm] [draw=4] [lead=II]"
+Bools = NDArray[np.bool_]
+
+
+@dataclass
+class MeaningConfig:
+    """`data`: the data set (default: the run's own). `ecgs` of `split` are looked at, delineated in `lead`; `draw` of
+    them are drawn. `by`: a task of configs/transfer whose classes get a table each ('' for none).
+    """
+
+    run: str = ""
+    data: str = ""
+    split: str = "val"
+    ecgs: int = 300
+    lead: str = "II"
+    by: str = "rhythm"
+    draw: int = 4
+    bootstrap: int = 1000
+
+
+@dataclass(frozen=True)
+class Lift:
+    """One row: `lift` of a wave under one kind of mask, its 95 % by patients, over `ecgs` ECGs of `group`."""
+
+    group: str
+    masks: str
+    wave: str
+    lift: float
+    low: float
+    high: float
+    ecgs: int
+
+
+def main(argv: list[str]) -> None:
+    words = [f"run={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else argv
+    cfg = load(MeaningConfig, None, words)
+    if not cfg.run:
+        raise UserError(f"say which run: {USAGE}")
+    run = Path(cfg.run)
+    settings = load(PretrainConfig, run / "config.yaml")
+    check_ranges(cfg, {"ecgs": ">= 2", "draw": ">= 0", "bootstrap": ">= 1"})
+    shards = Shards(cfg.data or local_root(settings.data.path, settings.data.cache), cfg.split)
+    wanted = read_record(run).encoder if (run / RECORD).is_file() else {}
+    manifest = shards.manifest
+    if wanted and (manifest.leads, manifest.samples, manifest.rate) != tuple(
+        wanted[k] for k in ("leads", "samples", "rate")
+    ):
+        raise UserError(f"data={shards.root} has other leads, rate or length than the data that {run} was trained on")
+    count = min(cfg.ecgs, shards.count)
+    ecgs = shards.read_mv(np.linspace(0, shards.count - 1, count).astype(np.int64))
+    hidden = masks_of_run(run, settings, shards, ecgs)
+    table = shards.table().take(np.linspace(0, shards.count - 1, count).astype(np.int64))
+    rows = measure(cfg, shards, ecgs, hidden, table)
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    write_text(folder / "mask_lift.json", json.dumps(plain([asdict(row) for row in rows]), indent=1) + "\n")
+    text = markdown(rows)
+    write_text(folder / "mask_lift.md", text)
+    print(text)
+    for n in range(min(cfg.draw, count)):
+        path = folder / f"mask_lift-{n}.png"
+        leads = shards.manifest.leads
+        ecg_with_masks(ecgs[n], hidden[n], shards.manifest.rate, leads, path, f"masks of {cfg.split} ECG {n}")
+    drawn = f"{min(cfg.draw, count)} x {folder}/mask_lift-N.png"
+    print(f"written: {folder / 'mask_lift.md'}, {folder / 'mask_lift.json'}, {drawn}")
+
+
+def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] per lead; of
+    a spectrum the mean over its bins. Raises `UserError` for a run without a masker or checkpoint."""
+    if not settings.game.enabled:
+        raise UserError(f"{run} was trained without a masker: there are no masks to look at")
+    found = newest(run)
+    if found is None:
+        raise UserError(f"{run / 'checkpoints'} holds no committed checkpoint: let the run reach its first save")
+    _, masker = make_players(settings, shards)
+    assert masker is not None
+    weights = load_file(found / "weights.safetensors")
+    masker.load_state_dict({k.removeprefix("masker."): v for k, v in weights.items() if k.startswith("masker.")})
+    manifest, dials = shards.manifest, settings.game.at(1.0)
+    scaling = Scaling(manifest.lead_mean_mv, manifest.lead_std_mv, settings.scaling)
+    out = []
+    with torch.no_grad():
+        for part in np.array_split(ecgs, max(1, len(ecgs) // 64)):
+            raw = soft_masks(masker(scaling(torch.from_numpy(part))), dials, dials.hop(manifest.rate))
+            out += [bands(m, manifest.samples) for m in binarise(raw, dials).numpy()]
+    return np.stack(out)
+
+
+def measure(cfg: MeaningConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.float32], table: Any) -> list[Lift]:
+    """The lifts of all ECGs that could be delineated, and of each class of the task `by`."""
+    leads, rate = shards.manifest.leads, shards.manifest.rate
+    if cfg.lead not in leads:
+        raise UserError(f"lead={cfg.lead} is not among the leads of the data: {', '.join(leads)}")
+    waves = [delineate(ecg[leads.index(cfg.lead)], rate) for ecg in tqdm(ecgs, "delineation", unit="ECG")]
+    kept = np.flatnonzero([w is not None for w in waves])
+    if not len(kept):
+        raise UserError(f"none of the {len(ecgs)} ECGs could be delineated in lead {cfg.lead}; try another lead=")
+    print(f"{len(kept)} of {len(ecgs)} ECGs could be delineated in lead {cfg.lead}")
+    place = np.stack([w for w in waves if w is not None])
+    own = hidden[kept] if hidden.ndim == 3 else hidden[kept][:, :, leads.index(cfg.lead)]
+    coverage = min(max(float(own.mean()), 0.01), 0.99)
+    ring = TimeMask(op="control", coverage=coverage, per_lead=False)  # all places alike, also the edges
+    block = ring.hidden(Key(0, 0, torch.from_numpy(kept)), 1, own.shape[-1])[:, 0].numpy().astype(np.float32)
+    kinds: dict[str, NDArray[np.float32]] = {}
+    for n, masks in enumerate(own.swapaxes(0, 1)):
+        name = MASKS[0] if own.shape[1] == 1 else f"mask {n + 1}"
+        kinds |= {name: masks, f"{name}, another ECG's": np.roll(masks, len(masks) // 2, 0)}
+    kinds[MASKS[-1]] = block
+    patient = table.column("patient").to_numpy()[kept]
+    groups = {"all": np.ones(len(kept), bool), **_classes(cfg.by, table, kept)}
+    return [
+        Lift(group, name, wave, *lift(masks[some], place[some, w], patient[some], cfg.bootstrap), int(some.sum()))
+        for group, some in groups.items()
+        for name, masks in kinds.items()
+        for w, wave in enumerate(WAVES)
+    ]
+
+
+def _classes(task: str, table: Any, kept: NDArray[np.int64], least: int = 10) -> dict[str, Bools]:
+    """The ECGs of each class of a transfer task that has at least `least` of them."""
+    if not task:
+        return {}
+    path = config_file(f"configs/transfer/{task}.yaml")
+    if not path.is_file():
+        raise UserError(f"by={task}: {path} does not exist")
+    cfg = load(TransferConfig, path)
+    if cfg.column not in table.column_names:
+        raise UserError(f"by={task}: samples.parquet has no column '{cfg.column}'; set by='' for one table of all")
+    names = np.array([str(class_of(v, cfg.classes)) for v in table.column(cfg.column).to_pylist()])[kept]
+    found = {name: names == name for name in sorted(set(names.tolist()) - {"None"})}
+    return {name: some for name, some in found.items() if some.sum() >= least}
+
+
+def delineate(signal: NDArray[np.float32], rate: float) -> Bools | None:
+    """Which samples of one lead [T] lie in P, QRS, T and between the waves: bool [4, T]; None if that fails."""
+    try:
+        import neurokit2
+    except ImportError:
+        raise UserError("delineation needs NeuroKit2: pip install 'umbra[delineate]'") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            clean = neurokit2.ecg_clean(signal.astype(float), sampling_rate=rate)
+            _, peaks = neurokit2.ecg_peaks(clean, sampling_rate=rate)
+            _, found = neurokit2.ecg_delineate(clean, peaks["ECG_R_Peaks"], sampling_rate=rate, method="dwt")
+    except Exception:  # the library raises whatever numpy does on a signal without beats
+        return None
+    waves = np.zeros((len(WAVES), len(signal)), bool)
+    for w, name in enumerate(("P", "R", "T")):
+        for start, end in zip(found[f"ECG_{name}_Onsets"], found[f"ECG_{name}_Offsets"]):
+            if np.isfinite(start) and np.isfinite(end) and 0 < end - start < 0.4 * rate * (1 + (name == "T")):
+                waves[w, int(start) : int(end) + 1] = True
+    waves[3] = ~waves[:3].any(0)
+    return waves if waves[1].any() else None
+
+
+def lift(masks: NDArray[np.float32], wave: Bools, patient: NDArray[np.int64], count: int) -> tuple[float, float, float]:
+    """(lift, low, high) of masks [n, T] on a wave bool [n, T]: ratio of sums over ECGs, 95 % by patient bootstrap."""
+    inside, size = (masks * wave).sum(1).astype(np.float64), wave.sum(1).astype(np.float64)
+    whole, length = masks.sum(1).astype(np.float64), np.full(len(masks), masks.shape[1], np.float64)
+
+    def of(weight: NDArray[Any]) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weight @ inside / (weight @ size)) / (weight @ whole / (weight @ length))
+
+    values = np.concatenate([of(w.astype(np.float64)) for w in patient_resamples(patient, count, 0)])
+    return (float(of(np.ones((1, len(masks))))[0]), *interval(values))
+
+
+def markdown(rows: Sequence[Lift]) -> str:
+    """One table a group: a line a kind of mask, a column a wave."""
+    parts = []
+    for group in dict.fromkeys(row.group for row in rows):
+        mine = [row for row in rows if row.group == group]
+        lines = [f"{group}: {mine[0].ecgs} ECGs; hidden share of a wave over that of the whole ECG", ""]
+        lines += ["| masks | " + " | ".join(WAVES) + " |", "|---" * (1 + len(WAVES)) + "|"]
+        for kind in dict.fromkeys(row.masks for row in mine):
+            cells = [f"{r.lift:.2f} ({r.low:.2f} to {r.high:.2f})" for r in mine if r.masks == kind]
+            lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"

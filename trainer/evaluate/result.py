@@ -1,0 +1,145 @@
+"""One transfer from fit to files: `result.json`, `predictions.parquet`, and their tables as text."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.finetune import finetune
+from trainer.evaluate.probe import Features, Fitted, features, probe
+from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, scorable
+from trainer.evaluate.task import Task, fraction_of
+from umbra.encoders.encoder import Encoder
+from umbra.errors import UserError
+from umbra.files import atomic, write_text
+from umbra.schema import SPLITS
+
+RESULT = "result.json"
+
+
+PREDICTIONS = "predictions.parquet"
+
+
+def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
+    """Trains, chooses, tests, writes predictions.parquet and then result.json to `config.output`; returns the result.
+
+    `given`: features computed before for this encoder and task (probe only).
+    """
+    began = time.monotonic()
+    chosen = fraction_of(task.train.label, task.train.patient, config.fraction, config.seed)
+    if config.mode == "probe":
+        fitted = probe(task, given or features(encoder, task, config.batch), chosen, config.probe)
+    else:
+        fitted = finetune(task, encoder, chosen, config)
+    result = _result(config, task, chosen, fitted) | {"seconds": round(time.monotonic() - began, 2)}
+    _write(Path(config.output), task, fitted.probability, result)
+    return result
+
+
+def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitted) -> dict[str, Any]:
+    label, score, patient = task.test.label, fitted.probability, task.test.patient
+    scored = scorable(label, len(task.classes))
+    resampled = bootstrap_auroc(label, score, patient, config.bootstrap, config.seed)
+    low, high = interval(resampled.mean(1))
+    per_class = {}
+    for column, k in enumerate(scored):
+        ends = interval(resampled[:, column])
+        value = auroc(label == k, score[:, k])
+        per_class[task.classes[k]] = {"auroc": value, "low": ends[0], "high": ends[1]}
+    manifest = task.test.shards.manifest
+    return {
+        "task": task.name,
+        "mode": config.mode,
+        "encoder": config.encoder,
+        "like": config.like,
+        "data": {"fingerprint": manifest.fingerprint, "key_id": manifest.key_id},
+        "fraction": config.fraction,
+        "seed": config.seed,
+        "classes": task.classes,
+        "counts": task.counts(task.train.take(chosen)),
+        "notes": task.notes,
+        "chosen": fitted.chosen,
+        "val_auroc": fitted.val_auroc,
+        "auroc": macro_auroc(label, score),
+        "low": low,
+        "high": high,
+        "resamples": int(np.isfinite(resampled.mean(1)).sum()),
+        "per_class": per_class,
+    }
+
+
+def _write(output: Path, task: Task, probability: np.ndarray, result: dict[str, Any]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, Any] = {"row": task.test.row, "patient": task.test.patient}
+    columns["label"] = [task.classes[k] for k in task.test.label]
+    columns |= {f"p_{name}": probability[:, k] for k, name in enumerate(task.classes)}
+    with atomic(output / PREDICTIONS) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+    write_text(output / RESULT, json.dumps(plain(result), indent=1) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """The same, with NaN as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a short text table."""
+    head = (
+        f"{result['task']}: {result['mode']} of {result['encoder']}, {result['fraction']:.4g} of the labels, "
+        f"seed {result['seed']}, chosen {', '.join(f'{k}={v:g}' for k, v in result['chosen'].items())}"
+    )
+    lines = [head, f"{'class':<12}{'train':>7}{'val':>7}{'test':>7}  AUROC (95 % by patients)"]
+    for name in result["classes"]:
+        counts = [result["counts"][split].get(name, 0) for split in SPLITS]
+        lines.append(_line(name, counts, result["per_class"].get(name)))
+    lines.append(_line("macro", [sum(result["counts"][s].values()) for s in SPLITS], result))
+    return "\n".join(lines)
+
+
+def comparison(paths: Sequence[str]) -> str:
+    """One line for each result.json: task, encoder, fraction, macro AUROC with its interval."""
+    if not paths:
+        raise UserError("name the results to compare: python -m trainer.transfer compare RESULT.json ...")
+    lines = [f"{'task':<12}{'labels':>8}  {'macro AUROC (95 % by patients)':<32}encoder"]
+    for path in paths:
+        r = _read_result(Path(path))
+        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {_score(r):<32}{r['encoder']}")
+    return "\n".join(lines)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give result.json files that `python -m trainer.transfer` wrote")
+    try:
+        result = json.loads(path.read_text())
+        if isinstance(result["auroc"], float) and not {"task", "fraction", "encoder", "low", "high"} - set(result):
+            return dict(result)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise UserError(f"{path} is no result.json that `python -m trainer.transfer` wrote")
+
+
+def _score(scored: dict[str, Any]) -> str:
+    """AUROC with its interval; without resamples there is none."""
+    low, high = scored["low"], scored["high"]
+    known = None not in (low, high) and math.isfinite(low + high)
+    return f"{scored['auroc']:.3f} " + (f"({low:.3f} to {high:.3f})" if known else "(no interval)")
+
+
+def _line(name: str, counts: Sequence[int], scored: dict[str, Any] | None) -> str:
+    value = _score(scored) if scored else "not scored"
+    return f"{name:<12}{counts[0]:>7}{counts[1]:>7}{counts[2]:>7}  {value}"

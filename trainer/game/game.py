@@ -1,0 +1,226 @@
+"""The adversarial game, split at the mask. The only file that knows two engines.
+
+The masker hides parts of view 2; the encoder (with its projector) recognises the ECG all the same. One encoder pass
+plays both sides: the encoder minimises NT-Xent; its backward leaves d loss / d hidden at the hand-over, a leaf; the
+masker's own backward carries `-strength` times that gradient on, plus its penalty. So the masker's gradient is exactly
+that of `-strength * loss + penalty` (Bo et al. 2022 after ADIOS, Shi et al. 2022, equation 3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trainer import distributed
+from trainer.game.health import embedding_figures, mask_figures
+from trainer.game.losses import nt_xent
+from trainer.game.masking import GameConfig, binarise, choose, cost, cover, soft_masks, spare
+from trainer.views.random import Key
+
+MASK_VIEW = 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One contrast batch's share: view 1 `x` and view 2 `v`, scaled [B, leads, T], and the key of its draws.
+
+    `patients` int64 [B]: ECGs of one patient are no negatives of each other (None: each ECG is its own patient).
+    """
+
+    x: Tensor
+    v: Tensor
+    key: Key
+    patients: Tensor | None = None
+
+
+def contrast(
+    recognise: Callable[[Tensor], Any],
+    x: Tensor,
+    seconds: Sequence[Tensor],
+    temperature: float,
+    patients: Tensor | None = None,
+) -> Any:
+    """One encoder pass over view 1 [B, leads, T] and every second view -> (NT-Xent, its figures), means over these.
+
+    A temperature that `recognise` gives beside the embeddings goes before `temperature`.
+    """
+    found = recognise(torch.cat([x, *seconds]))
+    z, t = found if isinstance(found, tuple) else (found, temperature)
+    z1, *others = z.chunk(1 + len(seconds))
+    losses, accuracies = zip(*(nt_xent(z1, z2, t, patients) for z2 in others))
+    figures = {"accuracy": torch.stack(accuracies).mean(), **embedding_figures(z1.detach(), others[0].detach())}
+    return torch.stack(losses).mean(), figures
+
+
+# ---- under engines --------------------------------------------------------------------------------------------------
+
+
+class Engine(Protocol):
+    """What the game asks of a DeepSpeed engine: a forward pass, a backward pass that reduces gradients, a step."""
+
+    @property
+    def module(self) -> nn.Module: ...
+    def __call__(self, x: Tensor) -> Any: ...
+    def backward(self, loss: Tensor) -> Any: ...
+    def step(self) -> Any: ...
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a handed-over gradient was not finite on some rank: agreed by all ranks before the step."""
+
+
+class Game:
+    """Plays one optimiser step from `len(pairs)` contrast batches on the two engines (`masker` None: no adversary).
+
+    `hop`: samples per cell of a mask. `total`: steps of the run, which the dials' schedules are shares of.
+    """
+
+    def __init__(
+        self, encoder: Engine, masker: Engine | None, cfg: GameConfig, temperature: float, hop: int = 1, total: int = 1
+    ) -> None:
+        self.encoder, self.masker, self.temperature = encoder, masker, temperature
+        self.dials, self._cfg, self.hop, self._total = cfg.at(1.0), cfg, hop, total
+
+    def step(self, pairs: Sequence[Pair], step: int, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
+        """Both players' updates. Returns this rank's figures (means over the pairs, on the device) and whether any
+        rank was asked to stop. Raises `NonFiniteError` on all ranks before the player concerned is updated."""
+        self.dials = self._cfg.at(step / self._total)
+        masker = self.masker
+        trains = masker is not None and step % self.dials.masker_interval == 0 and self.dials.share > 0
+        if masker is not None and trains and self.dials.schedule == "alternating":
+            figures, stop = self._encoder_phase(pairs, None, stop)
+            self._masker_phase(masker, pairs)
+            return figures, stop
+        return self._encoder_phase(pairs, masker if trains else None, stop)
+
+    def _encoder_phase(
+        self, pairs: Sequence[Pair], trained: Engine | None, stop: bool
+    ) -> tuple[dict[str, Tensor], bool]:
+        """The encoder's update and, in the same pass, that of the `trained` masker."""
+        figures: list[dict[str, Tensor]] = []
+        seen: list[Tensor] = []  # whether all is finite, of each pair
+        for pair in pairs:
+            played, finite = self._play(pair, trained, len(pairs))
+            figures.append(played)
+            seen.append(finite)
+            if len(seen) == len(pairs):
+                stop = self._agree(torch.stack(seen).all(), stop, "no weight was changed by it")
+            self.encoder.step()
+            if trained is not None:
+                trained.step()
+        return {name: torch.stack([f[name] for f in figures]).mean() for name in figures[0]}, stop
+
+    def _play(self, pair: Pair, trained: Engine | None, accumulation: int) -> tuple[dict[str, Tensor], Tensor]:
+        if self.masker is None:
+            loss, figures = self._contrast(self.encoder, pair, None)
+            self.encoder.backward(loss)
+            return {"loss": loss.detach(), **figures}, loss.detach().isfinite()
+        with contextlib.nullcontext() if trained is not None else torch.no_grad():
+            masks, chosen = self.hide(self.masker, pair)
+        hidden = chosen.detach().requires_grad_(trained is not None)
+        loss, figures = self._contrast(self.encoder, pair, hidden)
+        self.encoder.backward(loss)
+        price = cost(masks, self.dials)
+        finite = loss.detach().isfinite() & price.detach().isfinite()
+        if trained is not None:
+            assert hidden.grad is not None
+            finite = finite & hidden.grad.isfinite().all()
+            adversary = -self.dials.strength * accumulation * hidden.grad
+            trained.backward((chosen * adversary).sum() + price)
+        figures = {"loss": loss.detach(), "penalty": price.detach(), **figures}
+        return figures | mask_figures(masks.detach(), hidden.detach(), self.dials), finite
+
+    def _masker_phase(self, masker: Engine, pairs: Sequence[Pair]) -> None:
+        """The second half of the alternating schedule: the updated encoder, frozen, called past its engine."""
+        seen: list[Tensor] = []
+        for pair in pairs:
+            masks, chosen = self.hide(masker, pair)
+            chosen.retain_grad()
+            with frozen(self.encoder.module):  # also backward, which makes chunks again
+                with _autocast(self.encoder):
+                    loss, _ = self._contrast(self.encoder.module, pair, chosen)
+                price = cost(masks, self.dials)
+                masker.backward(-self.dials.strength * loss + price)
+            assert chosen.grad is not None
+            finite = loss.detach().isfinite() & price.detach().isfinite() & chosen.grad.isfinite().all()
+            seen.append(finite)
+            if len(seen) == len(pairs):
+                self._agree(
+                    torch.stack(seen).all(), False, "the masker was not changed by it, the encoder is one step further"
+                )
+            masker.step()
+
+    def masks_of(self, masker: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        """The masks, log-odds [B, N, R, *S], of signals [B, leads, T]."""
+        return soft_masks(masker(v), self.dials, self.hop)
+
+    def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
+        """(masks [B, N, R, *S], soft-binarised chosen ones [n, B, R, *S]) for a pair."""
+        masks, key = self.masks_of(masker, pair.v), pair.key.with_view(MASK_VIEW)
+        return masks, spare(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
+
+    def _contrast(self, recognise: Callable[[Tensor], Any], pair: Pair, hidden: Tensor | None) -> Any:
+        seconds = [pair.v] if hidden is None else self.covered(pair.v, hidden)
+        return contrast(recognise, pair.x, seconds, self.temperature, pair.patients)
+
+    def covered(self, v: Tensor, hidden: Tensor) -> list[Tensor]:
+        """The second views: v under each of the n masks [n, B, R, *S]."""
+        return [cover(v, h, self.dials, self.hop) for h in hidden]
+
+    @torch.no_grad()
+    def evaluate(self, pair: Pair) -> dict[str, Tensor]:
+        """NT-Xent `loss` and `accuracy` of a pair without an update, over all ranks.
+
+        Batch norm uses its running statistics, which are of passes like these: view 1 and masked views 2 together.
+        With a masker also `masked_loss`, without the random blocks of `share`, and `others_masks_loss`, where each ECG
+        gets the mask of another: the control that tells what the masker has learned about an ECG.
+        """
+        modules = [e.module for e in (self.encoder, self.masker) if e is not None]
+        try:
+            for module in modules:
+                module.eval()
+            if self.masker is None:
+                loss, figures = self._contrast(self.encoder, pair, None)
+                return {"loss": loss, "accuracy": figures["accuracy"]}
+            key = pair.key.with_view(MASK_VIEW)
+            own = binarise(choose(self.masks_of(self.masker, pair.v), key, self.dials.use), self.dials)
+            loss, figures = self._contrast(self.encoder, pair, spare(own, key, self.dials))
+            masked = loss if self.dials.share == 1 else self._contrast(self.encoder, pair, own)[0]
+            others, _ = self._contrast(self.encoder, pair, own.roll(max(1, own.shape[1] // 2), 1))  # of another patient
+            figures = {"accuracy": figures["accuracy"], "masked_loss": masked, "others_masks_loss": others}
+            return {"loss": loss, **figures}
+        finally:
+            for module in modules:
+                module.train()
+
+    def _agree(self, finite: Tensor, stop: bool, kept: str) -> bool:
+        flags = torch.stack([(~finite).float(), torch.full_like(finite, stop, dtype=torch.float32)])
+        broken, stop_any = distributed.largest_over_ranks(flags).tolist()
+        if broken:
+            raise NonFiniteError(f"the loss or the gradient at the mask is not finite on at least one rank; {kept}")
+        return bool(stop_any)
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """The module's parameters take no gradient inside."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
+def _autocast(engine: Any) -> contextlib.AbstractContextManager[None]:
+    """What the engine's own forward does by itself: `module` goes past `torch_autocast`."""
+    if not engine.torch_autocast_enabled():
+        return contextlib.nullcontext()
+    return torch.autocast(engine.device.type, dtype=engine.torch_autocast_dtype())

@@ -1,0 +1,20 @@
+"""What every masker is."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from trainer.game.chunks import in_chunks
+
+
+class Masker(nn.Module):
+    """[B, leads, T] scaled -> logits [B, channels, cells]. `chunk`: rows of one pass (0: all), see `in_chunks`."""
+
+    chunk: int = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_chunks(self.whole, x, self.chunk)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """What is done with one chunk."""
+        raise NotImplementedError

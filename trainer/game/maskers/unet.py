@@ -1,0 +1,69 @@
+"""The masker: a lean 1-D U-Net (Ronneberger et al. 2015) with a strided stem.
+
+A mask of the time axis needs no finer grid than some 10 ms, so the stem strides to `resolution_s`; the U-Net works
+there and its logits are repeated to the length of the signal.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.game.maskers.base import Masker
+from umbra.errors import UserError
+
+
+class UNet(Masker):
+    """[B, leads, T] scaled -> logits [B, masks, T], piecewise constant over `stride` samples.
+
+    `stride` samples per cell of the mask, `width` channels at the finest level, doubled at each of `depth` levels.
+    """
+
+    def __init__(
+        self, leads: int, masks: int, stride: int, width: int = 32, depth: int = 2, kernel: int = 5, groups: int = 8
+    ) -> None:
+        super().__init__()
+        if width % groups:
+            raise UserError(f"masker.width={width} is not a multiple of {groups}")
+        self.stride = stride
+        size = max(kernel, 2 * stride + 1)
+        self.stem = nn.Conv1d(leads, width, size, stride=stride, padding=(size - stride + 1) // 2)
+        channels = [width * 2**level for level in range(depth + 1)]
+        self.down = nn.ModuleList(_Conv(channels[max(i - 1, 0)], channels[i], kernel, groups) for i in range(depth + 1))
+        self.up = nn.ModuleList(
+            _Conv(channels[i + 1] + channels[i], channels[i], kernel, groups) for i in reversed(range(depth))
+        )
+        self.head = nn.Conv1d(width, masks, 1)
+
+    def whole(self, x: Tensor) -> Tensor:
+        length = x.shape[-1]
+        cells = -(-length // self.stride)
+        h = self.stem(F.pad(x, (0, cells * self.stride - length)))[..., :cells]
+        kept: list[Tensor] = []
+        for level, conv in enumerate(self.down):
+            h = conv(_halved(h) if level else h)
+            kept.append(h)
+        for level, conv in enumerate(self.up):
+            skip = kept[-2 - level]
+            h = conv(torch.cat([h.repeat_interleave(2, -1)[..., : skip.shape[-1]], skip], 1))
+        return self.head(h).repeat_interleave(self.stride, -1)[..., :length]
+
+
+def _halved(h: Tensor) -> Tensor:
+    """Means of pairs; an odd last one is kept. With padding counted (there is none) the gradient under torch.compile
+    would be wrong (pytorch issue 198119)."""
+    return F.avg_pool1d(h, 2, ceil_mode=True, count_include_pad=False)
+
+
+class _Conv(nn.Module):
+    def __init__(self, channels: int, out: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv1d(channels, out, kernel, padding=kernel // 2),
+            nn.GroupNorm(groups, out),
+            nn.GELU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)

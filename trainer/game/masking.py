@@ -1,0 +1,302 @@
+"""From the masker's logits to what is hidden: pure functions, and the dials of the game.
+
+Masks are log-odds [B, N, R, *S]: N masks an ECG, R rows that each have masks of their own (1, or the leads), S the grid
+of a mask: (T,), or (bins, frames) of the spectrum. Their sigmoid is the published mask, in (0, 1); log-odds tell its
+values apart where that one is flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from trainer.game.losses import paper_penalty
+from trainer.views.masks import BlockMask
+from trainer.views.random import Key, integers, uniform
+from umbra.config import check_ranges
+from umbra.errors import UserError
+
+LEAST_SPREAD = 1e-3
+
+
+@dataclass
+class GameConfig:
+    """The dials of the game. Shares of the run (`warmup` and so on) count in its steps; of a run that goes on with
+    another number of `steps`, in the new number.
+
+    `enabled`: false plays without a masker (the rivals). `family`: what a mask hides: `time` (a stretch of all leads),
+    `lead` (each lead has a mask of its own), `spectral` (cells of the short-time spectrum, of all leads). `masks`: N,
+    the masks drawn per ECG. `use`: `one` of the N, drawn per ECG, or `all` N (N terms in the loss, as in ADIOS).
+    `coverage`: share of the mask that is hidden. `threshold`: `coverage` takes each mask's own quantile, `half` a fixed
+    0.5 (with `penalty: paper`). `resolution_s`: seconds per cell of the mask.
+
+    `slope`: steepness k of the soft binarisation, per standard deviation of a mask's log-odds over its grid (with
+    `half` per unit of the mask, as published); it grows to that from `slope_start` (0: it does not) over the
+    share `slope_rise`, as soon as the masker plays.
+
+    How strong the adversary is. `share`: share of the ECGs, drawn anew each epoch, that the masker hides; the others
+    get a random block of the same coverage, to the sample (a mask's is in whole cells). `warmup`: share of the run
+    before the masker plays: random blocks until then. `strength`: factor on the adversary's gradient, risen to from 0
+    over the share `strength_rise` after that; AdamW is blind to a constant factor, so it weighs against the costs
+    below, while `optim.masker.lr` sets the pace.
+    `masker_interval`: the masker trains every k-th step. `schedule`: `simultaneous`, or `alternating` (the masker sees
+    the encoder after its update).
+
+    What raw masks cost the masker, with `threshold: half`. `penalty`: `none`, or `paper`: alpha / sin(pi ratio c),
+    summed over the N masks (of masks of each lead the mean over the leads).
+    `entropy`: weight of the mean entropy over the masks, in nats (low: decided). `smoothness`: weight of a mask's
+    switches along time.
+    """
+
+    enabled: bool = True
+    family: str = "time"
+    masks: int = 1
+    use: str = "one"
+    coverage: float = 0.5
+    threshold: str = "coverage"
+    resolution_s: float = 0.4
+    slope: float = 20.0
+    slope_start: float = 0.0
+    slope_rise: float = 0.0
+    share: float = 1.0
+    warmup: float = 0.0
+    strength: float = 1.0
+    strength_rise: float = 0.0
+    masker_interval: int = 1
+    schedule: str = "simultaneous"
+    penalty: str = "none"
+    alpha: float = 0.1
+    ratio: float = 1.0
+    entropy: float = 0.0
+    smoothness: float = 0.0
+
+    def check(self) -> None:
+        """Raises `UserError` for a value out of range or a combination that cannot work."""
+        for key, known in _CHOICES.items():
+            if getattr(self, key) not in known:
+                raise UserError(f"game.{key}={getattr(self, key)} is unknown; use {' or '.join(known)}")
+        check_ranges(self, _RANGES, "game.")
+        if self.penalty == "paper" and self.ratio > 1:
+            raise UserError(
+                f"game.ratio={self.ratio}: the paper's penalty has a pole inside (0, 1) beyond 1; use 1 or less"
+            )
+        if self.penalty == "paper" and self.masks > 2:
+            raise UserError(
+                f"game.penalty=paper cannot hold {self.masks} masks that share the time axis near a half each; "
+                "use game.masks of 1 or 2, or game.penalty=none"
+            )
+        if bool(self.slope_start) != bool(self.slope_rise):
+            raise UserError(
+                f"game.slope_start={self.slope_start:g} and game.slope_rise={self.slope_rise:g} work together only: "
+                "give both, or leave both at 0"
+            )
+        for key in ("strength", "slope"):
+            rise = getattr(self, f"{key}_rise")
+            if self.warmup + rise > 1:
+                raise UserError(
+                    f"game.warmup={self.warmup:g} and game.{key}_rise={rise:g} are more than the whole "
+                    f"run: the adversary would never reach game.{key}; lower one of them"
+                )
+        for key, needed in self._idle():
+            if getattr(self, key) != getattr(GameConfig, key):
+                raise UserError(f"game.{key}={getattr(self, key)} weighs nothing without {needed}: leave it out")
+        costs = [f"game.{key}={value}" for key, value in self._costs().items()]
+        if costs and self.threshold == "coverage":
+            raise UserError(
+                f"{costs[0]} weighs the raw mask, of which game.threshold=coverage takes the order alone: the masker "
+                "would shrink it and hide the same; use game.threshold=half with it"
+            )
+
+    def _idle(self) -> list[tuple[str, str]]:
+        """(key, what it would need) of the keys that weigh nothing as others are set."""
+        if not self.enabled:
+            return [(f.name, "game.enabled=true") for f in fields(self) if f.name != "enabled"]
+        idle = []
+        if self.threshold == "half" and self.share == 1 and not self.warmup:
+            idle.append(("coverage", "game.threshold=coverage, or random blocks"))
+        if self.penalty != "paper":
+            idle += [("alpha", "game.penalty=paper"), ("ratio", "game.penalty=paper")]
+        if self.masks == 1:
+            idle.append(("use", "game.masks of 2 or more"))
+        return idle
+
+    def _costs(self) -> dict[str, object]:
+        given = {"penalty": self.penalty, "entropy": self.entropy, "smoothness": self.smoothness}
+        return {key: value for key, value in given.items() if value not in ("none", 0)}
+
+    def at(self, progress: float) -> GameConfig:
+        """The dials at this share of the run: 0 at its first step, 1 at its end."""
+        played = progress - self.warmup
+        slope, start = self.slope, self.slope_start or self.slope
+        return replace(
+            self,
+            share=self.share if played >= 0 else 0.0,
+            strength=self.strength * _risen(played, self.strength_rise),
+            slope=start * (slope / start) ** _risen(max(played, 0.0), self.slope_rise),
+        )
+
+    def hop(self, rate: float) -> int:
+        """Samples per cell of a mask at `rate` Hz."""
+        return max(1, round(self.resolution_s * rate))
+
+    def channels(self, leads: int, hop: int) -> int:
+        """Channels that the masker needs: a mask's rows and, of a spectrum, bins."""
+        return self.masks * {"time": 1, "lead": leads, "spectral": hop + 1}[self.family]
+
+
+def _risen(progress: float, over: float) -> float:
+    return min(1.0, progress / over) if over > 0 and progress >= 0 else float(progress >= 0)
+
+
+_CHOICES = {
+    "family": ("time", "lead", "spectral"),
+    "use": ("one", "all"),
+    "threshold": ("coverage", "half"),
+    "penalty": ("none", "paper"),
+    "schedule": ("simultaneous", "alternating"),
+}
+_RANGES = {
+    "masks": ">= 1",
+    "coverage": "> 0 and < 1",
+    "resolution_s": "> 0",
+    "slope": "> 0",
+    "slope_start": ">= 0",
+    "slope_rise": ">= 0 and <= 1",
+    "share": "> 0 and <= 1",
+    "warmup": ">= 0 and < 1",
+    "strength": ">= 0",
+    "strength_rise": ">= 0 and <= 1",
+    "masker_interval": ">= 1",
+    "alpha": ">= 0",
+    "ratio": "> 0",
+    "entropy": ">= 0",
+    "smoothness": ">= 0",
+}
+
+
+def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
+    """The masker's logits [B, channels, T] -> log-odds of the masks [B, N, R, *S], fp32 or wider.
+
+    Of their sigmoid for N = 1, else of their softmax over N. `hop`: samples per cell; the spectrum has a frame at each
+    end and between cells, ceil(T / hop) + 1.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    batch, length = len(logits), logits.shape[-1]
+    if cfg.family == "spectral":
+        frames = torch.arange(-(-length // hop) + 1, device=logits.device) * hop
+        logits = logits[..., frames.clamp_max(length - 1)].view(batch, cfg.masks, 1, hop + 1, -1)
+    else:
+        logits = logits.view(batch, cfg.masks, -1, length)
+    if cfg.masks == 1:
+        return logits
+    each = logits.unbind(1)  # an index by a list would be a copy from the host
+    others = [torch.stack(each[:n] + each[n + 1 :], 1).logsumexp(1) for n in range(cfg.masks)]
+    return logits - torch.stack(others, 1)
+
+
+def choose(masks: Tensor, key: Key, use: str) -> Tensor:
+    """[B, N, R, *S] -> [n, B, R, *S]: one keyed draw of the N per ECG (n = 1), or all N."""
+    if use == "all":
+        return masks.transpose(0, 1)
+    drawn = integers(key, "mask", (), masks.shape[1])
+    return masks[torch.arange(len(masks), device=masks.device), drawn][None]
+
+
+def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
+    """What is hidden by masks [n, B, R, *S]: sigmoid(k (mask - threshold)).
+
+    `half`: of the published mask, and the threshold is 0.5. `coverage`: of the log-odds; the threshold is the
+    (1 - coverage) quantile of each mask, and k counts in its standard deviation, both detached: whatever the masker's
+    scale and bias, about `coverage` of a mask is hidden, and hidden rather than dimmed.
+    """
+    if cfg.threshold == "half":
+        return torch.sigmoid(cfg.slope * (masks.sigmoid() - 0.5))
+    odds = masks.flatten(3)
+    fixed = odds.detach()
+    spread = fixed.std(-1, keepdim=True).clamp_min(LEAST_SPREAD)
+    return torch.sigmoid(cfg.slope * (odds - quantile(fixed, 1 - cfg.coverage)) / spread).view_as(masks)
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """What about `share` of the last axis lies under, halfway between two of its values: [..., T] -> [..., 1].
+
+    Equal values, as the samples of one cell are, lie on one side of it together: `share` counts in whole cells, the
+    nearest number of them, and both sides get one, but where all values are equal.
+    """
+    length = values.shape[-1]
+    low = values.kthvalue(min(max(round(share * length), 1), length), -1, keepdim=True).values
+    larger, smaller = values > low, values < low
+    above = torch.where(larger, values, torch.inf).amin(-1, keepdim=True)
+    below = torch.where(smaller, values, -torch.inf).amax(-1, keepdim=True)
+    under, over = (side.sum(-1, keepdim=True) for side in (smaller, larger))
+    down = (over == 0) | ((under > 0) & (share * length - under < length - over - share * length))
+    near = torch.where(down, below, above)
+    return torch.where((under == 0) & (over == 0), low, (low + near) / 2)
+
+
+def spare(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
+    """[n, B, R, *S] -> the same, with a random block in place of the mask for `1 - share` of the ECGs, drawn by key."""
+    if cfg.share == 1:
+        return hidden
+    played = uniform(key, "share") < cfg.share
+    rows = BlockMask(op="share.block", coverage=cfg.coverage, per_lead=True)
+    block = rows.hidden(key, hidden.shape[2], hidden.shape[-1]).to(hidden.dtype)
+    if hidden.dim() == 5:
+        block = block[..., None, :].expand(hidden.shape[1:])
+    return torch.where(played.view(1, -1, *[1] * (hidden.dim() - 2)), hidden, block[None])
+
+
+def cover(v: Tensor, hidden: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
+    """The signals v [B, leads, T] with what [B, R, *S] hides taken out; 0 hides nothing, exactly.
+
+    Of the spectrum cells are taken out: a Hann window of 2 `hop` samples every `hop` of them, inverted exactly. Zeros
+    fill up the last cell, so that two frames hold each sample: where one does, its inverse has a pole at its end.
+    """
+    hidden = hidden.to(v.dtype)
+    if cfg.family != "spectral":
+        return v * (1 - hidden)
+    flat = v.flatten(0, 1).to(torch.promote_types(v.dtype, torch.float32))
+    flat = torch.nn.functional.pad(flat, (0, -v.shape[-1] % hop))
+    window = torch.hann_window(2 * hop, dtype=flat.dtype, device=v.device)
+    spectrum = torch.stft(flat, 2 * hop, hop, window=window, return_complex=True, pad_mode="constant")
+    lost = spectrum.view(*v.shape[:2], *spectrum.shape[1:]) * hidden.to(flat.dtype)
+    gone = _inverse(lost.flatten(0, 1), window)[..., : v.shape[-1]]
+    return v - gone.view_as(v).to(v.dtype)
+
+
+def _inverse(spectrum: Tensor, window: Tensor) -> Tensor:
+    """Short-time spectrum [n, bins, frames], centred frames of a window with half as many samples between them ->
+    [n, samples]: torch's istft, which waits for the device to look at the window (Griffin and Lim 1984, equation 6).
+    """
+    frames = torch.fft.irfft(spectrum, len(window), dim=1) * window[:, None]
+    weight = window.square()[:, None].expand(-1, frames.shape[-1])
+    return (_overlapped(frames) / _overlapped(weight[None])).transpose(1, 2).flatten(1)
+
+
+def _overlapped(frames: Tensor) -> Tensor:
+    """[n, 2 hop, F] -> [n, hop, F]: the second half of each frame with the first of the next one on top."""
+    early, late = frames.chunk(2, 1)
+    return late + torch.nn.functional.pad(early[..., 1:], (0, 1))
+
+
+def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
+    """What the published masks, of log-odds [B, N, R, *S], cost the masker, a scalar; zero without any cost. The
+    penalty is a sum over the N, and a mean over the R rows of each."""
+    total, masks = masks.new_zeros(()), masks.sigmoid()
+    if cfg.penalty == "paper":
+        total = total + paper_penalty(masks.flatten(3).flatten(1, 2), cfg.alpha, cfg.ratio) / masks.shape[2]
+    if cfg.entropy:
+        total = total + cfg.entropy * entropy(masks)
+    if cfg.smoothness:
+        total = total + cfg.smoothness * masks.diff(dim=-1).abs().sum(-1).mean()
+    return total
+
+
+def entropy(masks: Tensor) -> Tensor:
+    """Mean entropy of N published masks [B, N, ...] at a place, in nats; of a single one that of hidden or not."""
+    p = masks.clamp(1e-6, 1 - 1e-6)
+    if masks.shape[1] == 1:
+        p = torch.cat([p, 1 - p], 1)
+    return -(p * p.log()).sum(1).mean()

@@ -1,0 +1,79 @@
+"""The two players: encoder with projector, and masker, made from the config with weights from the seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import PretrainConfig
+from trainer.data.shards import Shards
+from trainer.game.batchnorm import batch_norms, over_all_ranks
+from trainer.game.chunks import in_chunks
+from trainer.game.maskers.base import Masker
+from trainer.game.maskers.registry import build_masker
+from trainer.game.masking import GameConfig
+from trainer.game.projector import Projector
+from trainer.game.temperature import Temperature
+from umbra.encoders.registry import build_encoder
+from umbra.errors import UserError, building
+
+
+class ContrastiveEncoder(nn.Module):
+    """Backbone and projector: [B, leads, T] scaled -> [B, D]; with a learned `temperature` also its value.
+
+    `chunk`: rows of one pass (0: all), see `in_chunks`.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, projector: nn.Module, temperature: Temperature | None = None, chunk: int = 0
+    ) -> None:
+        super().__init__()
+        self.backbone, self.projector, self.temperature, self.chunk = backbone, projector, temperature, chunk
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        z = in_chunks(self.whole, x, self.chunk)
+        return z if self.temperature is None else (z, self.temperature())
+
+    def whole(self, x: Tensor) -> Tensor:
+        return self.projector(self.backbone(x))
+
+
+def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder, Masker | None]:
+    """Encoder with projector, and masker (None without the game), with weights from the seed, the same on all ranks."""
+    manifest = train.manifest
+    torch.manual_seed(cfg.seed)
+    backbone = build_encoder(cfg.encoder.name, len(manifest.leads), manifest.samples, cfg.encoder.args)
+    if batch_norms(backbone) and cfg.batch.device:
+        raise UserError(
+            f"batch.device={cfg.batch.device}: with batch norm an ECG's features depend on its whole contrast batch, "
+            "which cannot pass in chunks; use batch.device=0 or encoder.args.norm=group"
+        )
+    with building("projector"):
+        projector = Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out)
+    temperature = Temperature(cfg.temperature) if cfg.learn_temperature else None
+    rows = (1 + masked_views(cfg.game)) * cfg.batch.device
+    encoder = ContrastiveEncoder(over_all_ranks(backbone), projector, temperature, chunk=rows)
+    if not cfg.game.enabled:
+        return encoder, None
+    hop = cfg.game.hop(manifest.rate)
+    if hop >= manifest.samples:
+        seconds = manifest.samples / manifest.rate
+        raise UserError(
+            f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a window of {seconds:g} s: use less"
+        )
+    cells, rare = -(-manifest.samples // hop), min(cfg.game.coverage, 1 - cfg.game.coverage)
+    if cfg.game.threshold == "coverage" and cfg.game.family != "spectral" and rare * cells < 0.5:
+        raise UserError(
+            f"game.coverage={cfg.game.coverage:g} of {cells} cells a window comes to less than half a cell, the least "
+            f"is one of {cells}: lower game.resolution_s={cfg.game.resolution_s:g}"
+        )
+    leads = len(manifest.leads)
+    shape = (cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
+    masker = build_masker(cfg.masker.name, leads, cfg.game.channels(leads, hop), hop, *shape)
+    masker.chunk = cfg.batch.device
+    return encoder, masker
+
+
+def masked_views(game: GameConfig) -> int:
+    """Masked copies of view 2 that pass the encoder (one that is not masked without the game)."""
+    return game.masks if game.enabled and game.use == "all" else 1

@@ -1,0 +1,225 @@
+"""Builds a run from its config, once: the plan of it, then its parts by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer import distributed
+from trainer.config import PretrainConfig
+from trainer.data import exclude
+from trainer.data.audit import Recorder, next_start
+from trainer.data.metadata import Metadata
+from trainer.data.order import Order, default_lanes
+from trainer.data.remote.board import Node
+from trainer.data.remote.cache import Cache, open_cache, room
+from trainer.data.remote.fetch import Remote, is_remote, without_secrets
+from trainer.data.remote.store import local_root
+from trainer.data.shards import Shards
+from trainer.data.stream import Partners
+from trainer.game.compiled import compile_networks
+from trainer.game.game import Game
+from trainer.game.maskers.base import Masker
+from trainer.game.players import ContrastiveEncoder, make_players, masked_views
+from trainer.observe.metrics import Metrics
+from trainer.run import checkpoint, loop
+from trainer.run.engines import make_engine, uses_bf16
+from trainer.run.record import new_record, write_record
+from trainer.views import Views, build
+from umbra.config import as_dict
+from umbra.encoders.encoder import Scaling
+from umbra.encoders.flops import peak, training_flops
+from umbra.errors import UserError
+from umbra.files import claim_folder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, known from its config and its data before any process has joined another.
+
+    `views`: of either side of a pair; `total`: steps of the whole run.
+    """
+
+    cfg: PretrainConfig
+    train: Shards
+    heldout: Shards | None
+    order: Order
+    encoder: ContrastiveEncoder
+    masker: Masker | None
+    views: tuple[Views, Views]
+    total: int
+
+
+def plan_run(cfg: PretrainConfig) -> Plan:
+    """Opens the data and builds the players. Raises `UserError` for what cannot work; writes nothing."""
+    folder = Path(cfg.run)
+    claim_folder(folder, "run")
+    root, remote = local_root(cfg.data.path, cfg.data.cache), is_remote(cfg.data.path)
+    train = Shards(root, "train", remote, cfg.data.exclude)
+    heldout = Shards(root, "val", remote) if train.manifest.of_split("val") else None
+    order = make_order(cfg, train, checkpoint.saved_state(checkpoint.newest(folder)))
+    if cfg.data.partner == "patient" and not train.manifest.patient_ids:
+        raise UserError("data.partner=patient: the source of the data set has no patient ids; use data.partner=same")
+    order.ranks(distributed.launched_size())
+    encoder, masker = make_players(cfg, train)
+    views = build(cfg.views.first, train.manifest.leads), build(cfg.views.second, train.manifest.leads)
+    total = cfg.total_steps(order.steps_per_epoch)
+    return Plan(cfg, train, heldout, order, encoder, masker, views, total)
+
+
+def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
+    """The parts of a run, on the newest checkpoint if there is one; None if it has its steps already.
+
+    Called by every rank; writes `run.json`.
+    """
+    cfg, train, folder = plan.cfg, plan.train, Path(plan.cfg.run)
+    mfu = mfu_share(plan, world)
+    engines = make_engines(plan, world)
+    found = distributed.agree(str(checkpoint.newest(folder) or ""))
+    newest = Path(str(found)) if found else None
+    # other processes may have seen another newest checkpoint, and the order depends on it
+    order = make_order(cfg, train, checkpoint.saved_state(newest))
+    state = checkpoint_state(cfg, world, order, train)
+    start = checkpoint.load(newest, engines, state) if newest else 0
+    if start >= plan.total:
+        return None
+    cache = start_cache(plan, world, order, start)
+    record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size)
+    if world.is_main:
+        write_record(cfg, record, "running")
+    info = dataclasses.asdict(record)
+    return loop.Run(
+        cfg=cfg,
+        world=world,
+        folder=folder,
+        train=train,
+        heldout=plan.heldout,
+        order=order,
+        scaling=Scaling(train.manifest.lead_mean_mv, train.manifest.lead_std_mv, cfg.scaling).to(world.device),
+        first=plan.views[0],
+        second=plan.views[1],
+        game=Game(
+            engines["encoder"],
+            engines.get("masker"),
+            cfg.game,
+            cfg.temperature,
+            hop=cfg.game.hop(train.manifest.rate),
+            total=plan.total,
+        ),
+        engines=engines,
+        metrics=Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start),
+        record=record,
+        state=state,
+        start=start,
+        total=plan.total,
+        cache=cache,
+        recorder=open_recorder(cfg, world, order, train, start),
+        patients=torch.tensor(train.patients(), device=world.device),
+        mfu_per_ecg=mfu,
+        partners=patient_partners(cfg, order, train),
+    )
+
+
+def make_engines(plan: Plan, world: distributed.World) -> dict[str, Any]:
+    """The DeepSpeed engine of each player."""
+    players: dict[str, nn.Module] = {"encoder": plan.encoder}
+    if plan.masker is not None:
+        players["masker"] = plan.masker
+    if plan.cfg.compile:
+        compile_networks(players.values(), world.device)
+    optim = plan.cfg.optim
+    return {name: make_engine(m, getattr(optim, name), plan.cfg, world.device) for name, m in players.items()}
+
+
+def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order:
+    """The order of a run that goes on from the checkpoint whose state is `saved`, or is new if that is empty."""
+    lanes = cfg.data.lanes or default_lanes(cfg.contrast)
+    changes = exclude.changes(cfg.data.exclude, train.shards, saved)
+    return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards, changes)
+
+
+def describe(plan: Plan) -> str:
+    """What a run would do: steps, parameters, memory of weights and optimiser, storage of the checkpoints."""
+    cfg, train, order, total = plan.cfg, plan.train, plan.order, plan.total
+    sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in (plan.encoder, plan.masker)]
+    mib = sum(sizes) * 4 / 2**20
+    changes = [
+        f"# from step {at} on without {', '.join(out) or 'nothing'}\n"
+        for at, out in exclude.told(order.changes, train.shards)
+    ]
+    saves = total // cfg.checkpoint.every if cfg.checkpoint.every else 1
+    return (
+        f"# {train.count} training ECGs, {order.steps_per_epoch} steps an epoch, {total} steps of {cfg.batch.global_}, "
+        f"{order.lanes} lanes\n# parameters: encoder with projector {sizes[0]:,}, masker {sizes[1]:,}\n"
+        f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
+        f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
+        + "".join(changes)
+    )
+
+
+def describe_cache(plan: Plan) -> str:
+    """How much room the shards of a run need on a machine; empty where they are on a disk already."""
+    if not is_remote(plan.cfg.data.path):
+        return ""
+    kept = loop.kept_shards(plan.cfg, plan.order, plan.train, plan.heldout)
+    least, whole = room(plan.train.manifest, plan.order, Node(), 0, plan.total, kept)
+    return f"# data.cache on one machine: {whole / 1e9:.3f} GB hold all, {least / 1e9:.3f} are the least\n"
+
+
+def start_cache(plan: Plan, world: distributed.World, order: Order, start: int) -> Cache | None:
+    """The cache of remote shards, shared by the processes of a machine."""
+    cfg, train = plan.cfg, plan.train
+    if not is_remote(cfg.data.path):
+        return None
+    ranks = distributed.ranks_of_machine(world)
+    token = f"{distributed.agree(secrets.token_hex(8))}-{ranks[0]}"
+    node, pinned = Node(world.rank, ranks, world.size), loop.kept_shards(cfg, order, train, plan.heldout)
+    words = (train.root, train.manifest, order, node, start, plan.total, cfg.data.cache_gb, token, pinned)
+    cache = open_cache(Remote(cfg.data.path), *words, max(4, cfg.data.threads))
+    if world.is_main:
+        print(f"# shards are fetched into {train.root}, of {cache.size / 1e9:.3f} GB at most", flush=True)
+    return cache
+
+
+def patient_partners(cfg: PretrainConfig, order: Order, train: Shards) -> Partners | None:
+    """With `data.partner=patient`, what draws for each sample of a step another one of its patient."""
+    if cfg.data.partner == "same":
+        return None
+    metadata, first = Metadata(train.root, cfg.data.cache or cfg.run), train.rows.start
+    if distributed.local_rank() == 0:
+        metadata.prepare()
+    distributed.gather(None)  # one process of a machine makes the files, the others wait
+    return lambda step, rows: metadata.partners(rows + first, cfg.seed, order.epoch(step).number) - first
+
+
+def open_recorder(
+    cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards, start: int
+) -> Recorder | None:
+    """With `data.audit`, what writes the samples that this process trains on."""
+    if not cfg.data.audit:
+        return None
+    number = distributed.agree(next_start(cfg.run))
+    out = [train.shards[i].name for i in order.epoch(start).excluded]
+    return Recorder(cfg.run, train.manifest, int(str(number)), start, order.batch, world.rank, world.size, out)
+
+
+def mfu_share(plan: Plan, world: distributed.World) -> float:
+    """Model FLOPs utilisation per ECG and second, by the operations of the simultaneous schedule."""
+    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), *plan.train.shape)
+    return flops / (peak(world.device) * world.size)
+
+
+def checkpoint_state(cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards) -> dict[str, Any]:
+    """What a checkpoint keeps to know its run again: the config, with the numbers that 0 stands for."""
+    config = as_dict(cfg)
+    config["data"]["path"] = without_secrets(cfg.data.path)
+    config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
+    excluded = exclude.told(order.changes, train.shards)
+    return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}

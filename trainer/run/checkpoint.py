@@ -1,0 +1,138 @@
+"""Checkpoints: both engines, the position, the plain weights; committed or not there.
+
+`checkpoints/step-N/` holds DeepSpeed's `encoder/` and `masker/`, `state.json` (the step, the run's whole config, the
+data's fingerprint), `weights.safetensors` (fp32, whole) and, written last by rank 0 once every rank is done, the marker
+`COMMITTED`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from trainer import distributed
+from umbra.errors import UserError
+from umbra.files import flush_tree, write_text
+from umbra.hub import save_weights
+
+MARKER = "COMMITTED"
+# What may change from one start of a run to the next. A new number of steps stretches the rest of the schedule.
+FREE = (
+    *("run", "resume", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb"),
+    *("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb", "data.audit"),
+    *("batch.device", "compile"),
+)
+
+
+def committed(run: str | Path) -> dict[int, Path]:
+    """The committed checkpoints of a run directory: step -> folder, ascending."""
+    names = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(run).glob("checkpoints/step-*"))
+    return dict(sorted((int(name[1]), path) for name, path in names if name and (path / MARKER).is_file()))
+
+
+def newest(run: str | Path) -> Path | None:
+    """The newest committed checkpoint of a run directory."""
+    return next(reversed(committed(run).values()), None)
+
+
+def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, Any], keep: int) -> Path:
+    """Writes the checkpoint of `step`; called by every rank. Keeps the newest `keep` committed ones."""
+    path = run / "checkpoints" / f"step-{step}"
+    main = distributed.rank() == 0
+    if main:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    distributed.barrier()
+    weights: dict[str, Tensor] = {}
+    for name, engine in engines.items():
+        engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
+        prefix = "masker." if name == "masker" else ""
+        weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
+    distributed.barrier()
+    if main:
+        save_weights(path / "weights.safetensors", weights)
+        write_text(path / "state.json", json.dumps({"step": step, **state}, indent=1))
+        flush_tree(path)
+        write_text(path / MARKER, "")
+        _remove_old(run, keep)
+    distributed.barrier()
+    return path
+
+
+def saved_state(path: Path | None) -> dict[str, Any]:
+    """What `save` was given as `state`, with the `step`; empty without a checkpoint."""
+    return json.loads((path / "state.json").read_text()) if path else {}
+
+
+def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
+    """Restores both engines and returns the step. Raises `UserError`, naming what changed, if the run is another.
+
+    `state` holds what `save` was given: `config` (nested), `fingerprint` of the data, `world` (number of processes);
+    `excluded` (the shards that are left out from which step on) may differ.
+    """
+    saved = saved_state(path)
+    if "config" not in saved:
+        raise UserError(f"{path} was made by an earlier version, without its config: choose another run directory")
+    changed = changes(saved, state)
+    if changed:
+        raise UserError(
+            f"{path} was made with another {'; '.join(changed)}: go on with the old values, or choose another run "
+            "directory (run=DIR)"
+        )
+    zero = state["config"]["zero"]
+    if zero > 0 and saved["world"] != state["world"]:
+        raise UserError(
+            f"{path} was made by {saved['world']} processes, this run has {state['world']}: with zero={zero} "
+            "the optimiser's parts belong to a world size; use the same number of processes (zero=0 can change it)"
+        )
+    for name, engine in engines.items():
+        loaded, _ = engine.load_checkpoint(str(path / name), tag="state")
+        if loaded is None:
+            raise UserError(f"{path / name} is damaged: delete {path} and resume from the checkpoint before it")
+    return int(saved["step"])
+
+
+def changes(saved: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """What keeps a run with `state` from going on from a `saved` one: `key: old value, now new value`."""
+    old, new = (dict(_flat({**s["config"], "fingerprint": s["fingerprint"]})) for s in (saved, state))
+    keys = [k for k in old | new if not any(k == free or k.startswith(f"{free}.") for free in FREE)]
+    before, now = ({k: json.dumps(v, sort_keys=True) for k, v in values.items()} for values in (old, new))
+    differ = [k for k in keys if before.get(k) != now.get(k)]
+    return [f"{k}: {before.get(k, 'not set')}, now {now.get(k, 'not set')}" for k in differ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested keys as dotted ones."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def whole_weights(engine: Any) -> dict[str, Tensor]:
+    """The fp32 weights of an engine's module by name, whole at any ZeRO stage; called by every rank."""
+    if engine.zero_optimization_stage() < 3:
+        return {k: _kept(v).contiguous() for k, v in engine.module.state_dict().items()}
+    import deepspeed
+
+    module: nn.Module = engine.module
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        return {k: _kept(v).clone().contiguous() for k, v in module.state_dict().items()}
+
+
+def _kept(value: Tensor) -> Tensor:
+    """On the CPU, in fp32; integers as they are."""
+    return (value.detach().float() if value.is_floating_point() else value).cpu()
+
+
+def _remove_old(run: Path, keep: int) -> None:
+    for old in list(committed(run).values())[:-keep]:
+        (old / MARKER).unlink()
+        shutil.rmtree(old, ignore_errors=True)

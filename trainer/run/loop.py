@@ -1,0 +1,276 @@
+"""The training loop: play, log, look at held-out patients, save, stop when asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer import distributed
+from trainer.config import PretrainConfig, player_rate
+from trainer.data.audit import Recorder
+from trainer.data.order import Order
+from trainer.data.remote.cache import Cache
+from trainer.data.shards import Shards
+from trainer.data.stream import Batch, Partners, Stream, bottleneck, millivolts
+from trainer.game.game import Game, NonFiniteError, Pair
+from trainer.game.health import alarms
+from trainer.game.masking import binarise
+from trainer.observe.example_ecg import synthetic_example
+from trainer.observe.mask_figure import bands, ecg_with_masks
+from trainer.observe.metrics import Metrics
+from trainer.observe.throughput import Throughput
+from trainer.run import checkpoint
+from trainer.run.engines import gradient_norm, set_learning_rate
+from trainer.run.record import RunRecord
+from trainer.run.resilience import Stop
+from trainer.views import Key, Views
+from umbra.encoders.encoder import Scaling
+from umbra.schema import Shard
+
+
+@dataclass
+class Run:
+    """The parts of a run, built by `trainer/run/assemble.py`.
+
+    `patients`: the code of each row of `samples.parquet`, on the device; `mfu_per_ecg`: the share of a second of all
+    devices' bf16 peak that one ECG's own operations take (NaN where the peak is not known).
+    """
+
+    cfg: PretrainConfig
+    world: distributed.World
+    folder: Path
+    train: Shards
+    heldout: Shards | None
+    order: Order
+    scaling: Scaling
+    first: Views
+    second: Views
+    game: Game
+    engines: dict[str, Any]
+    metrics: Metrics
+    record: RunRecord
+    state: dict[str, Any]
+    start: int
+    total: int
+    throughput: Throughput = field(default_factory=Throughput)
+    cache: Cache | None = None  # of remote shards
+    recorder: Recorder | None = None
+    patients: Tensor | None = None
+    mfu_per_ecg: float = math.nan
+    partners: Partners | None = None
+
+
+def train(run: Run, stop: Stop) -> int:
+    """Trains from step `run.start` to `run.total`, or until asked to stop, or until the data of the next step cannot be
+    had (`missing`); returns the steps done. Saves at the end.
+    """
+    cfg, start = run.cfg, run.start
+    done = start
+    assert run.train.split == "train"
+    if missing(run, start, wait=True):
+        return start
+    sums: dict[str, list[Tensor]] = {}
+    stream = Stream(
+        run.train,
+        run.order,
+        start,
+        run.total,
+        run.world.rank,
+        run.world.size,
+        run.world.device,
+        threads=cfg.data.threads,
+        ahead=cfg.data.ahead,
+        fetcher=run.cache,
+        partners=run.partners,
+    )
+    with closing(stream):
+        for batch in _timed(stream, run.throughput):
+            rates = _set_rates(run, batch.step)
+            try:
+                ending = _next_is_lost(run, batch.step, stop) or stop.asked
+                played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending)
+            except NonFiniteError as error:
+                raise SystemExit(_non_finite(run, batch.step, error)) from error
+            done = batch.step + 1
+            if run.recorder is not None:
+                run.recorder.add(batch.step, run.order.epoch(batch.step).number, batch.host_rows)
+            run.throughput.step(cfg.batch.global_)
+            for name, value in played.items():
+                sums.setdefault(name, []).append(value)
+            last = done == run.total or stopping
+            if done % cfg.log.every == 0 or last:
+                _log(run, done, sums, rates)
+                sums = {}
+            if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
+                with run.throughput.paused():
+                    if run.recorder is not None:
+                        run.recorder.flush()
+                    checkpoint.save(run.folder, done, run.engines, run.state, cfg.checkpoint.keep)
+            if stopping:
+                break
+    return done
+
+
+def missing(run: Run, step: int, wait: bool = False) -> str:
+    """Why the data of a step cannot be had on some machine, the same words on every rank; empty if they can, or if it
+    is not known yet and not to be waited for.
+    """
+    if run.cache is None:
+        return ""
+    error = run.cache.lost(step) if wait else run.cache.failure
+    return next(filter(None, distributed.gather(str(error) if error and error.step <= step else "")), "")
+
+
+def _next_is_lost(run: Run, step: int, stop: Stop) -> bool:
+    """Waits for the data of the next step before this one is done, so that a checkpoint can be saved without them."""
+    if run.cache is None:
+        return False
+    with run.throughput.waiting():
+        return run.cache.lost(step + 1, lambda: stop.asked) is not None
+
+
+def pairs_of(run: Run, batch: Batch) -> list[Pair]:
+    """The contrast batches of a step: int16 -> mV -> signal views -> scaled -> mask views."""
+    epoch = run.order.epoch(batch.step).number
+    others = batch.partners if batch.partners is not None else [None] * len(batch.signals)
+    keys = (Key(run.cfg.seed, epoch, rows) for rows in batch.rows)
+    return [make_pair(run, *pair) for pair in zip(batch.signals, keys, others)]
+
+
+def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) -> Pair:
+    """The two sides of a contrast batch, of the same signals or the second of `other` ones of the same patients."""
+    sides, first = [], millivolts(signals, run.train.resolution_mv)
+    second = first if other is None else millivolts(other, run.train.resolution_mv)
+    for view, (views, x) in enumerate(((run.first, first), (run.second, second))):
+        mine, rate = key.with_view(view), run.train.manifest.rate
+        side = run.scaling(views.signal_views(x, mine, rate))
+        sides.append(views.mask_views(side, mine, rate))
+    return Pair(sides[0], sides[1], key, None if run.patients is None else run.patients[key.index])
+
+
+def heldout_loss(run: Run) -> dict[str, Tensor]:
+    """NT-Xent and accuracy on the first ECGs of the held-out patients, same views and masks each time."""
+    assert run.heldout is not None
+    world = run.world
+    share = heldout_count(run.cfg.contrast, run.heldout.count, run.order.lanes) // world.size
+    if share < 2:
+        return {}
+    indices = np.arange(world.rank * share, (world.rank + 1) * share)
+    signals = torch.from_numpy(run.heldout.gather(indices, _empty(run.heldout, share))).to(world.device)
+    rows = torch.from_numpy(indices + run.heldout.rows.start).to(world.device)
+    figures = run.game.evaluate(make_pair(run, signals, Key(run.cfg.seed, 0, rows)))
+    return {f"heldout/{name}": value for name, value in figures.items()}
+
+
+def heldout_count(contrast: int, count: int, lanes: int) -> int:
+    """ECGs of a held-out loss: a contrast batch or, of fewer, a multiple of the lanes: as many at any world size."""
+    most = min(contrast, count)
+    return most - most % lanes or most
+
+
+def _empty(shards: Shards, n: int) -> np.ndarray:
+    return np.empty((n, len(shards.manifest.leads), shards.manifest.samples), "<i2")
+
+
+def _timed(stream: Stream, throughput: Throughput) -> Iterator[Batch]:
+    while True:
+        throughput.found(stream.depth)
+        with throughput.waiting():
+            batch = next(stream, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _set_rates(run: Run, step: int) -> dict[str, float]:
+    rates = {}
+    for name, engine in run.engines.items():
+        rates[f"lr/{name}"] = player_rate(run.cfg, name, step, run.total)
+        set_learning_rate(engine, rates[f"lr/{name}"])
+    return rates
+
+
+def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, float]) -> None:
+    cfg, speed = run.cfg, run.throughput.take()
+    with run.throughput.paused():
+        values = {name: torch.stack(many).mean() for name, many in sums.items()}
+        if cfg.learn_temperature:
+            values["temperature"] = run.engines["encoder"].module.temperature.value
+        due = cfg.log.heldout_every and (step % cfg.log.heldout_every < cfg.log.every or step == run.total)
+        if due and run.heldout is not None:
+            values |= heldout_loss(run)
+        norms = {f"grad_norm/{name}": gradient_norm(engine) for name, engine in run.engines.items()}
+        worst = {"data_wait": speed.get("data_wait", 0.0), "queue_depth": -speed.get("queue_depth", 0.0)}
+        worst = distributed.max_over_ranks(worst, run.world.device)
+        if run.cache is not None:
+            speed |= run.cache.meters()
+        if "data_wait" in speed:
+            speed |= {"data_wait": worst["data_wait"], "queue_depth": -worst["queue_depth"]}
+            speed["mfu"] = speed["samples_per_s"] * run.mfu_per_ecg
+            speed["data_mb_per_s"] = speed["samples_per_s"] * run.train.manifest.geometry.array_bytes / 1e6
+            steps = run.cache.ahead if run.cache is not None else None
+            waits = worst["data_wait"], -worst["queue_depth"]
+            run.metrics.note(bottleneck(*waits, cfg.data.threads, cfg.data.ahead, steps))
+        means = distributed.mean_over_ranks(values)
+        said = alarms(means, cfg.contrast, step, run.total, cfg.game)
+        for alarm in said:
+            run.metrics.note(alarm)
+        run.metrics.log(step, {**means, **rates, **norms, **speed, "alarms": len(said)})
+        due = cfg.log.figure_every and (step % cfg.log.figure_every < cfg.log.every or step == run.total)
+        if due and "masker" in run.engines:
+            _draw_masks(run, step)
+
+
+def shown_shard(order: Order) -> int:
+    """The training shard whose first ECG is drawn with `wandb.upload_ecgs`: the first that is not left out."""
+    out = order.changes[-1][1] if order.changes else ()
+    return next(i for i, n in enumerate(order.counts) if n and i not in out)
+
+
+def kept_shards(cfg: PretrainConfig, order: Order, train: Shards, heldout: Shards | None) -> list[Shard]:
+    """What a run reads over and over beside its batches: of remote shards these stay in the cache."""
+    kept = [train.shards[shown_shard(order)]] if cfg.wandb.upload_ecgs else []
+    if heldout is not None and cfg.log.heldout_every:
+        begins = np.cumsum([0, *heldout.counts[:-1]]).tolist()
+        kept += [s for s, at in zip(heldout.shards, begins) if s.samples and at < cfg.contrast]
+    return kept
+
+
+@torch.no_grad()
+def _draw_masks(run: Run, step: int) -> None:
+    """The masks that a synthetic ECG receives, on ECG paper; every rank computes them (ZeRO 3 gathers), one draws.
+
+    With `wandb.upload_ecgs` also those of the first training ECG.
+    """
+    manifest = run.train.manifest
+    examples = {"masks": synthetic_example(manifest.leads, manifest.samples, manifest.rate)}
+    if run.cfg.wandb.upload_ecgs:
+        first = sum(run.train.counts[: shown_shard(run.order)])
+        examples["recording"] = run.train.read_mv(np.array([first]))[0]
+    for name, example in examples.items():
+        signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]
+        raw = run.game.masks_of(run.engines["masker"], run.scaling(signal))
+        masks = bands(binarise(raw, run.game.dials)[0].cpu().numpy(), manifest.samples)
+        if run.world.is_main:
+            path = run.folder / "figures" / f"{name}-{step:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            title = f"masks at step {step} ({'training' if name == 'recording' else 'synthetic'} ECG)"
+            ecg_with_masks(example, masks, manifest.rate, manifest.leads, path, title)
+            run.metrics.figure(step, name, path, recording=name == "recording")
+
+
+def _non_finite(run: Run, step: int, error: Exception) -> str:
+    kept = checkpoint.newest(run.folder)
+    where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
+    return (
+        f"error: step {step}: {error}, and {where}; lower optim.encoder.lr or "
+        "game.strength, or look for damaged recordings with `python -m sharding verify`"
+    )

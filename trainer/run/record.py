@@ -1,0 +1,113 @@
+"""What a run directory says of its run: `config.yaml` and `run.json`, written and read here alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainer.config import PretrainConfig
+from trainer.data.remote.fetch import without_secrets
+from trainer.data.shards import Shards
+from trainer.observe.wandb_mirror import new_wandb_id
+from umbra.config import dump
+from umbra.errors import UserError
+from umbra.files import write_text
+
+RECORD = "run.json"
+_NEEDED = ("encoder", "scaling", "fingerprint", "key_id")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """`run.json`.
+
+    `encoder` = {name, leads, samples, rate in Hz, args}; `scaling` = {mode, mean_mv, std_mv}; `fingerprint` and
+    `key_id` are those of the data, `data` = {samples, patients} of its train split; `world` counts processes;
+    `status` is running, finished, interrupted or failed.
+    """
+
+    encoder: dict[str, Any]
+    scaling: dict[str, Any]
+    fingerprint: str
+    key_id: str
+    method: str | None = None
+    commit: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    wandb_id: str | None = None
+    steps: int | None = None
+    precision: str | None = None
+    world: int | None = None
+    data: dict[str, int] = field(default_factory=dict)
+    status: str | None = None
+
+
+def new_record(cfg: PretrainConfig, train: Shards, steps: int, bf16: bool, world: int) -> RunRecord:
+    """The record of a run that begins or goes on in `cfg.run`; one that goes on keeps its id at W&B."""
+    manifest = train.manifest
+    return RunRecord(
+        method=cfg.method,
+        commit=_commit(),
+        versions={name: version(name) for name in ("umbra", "torch", "deepspeed", "numpy")},
+        wandb_id=_known_wandb_id(Path(cfg.run) / RECORD) or new_wandb_id(),
+        fingerprint=manifest.fingerprint,
+        key_id=manifest.key_id,
+        steps=steps,
+        precision="bf16" if bf16 else "fp32",
+        world=world,
+        encoder={
+            "name": cfg.encoder.name,
+            "leads": manifest.leads,
+            "samples": manifest.samples,
+            "rate": manifest.rate,
+            "args": cfg.encoder.args,
+        },
+        scaling={"mode": cfg.scaling, "mean_mv": manifest.lead_mean_mv, "std_mv": manifest.lead_std_mv},
+        data={"samples": train.count, "patients": len(train.table().column("patient").unique())},
+    )
+
+
+def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:
+    """Writes `config.yaml`, without the secrets of a URL, and `run.json` to the run directory `cfg.run`."""
+    folder = Path(cfg.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", dump(replace(cfg, data=replace(cfg.data, path=without_secrets(cfg.data.path)))))
+    write_text(folder / RECORD, json.dumps(dataclasses.asdict(replace(record, status=status)), indent=1) + "\n")
+
+
+def read_record(run: Path) -> RunRecord:
+    """Reads `run/run.json`. Raises `UserError` if it is missing or damaged."""
+    path = run / RECORD
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: {run} is not a run directory of trainer/pretrain.py")
+    try:
+        content = json.loads(path.read_text())
+        missing = [key for key in _NEEDED if key not in content]
+        known = {f.name for f in dataclasses.fields(RunRecord)}
+        if not missing:
+            return RunRecord(**{key: value for key, value in content.items() if key in known})
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    raise UserError(f"{path} lacks '{missing[0]}': was the run stopped before its first step?")
+
+
+def _known_wandb_id(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    found: str | None = json.loads(path.read_text()).get("wandb_id")
+    return found
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        )
+        return result.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

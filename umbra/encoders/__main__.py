@@ -1,0 +1,33 @@
+"""The encoders with their sizes: `python -m umbra.encoders [leads=12] [samples=1000]`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from umbra.config import check_ranges, command, load
+from umbra.encoders.flops import forward_flops
+from umbra.encoders.registry import ENCODERS, build_encoder
+
+
+@dataclass
+class SizeConfig:
+    """The input: `leads` x `samples`."""
+
+    leads: int = 12
+    samples: int = 1000
+
+
+def main(argv: list[str]) -> None:
+    cfg = load(SizeConfig, None, argv)
+    check_ranges(cfg, {"leads": ">= 1", "samples": ">= 1"})
+    print(f"one ECG of {cfg.leads} x {cfg.samples}, forward; a training step takes 3 times that for each view")
+    print(f"{'encoder':<14}{'parameters':>14}{'features':>10}{'MFLOP':>12}")
+    for name in ENCODERS:
+        encoder = build_encoder(name, cfg.leads, cfg.samples)
+        count = sum(p.numel() for p in encoder.parameters())
+        mflop = forward_flops(encoder, cfg.leads, cfg.samples) / 1e6
+        print(f"{name:<14}{count:>14,}{encoder.dim:>10}{mflop:>12,.1f}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,95 @@
+"""What leaves the house: scaling and backbone in one module, millivolt in, features out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from umbra.encoders.backbone import Backbone
+from umbra.errors import UserError
+
+FORMAT = 1
+
+
+class Scaling(nn.Module):
+    """mV [B, leads, samples] -> scaled, fp32: by a fixed mean and deviation per lead, or by each record's own.
+
+    `mode` is `fixed` (the training data's mean and deviation, in mV) or `record`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean_mv: Sequence[float], std_mv: Sequence[float], mode: str = "fixed") -> None:
+        super().__init__()
+        if mode not in ("fixed", "record"):
+            raise UserError(f"scaling={mode} is unknown; use fixed or record")
+        self.mode = mode
+        self.register_buffer("mean", torch.tensor(mean_mv, dtype=torch.float32)[:, None])
+        self.register_buffer("std", torch.tensor(std_mv, dtype=torch.float32)[:, None].clamp_min(1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        if self.mode == "fixed":
+            return (x - self.mean) / self.std
+        mean = x.mean(-1, keepdim=True)
+        return (x - mean) / (x - mean).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-3)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What `config.json` of an encoder directory holds.
+
+    `architecture` = {name, args}; `rate` in Hz; input is `[B, len(leads), samples]` in `units`; features have `dim`
+    numbers; `scaling` = {mode, mean_mv, std_mv}; `training`, `data` and `versions` say where the weights come from.
+    """
+
+    architecture: dict[str, Any]
+    dim: int
+    rate: float
+    leads: list[str]
+    samples: int
+    scaling: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    units: str = "mV"
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+class Encoder(nn.Module):
+    """mV [B, leads, samples] -> features [B, dim]: the scaling of its `config`, then the backbone.
+
+    Raises `UserError` for an input of another shape.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
+        super().__init__()
+        scaling = config.scaling
+        self.config = config
+        self.scaling = Scaling(scaling["mean_mv"], scaling["std_mv"], scaling["mode"])
+        self.backbone = backbone
+        self.dim = backbone.dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        features: Tensor = self.backbone(self.scaling(x))
+        return features
+
+    def _check(self, x: Tensor) -> None:
+        shape = (len(self.config.leads), self.config.samples)
+        if x.ndim != 3 or tuple(x.shape[1:]) != shape:
+            raise UserError(
+                f"the encoder takes mV [batch, {shape[0]} leads, {shape[1]} samples at {self.config.rate:g} Hz], "
+                f"not {list(x.shape)}: order the leads as encoder.config.leads, resample, and cut windows of that "
+                "length"
+            )

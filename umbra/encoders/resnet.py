@@ -1,0 +1,110 @@
+"""ResNet-1D for ECGs (He et al. 2016, in one dimension; the encoder of Bo et al. 2022).
+
+At the default width the parameters number 4,111,488, those of the paper's encoder: ResNet18 with kernels of 3, a stem
+of 7 and a linear map from the pooled features to the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from umbra.encoders.backbone import Backbone
+from umbra.errors import UserError
+
+
+class ResNet(Backbone):
+    """[B, leads, samples], scaled -> [B, embedding].
+
+    `norm` is `group`, of each ECG alone, or `batch` (`trainer/game/batchnorm.py`); `activation` is `relu` or `gelu`.
+    """
+
+    def __init__(
+        self,
+        leads: int,
+        samples: int,
+        width: int = 64,
+        layers: Sequence[int] = (2, 2, 2, 2),
+        embedding: int = 512,
+        norm: str = "group",
+        groups: int = 8,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        for key, value in (("width", width), ("embedding", embedding), ("groups", groups)):
+            if value < 1:
+                raise UserError(f"encoder.args.{key}={value} must be >= 1")
+        normed, act = make_norm(norm, groups, width), _activation(activation)
+        self.dim = embedding
+        self.stem = nn.Sequential(
+            nn.Conv1d(leads, width, 7, stride=2, padding=3, bias=False),
+            normed(width),
+            act(),
+            nn.MaxPool1d(3, stride=2, padding=1),
+        )
+        stages: list[nn.Module] = []
+        channels = width
+        for stage, depth in enumerate(layers):
+            out = width * 2**stage
+            for block in range(depth):
+                stages.append(_Block(channels, out, 2 if stage > 0 and block == 0 else 1, normed, act))
+                channels = out
+        self.stages = nn.Sequential(*stages)
+        self.embed = nn.Linear(channels, embedding)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(self.stages(self.stem(x)).mean(-1))
+
+
+class _Block(nn.Module):
+    def __init__(
+        self, channels: int, out: int, stride: int, norm: Callable[[int], nn.Module], act: Callable[[], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv1d(channels, out, 3, stride=stride, padding=1, bias=False),
+            norm(out),
+            act(),
+            nn.Conv1d(out, out, 3, padding=1, bias=False),
+            norm(out),
+        )
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.skip = nn.Sequential(nn.Conv1d(channels, out, 1, stride=stride, bias=False), norm(out))
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.body(x) + self.skip(x))
+
+
+def make_norm(name: str, groups: int, width: int) -> Callable[[int], nn.Module]:
+    """channels -> norm: `group`, with channels a multiple of `width`, or `batch`. Raises `UserError` if neither."""
+    if name == "group":
+        if width % groups:
+            raise UserError(f"encoder.args.width={width} is not a multiple of encoder.args.groups={groups}")
+        return lambda channels: nn.GroupNorm(groups, channels)
+    if name == "batch":
+        return nn.BatchNorm1d
+    raise UserError(f"encoder.args.norm={name} is unknown; use group or batch")
+
+
+def _activation(name: str) -> Callable[[], nn.Module]:
+    if name == "relu":
+        return nn.ReLU
+    if name == "gelu":
+        return nn.GELU
+    raise UserError(f"encoder.args.activation={name} is unknown; use relu or gelu")
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv1d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+ENCODERS = {"resnet18": partial(ResNet, layers=(2, 2, 2, 2)), "resnet34": partial(ResNet, layers=(3, 4, 6, 3))}

@@ -1,0 +1,83 @@
+"""ViT-1D (Dosovitskiy et al. 2021, on patches of time): ViT-S by default.
+
+Pre-norm blocks, fixed sine-cosine positions, the mean over the patches as the feature, no class token, no dropout.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umbra.encoders.backbone import Backbone
+from umbra.errors import UserError
+
+
+class ViT(Backbone):
+    """[B, leads, samples], scaled -> [B, width].
+
+    `patch`: samples of all leads that make one token (the last patch is filled up with zeros); `ratio`: width of the
+    hidden layer in multiples of `width`.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        leads: int,
+        samples: int,
+        patch: int = 25,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        ratio: int = 4,
+    ) -> None:
+        super().__init__()
+        for key, value in (("patch", patch), ("depth", depth), ("heads", heads), ("ratio", ratio)):
+            if value < 1:
+                raise UserError(f"encoder.args.{key}={value} must be >= 1")
+        if width < 2 or width % (2 * heads):
+            raise UserError(f"encoder.args.width={width} must be a multiple of twice encoder.args.heads={heads}")
+        self.dim, self.patch = width, patch
+        self.embed = nn.Conv1d(leads, width, patch, stride=patch)
+        self.register_buffer("positions", sine_cosine(-(-samples // patch), width), persistent=False)
+        self.blocks = nn.Sequential(*(_Block(width, heads, ratio) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(F.pad(x, (0, -x.shape[-1] % self.patch))).transpose(1, 2)
+        return self.norm(self.blocks(tokens + self.positions)).mean(1)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, ratio: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+def sine_cosine(length: int, width: int) -> Tensor:
+    """Positions [length, width] of Vaswani et al. 2017, section 3.5: all sines, then all cosines."""
+    frequencies = 10000 ** (-torch.arange(width // 2) / (width / 2))
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv1d):  # as the linear map that it is
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+ENCODERS = {"vit_s": ViT}

@@ -1,0 +1,27 @@
+"""A mistake of the user, as one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line that says what, where and how. Exit code 2 at the command line.
+
+    `alone`: this process may be the only one of many that met it, and prints it in any case.
+    """
+
+    alone = False
+
+
+@contextlib.contextmanager
+def building(part: str) -> Iterator[None]:
+    """Turns what torch says of a size that it cannot build into a `UserError` that names the `part` of the config."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise UserError(f"the {part} cannot be built from its keys {part}.*: {''.join(reason)}") from error

@@ -1,0 +1,100 @@
+"""Files that are whole or not there: written under a temporary name, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from umbra.errors import UserError
+
+TEMPORARY = ".partial-"
+DAY = 86400.0
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: on success flushed to disk and renamed to it, on failure removed."""
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.uname().nodename}-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    flush(path.parent)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed writers left in `folder`."""
+    for path in folder.glob(f"*{TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if left_over(path):
+                path.unlink()
+
+
+def left_over(path: Path) -> bool:
+    """Whether a temporary file is of a dead process of this host, or of another host and a day old."""
+    host, _, process = path.name.partition(TEMPORARY)[2].rpartition("-")
+    if host == os.uname().nodename and process.isdigit():
+        return not alive(int(process))
+    return time.time() - path.stat().st_mtime > DAY
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; its mode follows the umask."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file whole or not at all; its mode follows the umask."""
+    write_bytes(path, text.encode())
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Flushes a folder and all that is in it."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def claim_folder(path: str | Path, key: str) -> None:
+    """Raises `UserError` if `path`, the value of `key`, can be no folder that is written to. Makes nothing itself."""
+    whole = Path(path).absolute()
+    there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise UserError(f"{key}={path}: {there} is no folder; choose another {key}=DIR")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={path}: no right to write in {there}; choose another {key}=DIR")

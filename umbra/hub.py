@@ -1,0 +1,126 @@
+"""The encoder directory: what its `config.json` says, and how an encoder is loaded from it.
+
+Needs torch, safetensors and the model code, nothing of the training stack. Only JSON and safetensors are read, so that
+loading an encoder of others never runs their code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from umbra.encoders.encoder import FORMAT, Encoder, EncoderConfig
+from umbra.encoders.registry import build_encoder
+from umbra.errors import UserError
+from umbra.files import write_bytes
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """Loads an encoder from its directory or from the Hugging Face hub; the module is in eval mode.
+
+    The module takes mV `[B, leads, samples]` (float, at `module.config.rate` Hz, leads as `module.config.leads`) and
+    gives features `[B, module.config.dim]`; the scaling is part of it. Raises `UserError` for a directory or hub id
+    that is not there, files that are missing, damaged or do not fit each other, and, at the call, for an input of
+    another shape.
+    """
+    directory = _directory(path_or_hub_id)
+    config = read_config(directory)
+    encoder = initialise(config)
+    _load_weights(encoder, directory / WEIGHTS)
+    return encoder.to(device)
+
+
+def initialise(config: EncoderConfig, seed: int | None = None) -> Encoder:
+    """The architecture of `config` with its scaling and fresh weights, drawn from `seed` (None: torch's own state)."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            backbone = build_encoder(
+                config.architecture["name"], len(config.leads), config.samples, dict(config.architecture["args"])
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the architecture {config.architecture} cannot be built: {error}") from error
+    return Encoder(backbone, config).eval()
+
+
+def read_config(directory: str | Path) -> EncoderConfig:
+    """Reads `directory/config.json`. Raises `UserError` if it is missing, damaged or of another format."""
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: {directory} is not an encoder directory (`python -m trainer.export`)")
+    try:
+        content = json.loads(path.read_text())
+        if content.get("format") != FORMAT:
+            raise UserError(f"{path} has format {content.get('format')}, this version reads {FORMAT}: export it anew")
+        return EncoderConfig(**content)
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): export the encoder anew") from error
+
+
+def _directory(path_or_hub_id: str | Path) -> Path:
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    if path.exists() or not HUB_ID.fullmatch(str(path_or_hub_id)):
+        raise UserError(f"{path_or_hub_id} is neither an encoder directory nor a hub id of the form owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(
+            f"'{path_or_hub_id}' is no directory here, and to ask the Hugging Face hub for it needs a package: "
+            "pip install 'umbra[hub]'"
+        ) from error
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"'{path_or_hub_id}' is no directory here, and the Hugging Face hub did not give it: {reason}"
+        ) from error
+
+
+def _load_weights(encoder: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the encoder directory is not complete; export it anew")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no readable safetensors file ({error}): export the encoder anew") from error
+    problem = mismatch(encoder.state_dict(), weights)
+    if problem:
+        raise UserError(f"{path} does not fit {CONFIG} beside it: {problem}")
+    encoder.load_state_dict(weights)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in weights.items()}))
+
+
+def mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    """Says in one line what keeps `given` from being loaded as `wanted` (names or shapes); empty if nothing does."""
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    if missing:
+        near = difflib.get_close_matches(missing[0], extra or given.keys(), n=1, cutoff=0.3)
+        return f"{len(missing)} weights are missing, first '{missing[0]}'" + (
+            f" (there is '{near[0]}')" if near else ""
+        )
+    if extra:
+        return f"{len(extra)} weights are unknown, first '{extra[0]}'"
+    for name, tensor in wanted.items():
+        if tensor.shape != given[name].shape:
+            return f"'{name}' has shape {list(given[name].shape)}, expected {list(tensor.shape)}"
+    return ""

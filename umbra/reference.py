@@ -1,0 +1,73 @@
+"""The keys of a config as a reference in Markdown: each with its type, default, range and meaning.
+
+The meaning of a key is the docstring under its field in the dataclass.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import textwrap
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from umbra.errors import UserError
+
+SCHEMAS = {
+    "pretrain": "trainer.config:PretrainConfig",
+    "shard": "sharding.options:BuildConfig",
+    "transfer": "trainer.evaluate.config:TransferConfig",
+    "study": "trainer.study.config:StudyConfig",
+}
+
+
+def reference(name: str) -> str:
+    """The reference page of `pretrain`, `shard`, `transfer` or `study`. Raises `UserError` for another name."""
+    if name not in SCHEMAS:
+        raise UserError(f"'{name}' has no reference; there are {', '.join(SCHEMAS)}")
+    module, _, schema = SCHEMAS[name].partition(":")
+    rows = list(_rows(getattr(importlib.import_module(module), schema), ""))
+    head = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+    return "\n".join([f"# Keys of `{name}`", "", *head, *rows]) + "\n"
+
+
+def docstrings(schema: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, those of its bases too, on one line."""
+    found: dict[str, str] = {}
+    for base in reversed(schema.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for node, below in zip(tree.body, tree.body[1:]):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                found[node.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+def _rows(schema: type, prefix: str) -> Iterator[str]:
+    hints, meaning = typing.get_type_hints(schema), docstrings(schema)
+    for field in dataclasses.fields(schema):
+        key, kind = prefix + field.name.rstrip("_"), hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from _rows(kind, f"{key}.")
+            continue
+        allowed = field.metadata.get("wanted") or ", ".join(map(str, field.metadata.get("choices", ())))
+        shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+        cells = (f"`{key}`", shown.replace("typing.", ""), f"`{_default(field)}`", allowed, meaning.get(field.name, ""))
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return str(field.default_factory())
+    return repr(field.default) if field.default == "" else str(field.default)

@@ -1,0 +1,156 @@
+"""The on-disk contract of a data set: `manifest.json`, the geometry of a shard, the columns of `samples.parquet`.
+
+A shard is a standard tar of pairs `KEY.ecg.npy` + `KEY.meta.json`. All members have the same size, so that the int16
+array of sample *i* starts at byte `first + i * stride`: a shard is also a memory-mapped array `[n, leads, samples]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbra.errors import UserError
+
+SCHEMA_VERSION = 1
+BLOCK = 512
+SPLITS = ("train", "val", "test")
+MANIFEST = "manifest.json"
+SAMPLES = "samples.parquet"
+PRIVATE = "private"
+SAMPLE_COLUMNS = ("shard", "index", "key", "patient", "source", "age", "sex", "codes", "leads")
+DTYPE = np.dtype("<i2")
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def npy_header(leads: int, samples: int) -> bytes:
+    """The header bytes that `np.save` writes before an int16 array `[leads, samples]`."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": DTYPE.str, "fortran_order": False, "shape": (leads, samples)}
+    )
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where sample *i* of a shard lies: its int16 array starts at byte `first + i * stride`."""
+
+    leads: int
+    samples: int
+    meta_bytes: int
+
+    @property
+    def array_bytes(self) -> int:
+        return self.leads * self.samples * DTYPE.itemsize
+
+    @property
+    def npy_bytes(self) -> int:
+        return len(npy_header(self.leads, self.samples)) + self.array_bytes
+
+    @property
+    def first(self) -> int:
+        return BLOCK + len(npy_header(self.leads, self.samples))
+
+    @property
+    def stride(self) -> int:
+        return BLOCK + _padded(self.npy_bytes) + BLOCK + _padded(self.meta_bytes)
+
+    def shard_bytes(self, count: int) -> int:
+        """Size of a whole shard of `count` samples: the members and the two zero blocks that end a tar."""
+        return count * self.stride + 2 * BLOCK
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its name, split, number of samples, size in bytes and sha256."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds. Written last: without it the data set does not exist.
+
+    `rate` in Hz, `samples` per lead and window, `resolution_uv` microvolt per int16 unit, `lead_mean_mv` and
+    `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order. `tables`: the
+    sha256 of `samples.parquet`, `content_hash`: that of all other fields (both empty in data sets of before they were
+    kept).
+    """
+
+    fingerprint: str
+    rate: float
+    leads: list[str]
+    samples: int
+    resolution_uv: float
+    meta_bytes: int
+    shards: list[Shard]
+    lead_mean_mv: list[float]
+    lead_std_mv: list[float]
+    patient_ids: bool
+    key_id: str
+    counts: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+    content_hash: str = ""
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(len(self.leads), self.samples, self.meta_bytes)
+
+    def of_split(self, split: str) -> list[Shard]:
+        return [shard for shard in self.shards if shard.split == split]
+
+    def first_row(self, split: str) -> int:
+        """Row of `samples.parquet` at which the samples of `split` begin (the shards of a split lie together)."""
+        return sum(s.samples for s in self.shards[: next(i for i, s in enumerate(self.shards) if s.split == split)])
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def content_hash(manifest: Manifest) -> str:
+    """sha256 over all fields of a manifest but this one."""
+    return hashlib.sha256(dataclasses.replace(manifest, content_hash="").to_json().encode()).hexdigest()
+
+
+def fingerprint(shards: list[Shard], geometry: Geometry, rate: float, leads: list[str], resolution_uv: float) -> str:
+    """Hash over the shards' hashes and the geometry: equal if and only if the samples and their places are equal."""
+    content = [[s.name, s.samples, s.sha256] for s in shards]
+    content.append([geometry.leads, geometry.samples, geometry.meta_bytes, float(rate), leads, float(resolution_uv)])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def read_manifest(root: str | Path) -> Manifest:
+    """Reads `root/manifest.json`. Raises `UserError` if it is missing, cut, or of another schema version."""
+    path = Path(root) / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist: {root} is not a finished data set; run `python -m sharding build` to its end"
+        )
+    try:
+        content = json.loads(path.read_text())
+        version = content["schema"]
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: build the data set anew"
+            )
+        content["shards"] = [Shard(**shard) for shard in content["shards"]]
+        return Manifest(**content)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run the same build again") from error
