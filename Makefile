@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml
 	@python='$(PYTHON)'; $${python:-false} -c '$(USABLE)' 2>/dev/null || { \
 	  echo "error: $${python:-python3} is no Python 3.11 or 3.12 with venv; install one (Debian: apt install python3-venv), or name it: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[test,lint]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]'
 	@touch $@
 
 demo: setup
