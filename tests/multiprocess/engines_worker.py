@@ -293,7 +293,7 @@ def gradients_of_batches(
     game, far = Game(two["encoder"], two["masker"], cfg, TEMPERATURE), {"encoder": [], "masker": []}
     for pair in ecgs(batches, size):
         share = size // world.size
-        game._play(mine(pair, world.rank, share), True, 1)
+        game._play(mine(pair, world.rank, share), game.masker, 1)
         got = {name: flat(p.grad for p in module.parameters()) for name, module in both.items()}
         for module in both.values():
             module.zero_grad()

@@ -1,6 +1,6 @@
-"""The registry of encoders. A new encoder is one file here, with an `ENCODERS` of its own.
+"""The encoders by name. To add one: a `Backbone` in a file of this folder, and its name in `ENCODERS`.
 
-An encoder is a module made of `(leads, samples, **arguments)` with a `dim`: [B, leads, samples] scaled -> [B, dim].
+An encoder is a `Backbone` made of `(leads, samples, **arguments)` with a `dim`: [B, leads, samples] scaled -> [B, dim].
 Rows are treated alone and no random numbers are drawn (no dropout); torch's batch norm may be part of it, see
 `trainer/game/batchnorm.py`.
 """
@@ -8,31 +8,24 @@ Rows are treated alone and no random numbers are drawn (no dropout); torch's bat
 from __future__ import annotations
 
 import difflib
-import importlib
-import pkgutil
 import typing
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from umbra.encoders.backbone import Backbone
+from umbra.encoders.resnet import ResNet
+from umbra.encoders.vit import ViT
+from umbra.encoders.xresnet import XResNet
 from umbra.errors import UserError, building
 
-_NO_ENCODERS = ("__main__", "registry", "encoder", "flops", "backbone")
+ENCODERS: dict[str, Callable[..., Backbone]] = {
+    "resnet18": partial(ResNet, layers=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, layers=(3, 4, 6, 3)),
+    "vit_s": ViT,
+    "xresnet1d101": partial(XResNet, layers=(3, 4, 23, 3)),
+}
 _GIVEN = {"leads", "samples", "layers", "return"}  # by the data or by the encoder's name, not by `encoder.args`
-
-
-def _found() -> dict[str, Callable[..., Backbone]]:
-    """All encoders of the folder's files by name, sorted."""
-    package = __name__.rpartition(".")[0]
-    folder = [str(Path(__file__).parent)]
-    names = [f"{package}.{info.name}" for info in pkgutil.iter_modules(folder) if info.name not in _NO_ENCODERS]
-    found = [getattr(importlib.import_module(name), "ENCODERS", {}) for name in names]
-    return dict(sorted((name, make) for encoders in found for name, make in encoders.items()))
-
-
-ENCODERS = _found()
 
 
 def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | None = None) -> Backbone:

@@ -7,7 +7,6 @@ of 7 and a linear map from the pooled features to the embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -105,6 +104,3 @@ def _initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-ENCODERS = {"resnet18": partial(ResNet, layers=(2, 2, 2, 2)), "resnet34": partial(ResNet, layers=(3, 4, 6, 3))}

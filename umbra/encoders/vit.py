@@ -78,6 +78,3 @@ def _initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.Conv1d):  # as the linear map that it is
         nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-
-ENCODERS = {"vit_s": ViT}

@@ -8,7 +8,6 @@ concatenation of mean and maximum is `pooling: concat`, its batch norm `norm: ba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -94,6 +93,3 @@ def _conv(channels: int, out: int, kernel: int, norm: Callable[[int], nn.Module]
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv1d):
         nn.init.kaiming_normal_(module.weight)
-
-
-ENCODERS = {"xresnet1d101": partial(XResNet, layers=(3, 4, 23, 3))}

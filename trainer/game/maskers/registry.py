@@ -1,11 +1,19 @@
-"""The maskers by name."""
+"""The maskers by name. To add one: a `Masker` in a file of this folder, and its name in `MASKERS`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from trainer.game.maskers.base import Masker
 from trainer.game.maskers.paper import PaperUNet
 from trainer.game.maskers.unet import UNet
 from umbra.errors import UserError, building
+
+# name -> (leads, channels, samples per cell, width, depth, kernel) -> masker
+MASKERS: dict[str, Callable[[int, int, int, int, int, int], Masker]] = {
+    "unet": UNet,
+    "paper": lambda leads, channels, hop, width, depth, kernel: PaperUNet(leads, channels, width, kernel),
+}
 
 
 def build_masker(name: str, leads: int, channels: int, hop: int, width: int, depth: int, kernel: int) -> Masker:
@@ -13,9 +21,7 @@ def build_masker(name: str, leads: int, channels: int, hop: int, width: int, dep
 
     Raises `UserError` for an unknown name and for sizes that cannot work.
     """
+    if name not in MASKERS:
+        raise UserError(f"masker.name={name} is unknown; use {' or '.join(MASKERS)}")
     with building("masker"):
-        if name == "unet":
-            return UNet(leads, channels, hop, width, depth, kernel)
-        if name == "paper":
-            return PaperUNet(leads, channels, width, kernel)
-    raise UserError(f"masker.name={name} is unknown; use unet or paper")
+        return MASKERS[name](leads, channels, hop, width, depth, kernel)
