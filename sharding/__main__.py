@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from umbra.config import command, dump, load
+from umbra.config import command, dump, load, split_words
 from umbra.errors import UserError
 
 USAGE = """python -m sharding COMMAND
@@ -44,10 +44,7 @@ def build(words: list[str]) -> None:
     from sharding.progress import reasons_table
 
     dry = "--dry-run" in words
-    paths, overrides = _split(words)
-    if len(paths) > 1:
-        raise UserError(f"one config file at a time, not {', '.join(paths)}")
-    config = load(BuildConfig, paths[0] if paths else None, overrides)
+    config = load(BuildConfig, *split_words([word for word in words if word != "--dry-run"]))
     if dry:
         print(dump(config) + building.dry_run(config))
         return
@@ -87,11 +84,6 @@ def report(words: list[str]) -> None:
     given = [w.removeprefix("input=") for w in words if w.startswith("input=")]
     folder = _folder("report", [w for w in words if not w.startswith("input=")])
     print(f"report: {write(Path(folder), Path(given[-1]) if given else None)}")
-
-
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    paths = [w for w in words if "=" not in w and w != "--dry-run"]
-    return paths, [w for w in words if "=" in w]
 
 
 def _folder(name: str, words: list[str]) -> str:

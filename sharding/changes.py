@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 
@@ -15,28 +14,30 @@ from sharding.headers import Survey
 from sharding.metadata import table_path
 from sharding.options import BuildConfig, content
 from sharding.plan import Plan, row_file, table_stamp
+from umbra import resume
 from umbra.errors import UserError
 
 
 def refuse_other_config(output: Path, plan: Plan, config: BuildConfig, key_id: str) -> None:
     """Raises `UserError`, naming the key that differs, if `config` is not the plan's."""
-    # a key that came later had its default
-    old, new = _flat(content(BuildConfig(), "")) | _flat(plan.content), _flat(content(config, key_id))
-    if key := next((k for k in sorted({*old, *new}) if old.get(k) != new.get(k)), None):
-        raise UserError(f"{output} was planned with {key}={old.get(key)}, now {key}={new.get(key)}: {_mend(output)}")
+    known = resume.flat(content(BuildConfig(), ""))  # a key that came later had its default
+    for change in resume.changes("build", known | resume.flat(plan.content), resume.flat(content(config, key_id))):
+        old, new = (None if value is resume.UNSET else value for value in (change.old, change.new))
+        if old != new:
+            raise UserError(f"{output} was planned with {change.key}={old}, now {change.key}={new}: {_way_out(output)}")
 
 
 def refuse_other_table(output: Path, plan: Plan, config: BuildConfig) -> None:
     """Raises `UserError` if the table is not the plan's, by its size and time."""
     found = table_path(Path(config.input), config.source.table)
     if table_stamp(found) != plan.table:
-        raise UserError(f"{output} was planned from other input, {found} has changed: {_mend(output)}")
+        raise UserError(f"{output} was planned from other input, {found} has changed: {_way_out(output)}")
 
 
 def refuse_other_records(output: Path, known: Survey) -> None:
     """Raises `UserError`, naming one, if a folder without a table holds other records than the plan's."""
     if known.table is None and (difference := _found_difference(output, known)):
-        raise UserError(f"{output} was planned from other input, {difference}: {_mend(output)}")
+        raise UserError(f"{output} was planned from other input, {difference}: {_way_out(output)}")
 
 
 def refuse_other_files(output: Path, config: BuildConfig, pool: Executor | None, tick: Callable[[int], object]) -> None:
@@ -44,7 +45,7 @@ def refuse_other_files(output: Path, config: BuildConfig, pool: Executor | None,
     groups = iter(range(row_file(output).num_row_groups))
     for records, change in headers.in_order(partial(_changed_group, output, Path(config.input)), groups, pool):
         if change:
-            raise UserError(f"{output} was planned from other input, {change}: {_mend(output)}")
+            raise UserError(f"{output} was planned from other input, {change}: {_way_out(output)}")
         tick(records)
 
 
@@ -61,11 +62,5 @@ def _changed_group(output: Path, root: Path, group: int) -> tuple[int, str]:
     return len(rows), headers.changed(root, rows)
 
 
-def _mend(output: Path) -> str:
+def _way_out(output: Path) -> str:
     return f"choose another output or delete {output}"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}

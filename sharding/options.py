@@ -13,10 +13,9 @@ from typing import Any
 
 from sharding import signal, sources
 from sharding.sources import SourceConfig
-from umbra import leads
+from umbra import leads, resume
 from umbra.errors import UserError
 
-NOT_CONTENT = ("input", "output", "workers", "task", "tasks", "key_file", "timeout")
 MISSING_LEADS = ("refuse", "zero")
 
 REASONS = {
@@ -152,5 +151,5 @@ def _check_input(config: BuildConfig) -> None:
 
 def content(config: BuildConfig, key_id: str) -> dict[str, Any]:
     """The part of a config that decides which bytes come out."""
-    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_CONTENT}
+    values = {k: v for k, v in dataclasses.asdict(config).items() if not resume.is_free("build", k)}
     return {**json.loads(json.dumps(values)), "key_id": key_id}

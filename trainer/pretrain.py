@@ -24,7 +24,7 @@ from trainer.run import checkpoint, loop
 from trainer.run.assemble import build_run, describe, describe_cache, plan_run
 from trainer.run.record import write_record
 from trainer.run.resilience import Stop
-from umbra.config import command, dump, load
+from umbra.config import command, dump, load, split_words
 from umbra.errors import UserError
 
 
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> int:
 
 def read_config(words: list[str]) -> PretrainConfig:
     """The config of a command line: an optional YAML first, then `key=value` words."""
-    path = words[0] if words and "=" not in words[0] else None
-    cfg = load(PretrainConfig, path, words[1:] if path else words)
+    path, overrides = split_words(words)
+    cfg = load(PretrainConfig, path, overrides)
     cfg.method = cfg.method or (Path(path).stem if path else "default")
     cfg.check()
     return cfg

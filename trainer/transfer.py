@@ -15,7 +15,7 @@ from trainer.evaluate.config import MODES, RANGES, TransferConfig
 from trainer.evaluate.embed import device_of, open_encoder
 from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
 from trainer.evaluate.task import read_task
-from umbra.config import check_ranges, command, load
+from umbra.config import check_ranges, command, load, split_words
 from umbra.errors import UserError
 from umbra.files import claim_folder
 
@@ -24,8 +24,7 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] == "compare":
         print(comparison(argv[1:]))
         return
-    path = argv[0] if argv and "=" not in argv[0] else None
-    config = load(TransferConfig, path, argv[1:] if path else argv)
+    config = load(TransferConfig, *split_words(argv))
     _check(config)
     task = read_task(config)
     encoder = open_encoder(config, task.train)

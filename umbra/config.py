@@ -69,6 +69,14 @@ def config_file(path: str | Path) -> Path:
     return path
 
 
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(the YAML, the `key=value` words) of a command line. Raises `UserError` if two YAMLs are named."""
+    paths = [word for word in words if "=" not in word]
+    if len(paths) > 1:
+        raise UserError(f"one config file at a time, not {', '.join(paths)}")
+    return paths[0] if paths else None, [word for word in words if "=" in word]
+
+
 def dump(config: Any) -> str:
     """The YAML text of a config dataclass, every key resolved; `load` reads it back."""
     return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None)

@@ -10,24 +10,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from trainer import distributed
+from umbra import resume
 from umbra.errors import UserError
 from umbra.files import flush_tree, write_text
 from umbra.hub import save_weights
 
 MARKER = "COMMITTED"
-# What may change from one start of a run to the next. A new number of steps stretches the rest of the schedule.
-FREE = (
-    *("run", "resume", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb"),
-    *("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb", "data.audit"),
-    *("batch.device", "compile"),
-)
 
 
 def committed(run: str | Path) -> dict[int, Path]:
@@ -100,20 +95,12 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
 
 def changes(saved: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
     """What keeps a run with `state` from going on from a `saved` one: `key: old value, now new value`."""
-    old, new = (dict(_flat({**s["config"], "fingerprint": s["fingerprint"]})) for s in (saved, state))
-    keys = [k for k in old | new if not any(k == free or k.startswith(f"{free}.") for free in FREE)]
-    before, now = ({k: json.dumps(v, sort_keys=True) for k, v in values.items()} for values in (old, new))
-    differ = [k for k in keys if before.get(k) != now.get(k)]
-    return [f"{k}: {before.get(k, 'not set')}, now {now.get(k, 'not set')}" for k in differ]
+    old, new = ({**s["config"], "fingerprint": s["fingerprint"]} for s in (saved, state))
+    return [f"{c.key}: {_shown(c.old)}, now {_shown(c.new)}" for c in resume.changes("run", old, new)]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested keys as dotted ones."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _shown(value: Any) -> str:
+    return "not set" if value is resume.UNSET else json.dumps(value, sort_keys=True)
 
 
 def whole_weights(engine: Any) -> dict[str, Tensor]:

@@ -15,12 +15,11 @@ from trainer.study.config import StudyConfig, check, keep_config
 from trainer.study.report import report
 from trainer.study.rotation import run_rotation
 from trainer.study.steps import Steps
-from umbra.config import command, load
+from umbra.config import command, load, split_words
 
 
 def main(argv: list[str]) -> None:
-    path = argv[0] if argv and "=" not in argv[0] else None
-    config = load(StudyConfig, path, argv[1:] if path else argv)
+    config = load(StudyConfig, *split_words(argv))
     check(config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)

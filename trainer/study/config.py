@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from trainer.config import PretrainConfig
 from trainer.evaluate.config import TransferConfig
-from umbra.config import check_ranges, config_file, dump, load
+from umbra import resume
+from umbra.config import as_dict, check_ranges, config_file, dump, load
 from umbra.errors import UserError
 from umbra.files import write_text
 
@@ -137,32 +137,15 @@ def folds_of(rotation: int, folds: int, judge: str = "test") -> tuple[list[int],
     return [f for f in range(1, folds + 1) if f not in (*unseen, test, val)], [val], [test]
 
 
-FREE = (
-    "rotations",
-    "methods",
-    "seeds",
-    "tasks",
-    "fractions",
-    "reference",
-    "bootstrap",
-    "minutes",
-    "output",
-    "processes",
-)
-
-
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """What must stay: a variant may be added, not changed."""
-    variants = {f"variants.{name}": words for name, words in (config.get("variants") or {}).items()}
-    return {key: value for key, value in config.items() if key not in (*FREE, "variants")} | variants
-
-
 def keep_config(config: StudyConfig, output: Path) -> None:
-    """Writes the config; refuses an output of another study, but lets its lists of cells and its limits change."""
+    """Writes the config; refuses an output of another study, but lets its lists of cells and its limits change.
+
+    A variant may be added, and a key that an older version did not have.
+    """
     path = output / "config.yaml"
     if path.is_file():
-        old, new = (_comparable(yaml.safe_load(text)) for text in (path.read_text(), dump(config)))
-        changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
+        changes = resume.changes("study", yaml.safe_load(path.read_text()), as_dict(config))
+        changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': take a new output or the old value")
     write_text(path, dump(config))
