@@ -19,7 +19,7 @@ endif
 # Tests run beside one another's processes: more threads than that would only wait for a core.
 test test-full: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-full lint clean
+.PHONY: setup demo test test-full lint keys clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+keys: setup  # the reference pages of the config keys
+	@mkdir -p docs/keys
+	@for name in pretrain shard transfer study; do $(BIN)/python -m umbra.config $$name > docs/keys/$$name.md || exit 1; done
 
 clean:  # caches only: what a run or the demo wrote is yours to delete
 	rm -rf .torch_extensions .pytest_cache .ruff_cache .mypy_cache .hypothesis

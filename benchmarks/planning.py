@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sharding import build_state, deidentify, finish, headers, plan, shard, sources, writer
+from sharding import build_state, deidentify, finish, headers, plan, shard, writer
 from sharding.options import BuildConfig, validated
-from sharding.sources import Head
+from sharding.sources import protocol
+from sharding.sources.protocol import Head
 from sharding.synthetic import SynthConfig, write
 from umbra.config import command, load
 from umbra.files import write_text
@@ -43,13 +44,13 @@ def entries(count: int) -> types.ModuleType:
     """A source of `count` records that are not there."""
     module = types.ModuleType("sharding.sources.entries")
 
-    def check(options: sources.SourceConfig) -> None:
+    def check(options: protocol.SourceConfig) -> None:
         pass
 
-    def find(root: Path, without: str, options: sources.SourceConfig) -> list[str]:
+    def find(root: Path, without: str, options: protocol.SourceConfig) -> list[str]:
         return [f"part{i // 1000:05d}/record{i:08d}" for i in range(count)]
 
-    def head(root: Path, record: str, options: sources.SourceConfig) -> Head:
+    def head(root: Path, record: str, options: protocol.SourceConfig) -> Head:
         number = int(record[-8:])
         words = {"age": str(number % 100), "sex": "FM"[number % 2], "codes": CODES[number % 4]}
         return Head(500.0, 5000, list(CANONICAL), [], words | {"patient": f"p{number * 2 // 5}"})
@@ -60,7 +61,7 @@ def entries(count: int) -> types.ModuleType:
 
 def settings(folder: str, count: int) -> BuildConfig:
     """The config of a build of `count` entries, in this process."""
-    sources.FILES["entries"] = "made-up"
+    protocol.FILES["entries"] = "made-up"
     sys.modules["sharding.sources.entries"] = entries(count)
     words = [f"input={folder}/in", f"output={folder}/out", "source.format=entries", "samples_per_shard=1000"]
     return validated(load(BuildConfig, None, words))

@@ -21,9 +21,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from sharding import deidentify, metadata, signal, sources, watchdog
+from sharding import deidentify, metadata, signal, watchdog
 from sharding.metadata import Table, label, read_table
 from sharding.options import BuildConfig
+from sharding.sources import protocol
 from umbra import leads
 from umbra.errors import UserError
 from umbra.schema import SAMPLE_COLUMNS, SAMPLES
@@ -79,14 +80,14 @@ def all_records(config: BuildConfig, table: Table | None) -> pa.Array:
         return table.records.cast(pa.large_string())
     found = _found(config)
     if not len(found):
-        raise UserError(f"input folder {config.input} holds no {sources.FILES[config.source.format]} file")
+        raise UserError(f"input folder {config.input} holds no {protocol.FILES[config.source.format]} file")
     return found
 
 
 def _found(config: BuildConfig) -> pa.Array:
     root = Path(config.input)
     with watchdog.limit(config.timeout, lambda: f"input folder {root} {watchdog.LISTING_HANGS}"):
-        found = sources.module(config.source.format).find(root, inside(root, Path(config.output)), config.source)
+        found = protocol.module(config.source.format).find(root, inside(root, Path(config.output)), config.source)
     return pa.array([_encodable(name) for name in found], pa.large_string())
 
 
@@ -116,9 +117,9 @@ def listing(config: BuildConfig) -> str:
     if config.source.table.file:
         return ""
     root = Path(config.input)
-    endings = sources.module(config.source.format).ENDINGS
+    endings = protocol.module(config.source.format).ENDINGS
     with watchdog.limit(config.timeout, lambda: f"input folder {root} {watchdog.LISTING_HANGS}"):
-        names = sources.files_below(root, inside(root, Path(config.output)), endings)
+        names = protocol.files_below(root, inside(root, Path(config.output)), endings)
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -177,7 +178,7 @@ def describe(
     Words from the table go before those of the header.
     """
     records, words = chunk
-    source, root = sources.module(config.source.format), Path(config.input)
+    source, root = protocol.module(config.source.format), Path(config.input)
     kinds = list(words)
     per_record = zip(*words.values()) if kinds else (() for _ in records)
     vocabulary, unknown = _vocabulary(config.source), Counter[Unknown]()
@@ -190,7 +191,7 @@ def describe(
     return table, unknown
 
 
-def _vocabulary(source: sources.SourceConfig) -> frozenset[str]:
+def _vocabulary(source: protocol.SourceConfig) -> frozenset[str]:
     """The codes that a config names: `source.vocabulary`, and what its table's words and columns stand for."""
     translated = [*source.table.code_values.values(), *source.table.code_columns.values()]
     return frozenset([*source.vocabulary, *" ".join(map(str, translated)).split()])
@@ -220,7 +221,7 @@ def _describe(
             windows = planned_windows(head.samples, head.rate, config.rate, config.samples, config.min_seconds)
             if not windows:
                 reason, detail = "short", f"{head.samples / head.rate:.4g} s"
-    except sources.Rejected as error:
+    except protocol.Rejected as error:
         reason, detail, files = error.reason, error.detail, error.files
     except OSError as error:
         if error.errno not in LASTING:
@@ -253,7 +254,7 @@ def _describe(
     )
 
 
-def _part(record: str, source: sources.SourceConfig) -> str:
+def _part(record: str, source: protocol.SourceConfig) -> str:
     """The name of a record's source, by the folders that it lies in."""
     if not source.parts:
         return source.name
@@ -303,10 +304,10 @@ def stamp(root: Path, record: str, pattern: str) -> tuple[int, int]:
     total, parts = 0, ""
     for file in pattern.split("\n"):
         try:
-            status = os.stat(sources.contained(root, folder + slash + file.replace("*", name, 1)))
+            status = os.stat(protocol.contained(root, folder + slash + file.replace("*", name, 1)))
             total += status.st_size
             parts += f"{status.st_size} {status.st_mtime_ns} "
-        except (OSError, ValueError, sources.Rejected):
+        except (OSError, ValueError, protocol.Rejected):
             return -1, 0
     return total, name_hash(parts)
 

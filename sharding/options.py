@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sharding import signal, sources
-from sharding.sources import SourceConfig
+from sharding import signal
+from sharding.sources import protocol
+from sharding.sources.protocol import SourceConfig
 from umbra import leads, resume
 from umbra.errors import UserError
 
@@ -134,7 +135,7 @@ def validated(config: BuildConfig) -> BuildConfig:
             raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _: it is public")
     if paths := [folder for folder in config.source.parts if "/" in folder]:
         raise UserError(f"source.parts: '{paths[0]}' is a path: give the bare name of one folder")
-    sources.module(config.source.format).check(config.source)
+    protocol.module(config.source.format).check(config.source)
     return dataclasses.replace(config, leads=names)
 
 

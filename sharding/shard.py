@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sharding import build_state, headers, signal, sources, watchdog
+from sharding import build_state, headers, signal, watchdog
 from sharding import plan as planning
 from sharding.options import BuildConfig
 from sharding.plan import ShardPlan
+from sharding.sources import protocol
 from sharding.writer import ShardWriter, metadata_bytes
 from umbra import leads
 from umbra.errors import UserError
@@ -105,7 +105,7 @@ def _write_shard(
     config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: Any
 ) -> tuple[_Tally, str, int, Geometry]:
     output = Path(config.output)
-    source = sources.module(config.source.format)
+    source = protocol.module(config.source.format)
     geometry = Geometry(len(config.leads), config.samples, meta_bytes)
     tally = _Tally.of_leads(geometry.leads)
     table = planning.rows_of_shard(output, shard.ordinal, ROW_COLUMNS)
@@ -120,7 +120,7 @@ def _write_shard(
                         with watchdog.limit(config.timeout, expired):
                             recording = _read(source, config, row, piece)
                         _add_record(config, writer, tally, number, row, recording, piece)
-                except sources.Rejected as error:
+                except protocol.Rejected as error:
                     tally.reject(number, None, error.reason, error.detail)
                 if tick is not None:
                     tick(1)
@@ -147,9 +147,11 @@ class Piece(NamedTuple):
     start: int = 0
 
 
-def _pieces(source: ModuleType, config: BuildConfig, row: dict[str, Any], expired: Callable[[], str]) -> list[Piece]:
+def _pieces(
+    source: protocol.Source, config: BuildConfig, row: dict[str, Any], expired: Callable[[], str]
+) -> list[Piece]:
     """One, or for a record that is too long to be read at once as many as it needs, with room for the filters."""
-    most = getattr(source, "MAX_READ", row["bytes"])
+    most = source.MAX_READ if isinstance(source, protocol.PiecewiseSource) else row["bytes"]
     if row["bytes"] <= most:
         return [Piece(0, row["windows"])]
     with watchdog.limit(config.timeout, expired):
@@ -171,7 +173,7 @@ def _pieces(source: ModuleType, config: BuildConfig, row: dict[str, Any], expire
     return pieces
 
 
-def _read(source: ModuleType, config: BuildConfig, row: dict[str, Any], piece: Piece) -> sources.Recording:
+def _read(source: protocol.Source, config: BuildConfig, row: dict[str, Any], piece: Piece) -> protocol.Recording:
     """A record's signals. Raises `UserError` for an input that is not as it was at planning."""
     root, record = Path(config.input), row["record"]
     before = (row["bytes"], row["stamp"])
@@ -179,9 +181,11 @@ def _read(source: ModuleType, config: BuildConfig, row: dict[str, Any], piece: P
         what = "has vanished from the input" if now[0] < 0 <= before[0] else "has changed"
         raise UserError(f"{record} {what} since the plan was made")
     try:
-        span = {} if piece.span is None else {"span": piece.span}
-        return source.read(root, record, row["leads"].split(), config.source, **span)
-    except sources.Rejected as error:
+        wanted = row["leads"].split()
+        if piece.span is not None and isinstance(source, protocol.PiecewiseSource):
+            return source.read(root, record, wanted, config.source, piece.span)
+        return source.read(root, record, wanted, config.source)
+    except protocol.Rejected as error:
         if error.reason != "missing_file":
             raise
         raise UserError(f"{record} has vanished from the input since the plan was made") from error
@@ -195,7 +199,7 @@ def _add_record(
     tally: _Tally,
     number: int,
     row: dict[str, Any],
-    recording: sources.Recording,
+    recording: protocol.Recording,
     piece: Piece,
 ) -> None:
     """Cuts a recording, or a piece, into its planned windows, writes the good ones, notes the reason of the others."""
@@ -222,7 +226,7 @@ def _add_record(
 
 
 def _prepared(
-    config: BuildConfig, row: dict[str, Any], recording: sources.Recording
+    config: BuildConfig, row: dict[str, Any], recording: protocol.Recording
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """(signals `[leads, samples]` in mV at the target rate, which leads are there; the others are zeros)."""
     x = recording.mv
@@ -241,7 +245,7 @@ def _prepared(
     return out, present
 
 
-def _raw_reason(config: BuildConfig, recording: sources.Recording, window: int, piece: Piece) -> tuple[str, str]:
+def _raw_reason(config: BuildConfig, recording: protocol.Recording, window: int, piece: Piece) -> tuple[str, str]:
     if recording.missing is None and recording.saturated is None:
         return "", ""
     begin = piece.span[0] if piece.span else 0

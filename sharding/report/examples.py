@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sharding import sources
 from sharding.plan import Plan
 from sharding.report.pictures import draw_ecg
+from sharding.sources import protocol
 from umbra import leads
 
 EXAMPLES = 3
@@ -40,9 +40,9 @@ def examples(
             example = Example(row["record"], row["window"], row["detail"] or "")
             try:
                 recording = _read_again(plan, root, row["record"])
-            except (sources.Rejected, OSError) as error:
+            except (protocol.Rejected, OSError) as error:
                 example.why_not = (
-                    error.reason if isinstance(error, sources.Rejected) else error.strerror or "unreadable"
+                    error.reason if isinstance(error, protocol.Rejected) else error.strerror or "unreadable"
                 )
                 unread.append(example)
                 continue
@@ -55,17 +55,17 @@ def examples(
     return out
 
 
-def _read_again(plan: Plan, root: Path, record: str) -> sources.Recording:
+def _read_again(plan: Plan, root: Path, record: str) -> protocol.Recording:
     """The leads of the data set, or those of them that the record has. Raises `Rejected` and `OSError`."""
     from omegaconf import OmegaConf
 
     options: Any = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(sources.SourceConfig), plan.content["source"])
+        OmegaConf.merge(OmegaConf.structured(protocol.SourceConfig), plan.content["source"])
     )
-    source, wanted = sources.module(options.format), plan.content["leads"]
+    source, wanted = protocol.module(options.format), plan.content["leads"]
     try:
         return source.read(root, record, wanted, options)
-    except sources.Rejected as error:
+    except protocol.Rejected as error:
         if error.reason != "missing_lead":
             raise
         present = {leads.canonical(name) for name in source.head(root, record, options).leads}
@@ -74,7 +74,7 @@ def _read_again(plan: Plan, root: Path, record: str) -> sources.Recording:
         return source.read(root, record, [name for name in wanted if name in present], options)
 
 
-def _draw_recording(path: Path, recording: sources.Recording, content: Mapping[str, Any], window: int) -> None:
+def _draw_recording(path: Path, recording: protocol.Recording, content: Mapping[str, Any], window: int) -> None:
     first = round(window * content["seconds"] * recording.rate)
     part = slice(first, first + round(10 * recording.rate)) if first < recording.mv.shape[1] else slice(0, None)
     mv, names = recording.mv[:, part], recording.leads

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
-from sharding.sources import ArrayConfig, Recording, Rejected, contained
+from sharding.sources.protocol import ArrayConfig, Recording, Rejected, contained
 from umbra import leads as lead_names
 from umbra.errors import UserError
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
-from sharding.sources import Head, Recording, Rejected, SourceConfig, contained, files_below
+from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below
 from umbra import leads as lead_names
 from umbra.errors import UserError
 

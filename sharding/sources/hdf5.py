@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import watchdog
-from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, arrays, files_below
+from sharding.sources import arrays
 from sharding.sources.arrays import regular_file, usable
+from sharding.sources.protocol import ArrayConfig, Head, Recording, Rejected, SourceConfig, files_below
 from umbra.errors import UserError
 
 ENDINGS = (".hdf5", ".h5")

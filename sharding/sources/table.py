@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from sharding import watchdog
-from sharding.sources import ArrayConfig, Head, Recording, Rejected, SourceConfig, arrays, contained, files_below
+from sharding.sources import arrays
 from sharding.sources.arrays import regular_file, usable
+from sharding.sources.protocol import ArrayConfig, Head, Recording, Rejected, SourceConfig, contained, files_below
 from umbra import leads as lead_names
 
 ENDINGS = (".npy", ".npz", ".csv", ".txt")

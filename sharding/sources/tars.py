@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from sharding import watchdog
 from sharding.metadata import TRUE, TableConfig
-from sharding.sources import Head, Recording, Rejected, SourceConfig, arrays, contained, files_below
+from sharding.sources import arrays
+from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below
 from umbra.errors import UserError
 
 BLOCK = 512

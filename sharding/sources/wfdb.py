@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
-from sharding.sources import Head, Recording, Rejected, SourceConfig, contained, files_below, read_at
+from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below, read_at
 from sharding.sources.wfdb_header import Header, Layout, SignalLine, parse_header, words_of
 from umbra import leads as lead_names
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sharding import signal
-from sharding.sources import Rejected
+from sharding.sources.protocol import Rejected
 
 DEFAULT_GAIN = 200.0
 DEFAULT_RATE = 250.0

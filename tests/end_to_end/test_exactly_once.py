@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import make_shards
-from misbehaving import Server
 
-from tests.launch import ROOT, environment, launch, start
+from tests.support.handmade import make_shards
+from tests.support.launch import ROOT, environment, launch, start
+from tests.support.misbehaving import Server
 from trainer.data.audit import judge
 from trainer.data.order import Order
 from trainer.data.remote.needs import needs, smallest_of_run

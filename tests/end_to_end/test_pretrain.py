@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handmade import make_shards
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
-from test_compiled import compiler_or_skip
 
-from tests.launch import finish, launch, start
+from tests.support.compiler import compiler_or_skip
+from tests.support.handmade import make_shards
+from tests.support.launch import finish, launch, start
 from trainer.data.audit import judge
 from trainer.observe.metrics import read_metrics
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.launch import launch
+from tests.support.launch import launch
 
 PLAIN = {"plain": True, "adamw": True, "steps": 20}
 QUICK = [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, why_not
+from tests.support.slurm_cluster import Cluster, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN, SHARD = ROOT / "slurm" / "pretrain.sbatch", ROOT / "slurm" / "shard.sbatch"

@@ -1,0 +1,208 @@
+"""What a source is: a module of this folder that reads one format. Its name in `FILES` makes it known.
+
+A record in a file of many is named `FILE#ID`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding import watchdog
+from sharding.metadata import TableConfig
+from umbra.errors import UserError
+
+FILES = {  # the endings of the files that a format's module reads
+    "wfdb": ".hea",
+    "hdf5": ".h5 or .hdf5",
+    "table": ".npy, .npz, .csv or .txt",
+    "tars": ".tar",
+    "clinical": ".xml, .dcm, .scp or .edf",
+}
+
+
+@dataclass
+class ArrayConfig:
+    """What a bare array (HDF5, NumPy, CSV, tar member) leaves unsaid.
+
+    `rate` in Hz; `leads`: its leads in order (a CSV may name them itself); `units`: mV, uV, nV, V or, as a number,
+    millivolts per unit; `leads_last`: `[samples, leads]` instead of `[leads, samples]`; `trim`: zeros in all leads at
+    both ends are padding and cut off. `signals`: the HDF5 data set, npz key or file ending in a tar that holds the
+    array; `ids`: the HDF5 data set of the records' ids (none: their row numbers); `meta`: the ending of a tar's JSON
+    member.
+    """
+
+    rate: float = 0.0
+    leads: list[str] = field(default_factory=list)
+    units: str = "mV"
+    leads_last: bool = False
+    trim: bool = False
+    signals: str = ""
+    ids: str = ""
+    meta: str = ""
+
+
+@dataclass
+class SourceConfig:
+    """A data set's `name` (part of every pseudonym), `format`, table, arrays, and whether it is `public`.
+
+    `parts`: folder -> the name of the source (a site, a set) whose records lie below any folder of that name; the
+    others are `name`'s.
+    `vocabulary` allows codes beside those of `sharding/vocabulary.py` (CinC's SNOMED CT concepts, PTB-XL's statements).
+    """
+
+    name: str = "wfdb"
+    format: str = "wfdb"
+    public: bool = False
+    parts: dict[str, str] = field(default_factory=dict)
+    vocabulary: list[str] = field(default_factory=list)
+    table: TableConfig = field(default_factory=TableConfig)
+    array: ArrayConfig = field(default_factory=ArrayConfig)
+
+
+class Rejected(Exception):
+    """A record that cannot be used: `reason` is one word of a closed list, `detail` says more and stays private.
+
+    `files` are the record's, as far as its header can be read (none: the file that its name names).
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+        self.files: list[str] = []
+
+
+@dataclass(slots=True)
+class Head:
+    """What a header says: `rate` in Hz, `samples` per lead, signal names, `files` (relative, the header first), and the
+    raw words for patient, age, sex and codes (empty where there are none)."""
+
+    rate: float
+    samples: int
+    leads: list[str]
+    files: list[str]
+    words: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Recording:
+    """`mv` [leads, samples] float32 with canonical lead names; `flags` are remarks on its quality.
+
+    `missing` and `saturated` [samples] bool: some lead has no value (0 in `mv`), or stands at the converter's limit;
+    None where none does.
+    """
+
+    mv: NDArray[np.float32]
+    leads: list[str]
+    rate: float
+    missing: NDArray[np.bool_] | None = None
+    saturated: NDArray[np.bool_] | None = None
+    flags: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """A module that reads one format; `options` is the config's `source`.
+
+    The functions raise `Rejected` for a record that cannot be used and `OSError` for a file that cannot be read.
+    """
+
+    @property
+    def ENDINGS(self) -> tuple[str, ...]:
+        """The endings of its files, in lower case."""
+        ...
+
+    def check(self, options: SourceConfig) -> None:
+        """Raises `UserError` for options that cannot work or packages that are missing."""
+        ...
+
+    def find(self, root: Path, without: str, options: SourceConfig) -> list[str]:
+        """Names of all records under the folder, sorted; `without`: a subfolder left out.
+
+        Raises `UserError` for options that fit no file.
+        """
+        ...
+
+    def head(self, root: Path, record: str, options: SourceConfig) -> Head:
+        """What the header says, without reading signals."""
+        ...
+
+    def read(self, root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
+        """The leads needed for `wanted`, in millivolt."""
+        ...
+
+
+@runtime_checkable
+class PiecewiseSource(Source, Protocol):
+    """A source that reads parts of a record as well: one of more than `MAX_READ` values is read in pieces."""
+
+    @property
+    def MAX_READ(self) -> int: ...
+
+    def read(
+        self,
+        root: Path,
+        record: str,
+        wanted: Sequence[str],
+        options: SourceConfig,
+        span: tuple[int, int] | None = None,
+    ) -> Recording:
+        """The leads needed for `wanted`, of the samples from the first to before the last of `span`."""
+        ...
+
+
+def module(name: str) -> Source:
+    """The source module of a format. Raises `UserError` naming the known ones."""
+    if name not in FILES:
+        raise UserError(f"source.format={name} is not known; known: {', '.join(sorted(FILES))}")
+    return cast(Source, importlib.import_module(f"sharding.sources.{name}"))
+
+
+def files_below(root: Path, without: str, endings: tuple[str, ...]) -> list[str]:
+    """Names (relative paths) of all files under `root` with one of the endings (lower case), in any case, sorted.
+
+    Links to folders are followed, each folder once; the subfolder `without` (relative) is left out.
+    """
+    found, seen = [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        watchdog.again()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        prefix = os.path.relpath(folder, root)
+        prefix = "" if prefix == "." else prefix + "/"
+        folders[:] = sorted(name for name in folders if not without or prefix + name != without)
+        found += [prefix + name for name in files if name.lower().endswith(endings)]
+    return sorted(found)
+
+
+def contained(root: Path, record: str) -> str:
+    """`root/record` as text. Raises `Rejected` for a name that is absolute or climbs with `..` out of the folder."""
+    odd = not record or record[0] in "/~" or "\0" in record
+    if not odd and (".." in record or ":" in record):
+        parts = record.replace("\\", "/").split("/")
+        odd = ".." in parts or ":" in parts[0]
+    if odd:
+        raise Rejected("path", "a name that is absolute or leaves the input folder")
+    return f"{root}/{record}"
+
+
+def read_at(path: str, offset: int, size: int) -> bytes:
+    """Up to `size` bytes of a file from `offset` on, without a buffer between: most files here are read once, whole."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts, left = [], size
+        while left and (part := os.pread(handle, left, offset + size - left)):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+    finally:
+        os.close(handle)

@@ -1,0 +1,16 @@
+"""Whether a C++ compiler is here."""
+
+import pytest
+import torch
+
+from trainer.game.compiled import try_compiler
+from umbra.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def compiler_or_skip() -> None:
+    try:
+        try_compiler(CPU)
+    except UserError as error:
+        pytest.skip(str(error))

@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import handmade
+from tests.support.handmade import make_shards
+from trainer import figures, pretrain
+from trainer.data.shards import Shards
+from trainer.evaluate import mask_lift
+from trainer.game.players import make_players
+from trainer.observe.example_ecg import synthetic_example
+from umbra.config import dump
+from umbra.errors import UserError
+from umbra.hub import save_weights
+
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
+
+def test_the_waves_of_a_synthetic_beat_are_found_where_they_were_put():
+    """`synthetic_example` puts R at 0.35 s and then every 0.82 s or so, P 165 ms before it, T about 260 ms after it."""
+    signal = synthetic_example(LEADS, 1000, 100.0)[1].astype(np.float32)
+    p, qrs, t, between = mask_lift.delineate(signal, 100.0)
+    beats = [n for n in range(60, 900) if signal[n] == signal[max(0, n - 30) : n + 30].max() and signal[n] > 0.5]
+    assert len(beats) >= 9
+    assert np.mean([qrs[n] for n in beats]) > 0.9
+    assert np.mean([p[n - 16] for n in beats]) > 0.8
+    assert np.mean([t[n + 27] for n in beats]) > 0.8
+    assert 0.03 < qrs.mean() < 0.2
+    assert np.array_equal(between, ~(p | qrs | t))
+
+
+def test_a_line_without_beats_is_not_delineated():
+    assert mask_lift.delineate(np.zeros(1000, np.float32), 100.0) is None
+
+
+def test_lift_is_one_by_chance_and_what_was_planted_otherwise():
+    rng = np.random.default_rng(0)
+    wave = rng.random((400, 500)) < 0.2
+    patient = np.arange(400) // 2
+    chance, low, high = mask_lift.lift((rng.random((400, 500)) < 0.4).astype(np.float32), wave, patient, 300)
+    assert low < 1 < high
+    assert chance == pytest.approx(1, abs=0.02)
+    planted = np.where(wave, rng.random((400, 500)) < 0.6, rng.random((400, 500)) < 0.3).astype(np.float32)
+    value, low, high = mask_lift.lift(planted, wave, patient, 300)
+    assert value == pytest.approx(0.6 / (0.2 * 0.6 + 0.8 * 0.3), abs=0.03)
+    assert low < value < high
+
+
+@pytest.fixture(params=[[]])
+def run(request, tmp_path, monkeypatch):
+    """A run of an untrained masker, on synthetic ECGs of 6 s."""
+    monkeypatch.setattr(handmade, "SAMPLES", 600)
+    monkeypatch.setattr(
+        handmade, "ecg", lambda kind, rng: (1000 * synthetic_example(LEADS, 600, 100.0, rng.integers(99))).astype("<i2")
+    )
+    data = make_shards(tmp_path / "data", {"train": ["SR"] * 16, "val": ["SR"] * 12 + ["AFIB"] * 12})
+    cfg = pretrain.read_config(
+        [f"data.path={data}", "batch.global=16", "encoder.args.width=8", "masker.width=8", *request.param]
+    )
+    train = Shards(data, "train")
+    _, masker = make_players(cfg, train)
+    step = tmp_path / "run" / "checkpoints" / "step-3"
+    step.mkdir(parents=True)
+    save_weights(step / "weights.safetensors", {f"masker.{k}": v for k, v in masker.state_dict().items()})
+    (step / "COMMITTED").touch()
+    (tmp_path / "run" / "config.yaml").write_text(dump(cfg))
+    return tmp_path / "run"
+
+
+def test_masks_of_a_run_are_measured_drawn_and_written(run, capsys):
+    figures.main(["masks", str(run), "ecgs=24", "draw=2", "bootstrap=50"])
+    out = capsys.readouterr().out
+    assert "24 of 24 ECGs" in out
+    assert all(f"{group}: 12 ECGs" in out for group in ("SR", "AFIB"))
+    rows = json.loads((run / "figures" / "mask_lift.json").read_text())
+    assert {row["masks"] for row in rows} == set(mask_lift.MASKS)
+    assert len(rows) == 3 * 3 * 4
+    block = [row["lift"] for row in rows if row["masks"] == "random block" and row["group"] == "all"]
+    assert block == pytest.approx([1] * 4, abs=0.25)
+    assert (run / "figures" / "mask_lift-1.png").is_file()
+    assert not (run / "figures" / "mask_lift-2.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "kinds"),
+    [
+        (["game.family=lead"], set(mask_lift.MASKS)),
+        (["game.masks=2"], {*(f"mask {n}{of}" for n in (1, 2) for of in ("", ", another ECG's")), "random block"}),
+        (["game.family=spectral", "game.masks=2", "game.use=all"], None),
+    ],
+    indirect=["run"],
+)
+def test_every_family_is_measured_mask_by_mask(run, kinds):
+    figures.main(["masks", str(run), "ecgs=24", "draw=1", "bootstrap=20", "by=''"])
+    rows = json.loads((run / "figures" / "mask_lift.json").read_text())
+    assert kinds is None or {row["masks"] for row in rows} == kinds
+    assert len({row["lift"] for row in rows if row["wave"] == "QRS"}) == len({row["masks"] for row in rows})
+
+
+def test_masks_are_those_of_the_checkpoint(run):
+    cfg = pretrain.load(pretrain.PretrainConfig, run / "config.yaml")
+    shards = Shards(cfg.data.path, "val")
+    ecgs = shards.read_mv(np.arange(4))
+    before = mask_lift.masks_of_run(run, cfg, shards, ecgs)
+    assert before.shape == (4, 1, 600)
+    assert before.mean() == pytest.approx(0.5, abs=0.1)
+    path = run / "checkpoints" / "step-3" / "weights.safetensors"
+    _, masker = make_players(cfg, shards)
+    torch.manual_seed(7)
+    save_weights(path, {f"masker.{k}": torch.randn_like(v) for k, v in masker.state_dict().items()})
+    assert not np.array_equal(mask_lift.masks_of_run(run, cfg, shards, ecgs), before)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "say what to draw: python -m trainer.figures masks RUN"),
+        (["masks"], "say which run"),
+        (["masks", "RUN", "lead=V9"], "lead=V9 is not among the leads"),
+        (["masks", "RUN", "by=rythm"], "by=rythm: .* does not exist"),
+        (["masks", "RUN", "data=/no/where"], "/no/where"),
+        (["masks", "RUN", "ecgs=0"], "ecgs=0 must be >= 2"),
+        (["masks", "RUN", "bootstrap=0"], "bootstrap=0 must be >= 1"),
+        (["curves", "RUN", "RUN"], "say what to draw"),
+    ],
+)
+def test_mistakes_are_one_clear_line(run, words, said):
+    with pytest.raises(UserError, match=said):
+        figures.main([word.replace("RUN", str(run)) for word in words])
+
+
+def test_a_run_without_a_masker_has_no_masks(run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("enabled: true", "enabled: false"))
+    with pytest.raises(UserError, match="without a masker"):
+        figures.main(["masks", str(run)])
+
+
+def test_data_of_another_shape_than_the_runs_are_refused(run):
+    encoder = {"leads": list(LEADS), "samples": 1200, "rate": 200.0}
+    (run / "run.json").write_text(json.dumps({"encoder": encoder, "scaling": {}, "fingerprint": "", "key_id": ""}))
+    with pytest.raises(UserError, match="has other leads, rate or length"):
+        figures.main(["masks", str(run)])

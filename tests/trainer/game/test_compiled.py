@@ -1,0 +1,117 @@
+"""`compile=true`: the same game, the same names, and one line where nothing can be compiled."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from tests.support.compiler import CPU, compiler_or_skip
+from tests.support.players import Accumulating
+from trainer.config import PretrainConfig
+from trainer.game.compiled import compile_networks
+from trainer.game.game import Game, Pair
+from trainer.game.maskers.paper import PaperUNet
+from trainer.game.maskers.unet import UNet
+from trainer.game.masking import GameConfig
+from trainer.game.players import ContrastiveEncoder
+from trainer.game.projector import Projector
+from trainer.views import Key
+from umbra.config import load
+from umbra.encoders.registry import build_encoder
+from umbra.encoders.resnet import ResNet
+from umbra.encoders.xresnet import XResNet
+from umbra.errors import UserError
+
+
+def two_steps(compiled: bool) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+    """The losses and both players' weights of two steps in equal chunks."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv1d(3, 8, 5, stride=4), nn.GELU(), nn.Flatten(), nn.Linear(104, 8))
+    encoder, masker = ContrastiveEncoder(backbone, Projector(8, 16, 8), chunk=6), UNet(3, 2, 8, width=8, depth=1)
+    masker.chunk = 3
+    encoder, masker = encoder.double(), masker.double()
+    if compiled:
+        compile_networks([encoder, masker], CPU)
+    x, v = torch.randn(2, 6, 3, 56, dtype=torch.float64)  # 7 cells: an odd one in the masker
+    pair = Pair(x, v, Key(0, 0, torch.arange(6)))
+    engines = [Accumulating(module, lr=0.1, pairs=1) for module in (encoder, masker)]
+    game, losses = Game(*engines, GameConfig(masks=2, slope=5), 0.3, 8, total=2), []
+    for step in range(2):
+        losses.append(game.step([pair], step)[0]["loss"].item())
+        for module in (encoder, masker):
+            module.zero_grad()
+    return losses, [encoder.state_dict(), masker.state_dict()]
+
+
+@pytest.mark.timeout(600)
+def test_two_steps_compiled_are_two_steps_not_compiled():
+    compiler_or_skip()
+    before = counters["stats"]["unique_graphs"]
+    losses, players = two_steps(compiled=True)
+    assert counters["stats"]["unique_graphs"] >= before + 2  # both networks
+    right, plain = two_steps(compiled=False)
+    assert losses == pytest.approx(right, rel=1e-8)
+    assert right[0] != pytest.approx(right[1], rel=1e-5)
+    for got, wanted in zip(players, plain):
+        assert list(got) == list(wanted)
+        for name, weights in wanted.items():
+            torch.testing.assert_close(got[name], weights, rtol=1e-6, atol=1e-8)
+
+
+NETWORKS = {
+    "resnet": lambda: ResNet(3, 99, width=8, layers=(1, 1), embedding=8, groups=2),
+    "xresnet": lambda: XResNet(3, 99, layers=(1, 1), width=8, groups=2),
+    "vit": lambda: build_encoder("vit_s", 3, 99, {"width": 16, "depth": 1, "heads": 2, "patch": 10}),
+    "unet": lambda: UNet(3, 2, 8, width=8, depth=2),
+    "paper": lambda: PaperUNet(3, 2, width=8),
+}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_gradients_are_those_of_the_network(name):
+    compiler_or_skip()
+    torch.manual_seed(0)
+    network, x, found = NETWORKS[name]().double(), torch.randn(2, 3, 99, dtype=torch.float64), []
+    with torch.no_grad():
+        for p in network.parameters():  # some begin at zero and would hide others' gradients
+            p.add_(0.1 * torch.randn_like(p))
+    for passed in (network, torch.compile(network)):
+        given = x.clone().requires_grad_()
+        out = passed(given)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        found.append(torch.cat([given.grad.flatten(), *(p.grad.flatten() for p in network.parameters())]))
+        network.zero_grad()
+    plain, compiled = found
+    assert plain.norm() > 0
+    assert (plain - compiled).norm() <= 1e-8 * plain.norm()
+
+
+def test_a_machine_without_a_compiler_is_said_in_one_line(tmp_path):
+    words = "import torch; from trainer.game.compiled import try_compiler; try_compiler(torch.device('cpu'))"
+    script = f"from umbra.config import command\ndef main(argv):\n    {words}\ncommand(main)\n"
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert found.returncode == 2, found.stderr
+    assert found.stderr.startswith("error: compile=true does not work on this machine (")
+    assert "no-such-compiler" in found.stderr
+    assert "use compile=false" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
+def test_zero_3_is_refused():
+    cfg = load(PretrainConfig, None, ["data.path=x", "compile=true", "zero=3"])
+    with pytest.raises(UserError, match="compile=true does not go with zero=3"):
+        cfg.check()

@@ -1,0 +1,383 @@
+"""The sinks of a run: what is written, what W&B gets, what it never gets, and that its failures stop nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from tests.support.wandb_offline import entries, offline_files, read_offline
+from trainer.observe.metrics import METRICS, Metrics, read_metrics, terminal_line
+from trainer.observe.throughput import Throughput
+from trainer.observe.wandb_mirror import WandbConfig, new_wandb_id, public_config
+from umbra.errors import UserError
+
+DISABLED = WandbConfig(mode="disabled")
+REPOSITORY = Path(__file__).parents[3]
+PLANTS = ("zebrahost", "okapiuser", "quaggahome", "tapirfolder", "gnudata", "kuduremote", "dikdiknote", "nyalascript")
+SECOND_START = 4
+
+PLANTED_RUN = """
+import socket, sys
+socket.gethostname = lambda: "zebrahost.example"
+socket.getfqdn = lambda *_: "zebrahost.example"
+import matplotlib.image, numpy
+from trainer.observe.metrics import Metrics, WandbConfig
+
+matplotlib.image.imsave("picture.png", numpy.zeros((8, 8, 3)))
+info = {
+    "wandb_id": "abc123", "steps": 2000, "versions": {"torch": "2.13.0+cpu"},
+    "config": {
+        "data": {"path": "/mnt/gnudata", "labels": ["rhythm", "sex"], "input_dir": "gnudata"}, "run": "gnudata",
+        "lr": 0.001, "leads": ["I", "V1"], "note": "kept by OKAPIUSER", "where": "zebrahost gpu 0",
+    },
+}
+start, stop = int(sys.argv[1]), int(sys.argv[2])
+metrics = Metrics("tapirfolder_run", WandbConfig(), info, start_step=start)
+for step in range(start + 1, stop + 1):
+    values = {"loss": 1 / step, "coverage": 0.25, "lr/encoder": 1e-3 * step}
+    metrics.log(step, values)
+    if step == start + 1:
+        metrics.figure(step, "ecg", "picture.png")
+        metrics.figure(step, "patient", "picture.png", recording=True)
+metrics.close({"val_loss": 0.5, "best_path": "/mnt/gnudata"})
+"""
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Two starts of one offline run, in a place where every name that wandb could find is a planted one."""
+    here = tmp_path_factory.mktemp("planted") / "tapirfolder"
+    home = here / "quaggahome"
+    home.mkdir(parents=True)
+    (here / "nyalascript.py").write_text(PLANTED_RUN)
+    for words in (["init", "-q"], ["remote", "add", "origin", "https://example.org/kuduremote.git"]):
+        subprocess.run(["git", *words], cwd=here, check=True, timeout=30)
+    names = {"HOME": str(home), "USER": "okapiuser", "LOGNAME": "okapiuser", "WANDB_USERNAME": "okapiuser"}
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    outputs = [
+        subprocess.run(
+            [sys.executable, "nyalascript.py", str(start), str(stop)],
+            cwd=here,
+            env=clean | names | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for start, stop in ((0, 1200), (SECOND_START, 10))
+    ]
+    return here / "tapirfolder_run", outputs
+
+
+def _rows(run):
+    """The numbers of each row of W&B, in the form of a line of metrics.jsonl."""
+    for row in run.rows:
+        values = {key: value for key, value in row.items() if not key.startswith("_") and not isinstance(value, dict)}
+        yield {"step": row["_step"], **values}
+
+
+def test_offline_run_holds_every_row_of_the_jsonl(planted):
+    run_dir, _ = planted
+    first, second = [read_offline(path) for path in offline_files(run_dir)]
+    assert len(first.rows) == 1200
+    assert list(_rows(first))[:SECOND_START] + list(_rows(second)) == read_metrics(run_dir / METRICS)
+    assert [row["step"] for row in read_metrics(run_dir / METRICS)] == list(range(1, 11))
+
+
+def test_offline_run_goes_on_under_the_same_id_and_shows_config_figure_and_summary(planted):
+    run_dir, _ = planted
+    for run in [read_offline(path) for path in offline_files(run_dir)]:
+        ids = {record.run.run_id for record in run.records if record.WhichOneof("record_type") == "run"}
+        assert ids == {"abc123"}
+        assert run.config["config"] == {"data": {"labels": ["rhythm", "sex"]}, "lr": 0.001, "leads": ["I", "V1"]}
+        assert run.config["versions"] == {"torch": "2.13.0+cpu"}
+        assert run.summary["val_loss"] == 0.5
+        assert "best_path" not in run.summary
+        assert run.rows[0]["ecg"]["_type"] == "image-file"
+        assert not any("patient" in row for row in run.rows)
+
+
+def test_nothing_that_wandb_writes_holds_a_planted_name(planted):
+    run_dir, _ = planted
+    found = list((run_dir / "wandb").rglob("*"))
+    assert any(path.suffix == ".png" for path in found)
+    for path in found:
+        assert not path.is_symlink()
+        content = (
+            path.relative_to(run_dir).as_posix().encode() + (path.read_bytes() if path.is_file() else b"")
+        ).lower()
+        for plant in (*PLANTS, str(REPOSITORY), sys.executable, str(run_dir)):
+            assert plant.lower().encode() not in content, f"{plant} in {path}"
+
+
+def test_offline_run_has_only_records_that_are_known_to_be_clean(planted):
+    run_dir, _ = planted
+    known = {"header", "run", "history", "config", "summary", "telemetry", "footer", "exit", "final", "files", "metric"}
+    for run in [read_offline(path) for path in offline_files(run_dir)]:
+        assert {record.WhichOneof("record_type") for record in run.records} <= known
+        sent = [record.run for record in run.records if record.WhichOneof("record_type") == "run"]
+        assert {record.host for record in sent} == {"umbra"}
+        assert not any(record.git.remote_url or record.git.commit for record in sent)
+
+
+def test_terminal_shows_one_line_per_step(planted):
+    _, outputs = planted
+    assert len(outputs[1].splitlines()) == 6
+    assert outputs[1].splitlines()[0].startswith("step    5/2000 | loss 0.2 | coverage 0.250 | lr 5.00e-03 | ETA ")
+
+
+@pytest.mark.parametrize("length", [100, 32768 - 7 - 7, 32768 - 7 - 7 - 3, 32768, 100_000])
+def test_reader_joins_entries_over_blocks(length):
+    wanted = [bytes([65 + i]) * length for i in range(3)]
+    assert list(entries(_leveldb(wanted))) == wanted
+    assert list(entries(_leveldb(wanted)[:-1])) == wanted[:-1]
+
+
+def _leveldb(contents):
+    log = bytearray(b":W&B" + b"\0" * 3)
+    for content in contents:
+        begin = True
+        while content or begin:
+            room = 32768 - len(log) % 32768
+            if room < 7:
+                log += b"\0" * room
+                continue
+            part, content = content[: room - 7], content[room - 7 :]
+            kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}[begin, not content]
+            log += b"\0" * 4 + len(part).to_bytes(2, "little") + bytes([kind]) + part
+            begin = False
+    return bytes(log)
+
+
+# ---- failures of W&B ----
+
+
+class FakeRun:
+    def __init__(self, fail):
+        self.fail, self.calls, self.summary = fail, [], {}
+
+    def log(self, values, step):
+        self.calls.append(("log", step))
+        if self.fail == "log":
+            raise ConnectionResetError("the service is gone")
+
+    def finish(self):
+        self.calls.append(("finish",))
+        if self.fail == "finish":
+            raise RuntimeError("no network")
+
+
+@pytest.mark.parametrize("fail", ["init", "log", "finish", "image", "login"])
+def test_failing_wandb_stops_nothing(fail, tmp_path, monkeypatch, capsys):
+    run = FakeRun(fail)
+
+    def init(**_):
+        if fail == "init":
+            raise OSError("disk\nfull")
+        return run
+
+    def image(path):
+        raise ValueError("no picture")
+
+    fake = types.SimpleNamespace(init=init, Settings=dict, Image=image, login=lambda prompt: fail != "login")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    metrics = Metrics(tmp_path, WandbConfig(mode="online"), {"steps": 3})
+    for step in (1, 2, 3):
+        metrics.log(step, {"loss": 1.0 / step})
+        if fail == "image":
+            metrics.figure(step, "ecg", tmp_path / "no.png")
+    metrics.close({"val": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path / METRICS)] == [1, 2, 3]
+    output = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("warning: W&B is switched off") for line in output) == 1
+    assert len(output) == 4
+    assert run.calls.count(("log", 2)) == (fail == "finish")
+
+
+def test_wandb_folder_that_cannot_be_written_stops_nothing(tmp_path, capsys):
+    (tmp_path / "wandb").write_text("a file where the folder should be")
+    metrics = Metrics(tmp_path, WandbConfig(), {})
+    metrics.log(1, {"loss": 1.0})
+    metrics.close()
+    assert read_metrics(tmp_path / METRICS) == [{"step": 1, "loss": 1.0}]
+    assert "W&B is switched off" in capsys.readouterr().out
+
+
+def test_missing_wandb_stops_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    metrics = Metrics(tmp_path, WandbConfig(), {})
+    metrics.log(1, {"loss": 1.0})
+    metrics.close()
+    assert "W&B is switched off" in capsys.readouterr().out
+
+
+def test_disabled_imports_no_wandb(tmp_path):
+    code = (
+        "import sys; from trainer.observe.metrics import *; m = Metrics(sys.argv[1], WandbConfig(mode='disabled'), {});"
+        "m.log(1, {'loss': 1}); m.figure(1, 'a', 'b'); m.close({'x': 1}); assert 'wandb' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, check=True, timeout=60)
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_unknown_mode_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match=r"wandb\.mode=of.*offline, online, disabled"):
+        Metrics(tmp_path, WandbConfig(mode="of"), {}, enabled=False)
+
+
+@pytest.mark.parametrize("upload", [False, True])
+def test_recordings_go_to_wandb_only_when_allowed(upload, tmp_path, monkeypatch):
+    sent = []
+    run = types.SimpleNamespace(log=lambda values, step: sent.append(values), finish=lambda: None, summary={})
+    fake = types.SimpleNamespace(init=lambda **_: run, Settings=dict, Image=lambda path: "image")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    metrics = Metrics(tmp_path, WandbConfig(upload_ecgs=upload), {})
+    metrics.figure(1, "patient", "a.png", recording=True)
+    metrics.figure(1, "synthetic", "a.png")
+    metrics.close()
+    assert sent == [{"patient": "image"}, {"synthetic": "image"}][not upload :]
+
+
+def test_public_config_keeps_words_and_numbers_and_drops_places():
+    config = {
+        "lr": 1e-3,
+        "on": True,
+        "none": None,
+        "leads": ["I", "aVR"],
+        "views": [{"name": "gaussian", "std": 0.1}, "a/b"],
+        "data": {"path": "shards", "cache_dir": "cache", "shards": "s3://bucket/a", "block_shards": 8},
+        "run": "x",
+        "encoder": {"name": "resnet18", "weights": "C:\\models"},
+        "home": "here",
+        "where": "~me",
+        "file_/mnt": 1,
+        "object": object(),
+    }
+    assert public_config(config) == {
+        "lr": 1e-3,
+        "on": True,
+        "none": None,
+        "leads": ["I", "aVR"],
+        "views": [{"name": "gaussian", "std": 0.1}],
+        "data": {"block_shards": 8},
+        "encoder": {"name": "resnet18"},
+    }
+
+
+def test_public_config_drops_this_host_and_user_as_whole_words(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "node7.cluster.example")
+    monkeypatch.setenv("USER", "ecg")
+    monkeypatch.setattr("getpass.getuser", lambda: "ecg")
+    config = {"a": "on node7", "b": "node71", "c": "NODE7.cluster.example", "d": "by-ecg_2", "e": "ecgs", "node7": 1}
+    assert public_config(config) == {"b": "node71", "e": "ecgs"}
+
+
+def test_wandb_ids_are_short_and_differ():
+    assert len({new_wandb_id() for _ in range(100)}) == 100
+    assert new_wandb_id().isalnum()
+
+
+# ---- metrics.jsonl ----
+
+
+def test_resume_drops_later_lines_and_a_cut_one(tmp_path):
+    (tmp_path / METRICS).write_text('{"step": 10, "loss": 0.1}\n{"step": 20, "loss": 3e-05}\n{"step": 30}\n{"step": 4')
+    metrics = Metrics(tmp_path, DISABLED, {}, start_step=20)
+    metrics.log(25, {"loss": 1.0})
+    metrics.close()
+    assert (tmp_path / METRICS).read_text() == (
+        '{"step": 10, "loss": 0.1}\n{"step": 20, "loss": 3e-05}\n{"step": 25, "loss": 1.0}\n'
+    )
+    assert os.listdir(tmp_path) == [METRICS]
+
+
+def test_start_from_nothing_drops_all_lines(tmp_path):
+    (tmp_path / METRICS).write_text('{"step": 0, "loss": 1}\n{"step": 5, "loss": 1}\n')
+    Metrics(tmp_path, DISABLED, {}).close()
+    assert read_metrics(tmp_path / METRICS) == []
+
+
+def test_lines_are_on_disk_at_once_and_are_strict_json(tmp_path):
+    metrics = Metrics(tmp_path, DISABLED, {})
+    metrics.log(1, {"loss": float("nan"), "penalty": float("inf"), "count": 3})
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    row = json.loads((tmp_path / METRICS).read_text(), parse_constant=refuse)
+    assert row == {"step": 1, "loss": None, "penalty": None, "count": 3}
+    metrics.close()
+    metrics.close()
+
+
+def test_a_step_is_logged_once(tmp_path):
+    metrics = Metrics(tmp_path, DISABLED, {})
+    metrics.log(2, {"loss": 1.0})
+    with pytest.raises(ValueError, match="step 2 was logged after step 2"):
+        metrics.log(2, {"loss": 1.0})
+    metrics.close()
+
+
+def test_other_ranks_write_nothing(tmp_path, capsys):
+    metrics = Metrics(tmp_path / "run", WandbConfig(), {}, enabled=False)
+    metrics.log(1, {"loss": 1.0})
+    metrics.figure(1, "ecg", "no.png")
+    metrics.close({"x": 1})
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_terminal_line():
+    values = {
+        "loss": 4.21345,
+        "penalty": 0.012,
+        "coverage": 0.25,
+        "lr/encoder": 1e-3,
+        "lr/masker": 5e-4,
+        "grad_norm/encoder": 1.234,
+        "grad_norm/masker": 0.04,
+        "samples_per_s": 1512.3,
+        "data_wait": 0.0123,
+        "val/loss": 3.5,
+    }
+    assert terminal_line(120, 20000, values, eta=5025.7) == (
+        "step   120/20000 | loss 4.213 | penalty 0.012 | coverage 0.250 | lr 1.00e-03 / 5.00e-04 | "
+        "grad norm 1.23 / 0.04 | 1,512 samples/s | data wait 1.2 % | val/loss 3.5 | ETA 1:23:45"
+    )
+    assert terminal_line(1, 0, {}) == "step 1"
+
+
+# ---- meters ----
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_throughput_skips_the_first_steps_and_pauses():
+    clock = Clock()
+    meter = Throughput(skip=2, clock=clock)
+    for seconds in (50, 10):
+        with meter.waiting():
+            clock.now += seconds
+        meter.step(64)
+        assert meter.take() == {}
+    for _ in range(4):
+        with meter.waiting():
+            clock.now += 0.5
+        clock.now += 1.5
+        meter.step(64)
+    with meter.paused():
+        clock.now += 1000
+    assert meter.take() == {"samples_per_s": 4 * 64 / 8, "data_wait": 0.25}
+    assert meter.take() == {}
+    clock.now += 2
+    meter.step(64)
+    assert meter.take() == {"samples_per_s": 32, "data_wait": 0}

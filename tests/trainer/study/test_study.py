@@ -1,0 +1,280 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from tests.support.handmade import make_run, make_shards
+from trainer.study import __main__ as study
+from trainer.study import report
+from trainer.study import rotation as runs
+from trainer.study.config import Cell, ShardStep, StudyConfig, folds_of, keep_config
+from trainer.study.pooling import compare, pool
+from trainer.study.steps import Steps, run_limited, shown
+from umbra.errors import UserError
+
+KINDS = ["SR", "SR", "AFIB", "AFIB", "SR", "SR", "STACH", "STACH"]
+
+
+def predict(config, method, rotation, score, label, patient, names=("A", "B"), seed=0, task="rhythm", fraction=1.0):
+    """Writes the predictions of one cell by hand."""
+    place = Cell(rotation, method, seed, task, fraction).directory(Path(config.output))
+    place.mkdir(parents=True)
+    columns = {"row": np.arange(len(label)), "patient": patient, "label": [names[k] for k in label]}
+    columns |= {f"p_{name}": score[:, k] for k, name in enumerate(names)}
+    pq.write_table(pa.table(columns), place / "predictions.parquet")
+
+
+def study_of(tmp_path, methods=("adversarial", "none"), **keys):
+    keys = {"rotations": [0, 1], "tasks": ["rhythm"], "fractions": [1.0], "bootstrap": 300} | keys
+    return StudyConfig(name="s", data="d", output=str(tmp_path), methods=list(methods), **keys)
+
+
+def scores(rng, label, strength):
+    logit = rng.normal(size=len(label)) + strength * (2 * label - 1)
+    p = 1 / (1 + np.exp(-logit))
+    return np.stack([1 - p, p], 1)
+
+
+# --- folds and steps -------------------------------------------------------------------------------------------------
+
+
+def test_five_rotations_of_ten_folds_test_and_choose_on_each_fold_once():
+    parts = [folds_of(r, 10) for r in range(5)]
+    for train, val, test in parts:
+        assert len(train) == 8
+        assert sorted(train + val + test) == list(range(1, 11))
+    assert sorted(f for _, val, test in parts for f in val + test) == list(range(1, 11))
+    with pytest.raises(UserError, match="rotation 5"):
+        folds_of(5, 10)
+
+
+def test_where_validation_judges_the_test_fold_of_a_rotation_is_never_seen():
+    for r in range(5):
+        train, val, test = folds_of(r, 10, "validation")
+        assert test == folds_of(r, 10)[1]
+        assert len(train) == 7
+        assert set(train + val + test) == set(range(1, 11)) - set(folds_of(r, 10)[2])
+
+
+def test_a_step_that_is_too_slow_ends_with_all_its_processes(tmp_path):
+    mark = f"umbra-{time.time_ns()}"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', '{mark}'])"
+    said = run_limited([sys.executable, "-c", child], tmp_path / "log", 2.0)
+    assert "longer than" in said
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, timeout=20).stdout
+    assert mark not in left
+
+
+def test_a_step_that_fails_is_one_line_with_the_end_of_its_log(tmp_path):
+    steps = Steps(tmp_path, 60)
+    with pytest.raises(UserError, match=r"step a/0 ended with exit code 3; log: .*a-0.log; it says: OSError: no disk"):
+        steps.run(
+            "a/0", [sys.executable, "-c", "print('OSError: no disk\\nkilled'); raise SystemExit(3)"], lambda: False
+        )
+    with pytest.raises(UserError, match="without its result"):
+        steps.run("a/0", [sys.executable, "-c", ""], lambda: False)
+    steps.run("a/0", ["must", "not", "run"], lambda: True)
+    assert not (tmp_path / "steps.jsonl").exists()
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_pool_probes_whose_probabilities_lie_on_scales_of_their_own(tmp_path):
+    """Each rotation ranks perfectly, the second on a far lower scale: pooled ranks keep that, probabilities do not."""
+    config = study_of(tmp_path, ["adversarial"])
+    label = np.array([0, 1, 0, 1])
+    high, low = np.array([0.6, 0.9, 0.7, 0.8]), np.array([0.1, 0.4, 0.2, 0.3])
+    for rotation, p in enumerate((high, low)):
+        predict(config, "adversarial", rotation, np.stack([1 - p, p], 1), label, np.arange(4) + 10 * rotation)
+    (row,), _ = compare(config)
+    assert row["auroc"] == 1.0
+    assert row["mean_over_rotations"] == 1.0
+    assert row["pooled_probabilities"] == roc_auc_score(np.tile(label, 2), np.concatenate([high, low])) == 0.75
+    pooled = pool(config, "adversarial", 0, "rhythm", 1.0)
+    assert pooled.ranks()[:4, 1].tolist() == [0.2, 0.8, 0.4, 0.6]
+    assert pooled.rotation.tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_class_that_one_rotation_dropped_is_not_scored_but_its_records_count_as_others(tmp_path):
+    config = study_of(tmp_path, ["adversarial"])
+    rng = np.random.default_rng(0)
+    label = np.array([0, 1, 2] * 4)
+    predict(config, "adversarial", 0, rng.random((12, 3)), label, np.arange(12), names=("A", "B", "C"))
+    predict(config, "adversarial", 1, rng.random((8, 2)), np.array([0, 1] * 4), np.arange(8) + 20)
+    (row,), _ = compare(config)
+    assert row["test_counts"] == {"A": 8, "B": 8}
+    assert row["records"] == 20
+
+
+def test_paired_difference_uses_the_same_patients_and_states_what_it_can_resolve(tmp_path):
+    config = study_of(tmp_path, ["adversarial", "none", "random"], bootstrap=800)
+    rng = np.random.default_rng(3)
+    for rotation in (0, 1):
+        label, patient = np.arange(150) % 2, np.arange(150) // 2 + 1000 * rotation
+        strong = scores(rng, label, 0.8)
+        noise = 0.02 * rng.normal(size=150)
+        close = np.clip(strong + np.stack([noise, -noise], 1), 0, 1)
+        for method, score in [("adversarial", strong), ("none", close), ("random", scores(rng, label, 0.0))]:
+            predict(config, method, rotation, score, label, patient)
+    rows, (near, far) = compare(config)
+    value = {row["method"]: row["auroc"] for row in rows}
+    assert near["difference"] == pytest.approx(value["adversarial"] - value["none"])
+    assert near["low"] <= near["difference"] <= near["high"]
+    assert far["low"] > 0, "0.8 of a deviation against chance is found in 300 records"
+    assert near["resolvable"] == pytest.approx(2.8 * near["standard_error"])
+    assert near["standard_error"] < far["standard_error"] / 3, "nearly equal scores must pair"
+
+
+def test_seeds_are_averaged(tmp_path):
+    config = study_of(tmp_path, ["adversarial"], seeds=[0, 1], rotations=[0])
+    label = np.array([0, 1] * 20)
+    good, bad = np.stack([1 - label, label], 1) * 0.9, np.full((40, 2), 0.5)
+    for seed, score in enumerate((good, bad)):
+        predict(config, "adversarial", 0, score, label, np.arange(40), seed=seed)
+    (row,), _ = compare(config)
+    assert row["by_seed"] == [1.0, 0.5]
+    assert row["auroc"] == 0.75
+
+
+def test_methods_tested_on_different_records_are_not_compared(tmp_path):
+    config = study_of(tmp_path, rotations=[0])
+    predict(config, "adversarial", 0, np.random.rand(10, 2), np.array([0, 1] * 5), np.arange(10))
+    predict(config, "none", 0, np.random.rand(12, 2), np.array([0, 1] * 6), np.arange(12))
+    with pytest.raises(UserError, match="different records"):
+        compare(config)
+
+
+# --- whole way -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """Instant stand-ins for sharding and pre-training that leave what the real ones leave, and a figure that notes."""
+    ready = tmp_path / "ready"
+    for r in (0, 1):
+        make_shards(ready / f"data-{r}", {"train": KINDS * 4, "val": KINDS * 2, "test": KINDS * 2}, r, 10_000 * r)
+    for seed, method in enumerate(("adversarial", "none")):
+        make_run(ready / method, steps=[seed + 1], uncommitted=[])
+
+    def copy(source, target):
+        code = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
+        return [sys.executable, "-c", code, str(source), str(target)]
+
+    monkeypatch.setattr(runs, "shard_command", lambda c, r, base: copy(ready / f"data-{r}", base / "data"))
+    monkeypatch.setattr(runs, "pretrain_command", lambda c, m, s, base: copy(ready / m, base / "runs" / f"{m}-seed{s}"))
+    monkeypatch.setattr(runs, "config_path", lambda kind, name: Path(f"configs/{kind}/{name}.yaml").absolute())
+    monkeypatch.setattr(study, "check", lambda config: None)
+    drawn = []
+    monkeypatch.setattr(report, "study_figure", lambda rows, path: drawn.append((rows, path)))
+    return drawn
+
+
+def words(output, *more):
+    lists = ["rotations=[0,1]", "methods=[adversarial,none,random,scratch]", "fractions=[1.0,0.2]", "bootstrap=100"]
+    quick = "transfer=[finetune.epochs=1,'finetune.lr=[1e-3]',bootstrap=10]"
+    return ["name=tiny", "data=somewhere", f"output={output}", *lists, quick, *more]
+
+
+def test_whole_study_then_nothing_left_to_do_then_only_what_was_lost(tmp_path, stand_ins, capsys):
+    output = tmp_path / "out"
+    study.main(words(output))
+    results = json.loads((output / "results.json").read_text())
+    assert len(results["rows"]) == 4 * 2 * 2
+    assert len(results["differences"]) == 3 * 2 * 2
+    assert {"shard", "pretrain", "pretrain none", "export", "transfer", "transfer scratch"} <= set(
+        results["cost_seconds"]
+    )
+    assert all(row["records"] == 32 for row in results["rows"] if row["task"] == "rhythm")
+    assert {(r["method"], r["task"], r["fraction"]) for r in stand_ins[0][0]} >= {("scratch", "sex", 0.2)}
+    text = (output / "table.md").read_text()
+    assert "python -m trainer.transfer" in text
+    assert "| rhythm | 20% | adversarial |" in text
+
+    steps = (output / "steps.jsonl").read_text()
+    study.main(words(output))
+    assert (output / "steps.jsonl").read_text() == steps
+    assert json.loads((output / "results.json").read_text()) == results
+
+    lost = Cell(1, "random", 0, "sex", 0.2).directory(output) / "result.json"
+    lost.unlink()
+    study.main(words(output))
+    more = (output / "steps.jsonl").read_text().removeprefix(steps).splitlines()
+    assert [json.loads(line)["step"] for line in more] == ["transfer/1/random/0/sex/0.2"]
+    assert json.loads((output / "results.json").read_text())["rows"] == results["rows"]
+
+
+def test_another_study_in_the_same_output_is_refused(tmp_path, stand_ins):
+    output = tmp_path / "out"
+    keep_config(StudyConfig(name="tiny", data="somewhere", output=str(output)), _made(output))
+    with pytest.raises(UserError, match="another 'pretrain'"):
+        study.main(words(output, "pretrain=[optim.epochs=3]", "transfer=[]"))
+
+
+def test_a_variant_may_be_added_to_a_study_but_not_changed(tmp_path):
+    output = _made(tmp_path / "out")
+    kept = dict(name="tiny", data="somewhere", output=str(output))
+    keep_config(StudyConfig(**kept, variants={"a": ["none"]}), output)
+    keep_config(StudyConfig(**kept, variants={"a": ["none"], "b": ["none", "epochs=2"]}), output)
+    with pytest.raises(UserError, match=r"another 'variants\.b'"):
+        keep_config(StudyConfig(**kept, variants={"b": ["none", "epochs=3"]}), output)
+
+
+def _made(path):
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["name=''"], "key 'name' is needed"),
+        (["methods=[random]", "reference=random"], "at least one must be pre-trained"),
+        (["reference=best"], "'best' is not among the methods"),
+        (["tasks=[rythm]", "methods=[adversarial]"], "does not exist; there are"),
+        (["variants={a: [nothing]}", "methods=[a]", "reference=a"], "nothing.yaml does not exist; there are"),
+        (["variants={a: []}"], "variants.a is empty"),
+        (["variants={a: [none, game.shar=1]}", "methods=[a]", "reference=a"], "did you mean 'game.share'"),
+        (["variants={random: [none]}"], "variants.random: the name is taken"),
+        (["variants={none: [adversarial]}"], "variants.none: the name is taken"),
+        (["rotations=[]"], "'rotations' is empty"),
+        (["fractions=[2]"], "fractions=2.0 must be > 0 and <= 1"),
+        (["processes=0"], "processes=0 must be >= 1"),
+        (
+            ["variants={a: [adversarial, game.alpha=0.3]}", "methods=[a]", "reference=a"],
+            "game.alpha=0.3 weighs nothing",
+        ),
+        (["pretrain=[scaling=nope]", "methods=[adversarial]"], "scaling=nope is unknown"),
+        (["judge=train"], "judge=train is unknown; use test or validation"),
+    ],
+)
+def test_mistakes_are_one_clear_line(tmp_path, more, said):
+    with pytest.raises(UserError, match=said):
+        study.main(["name=s", "data=d", f"output={tmp_path / 'o'}", "methods=[adversarial,random]", *more])
+
+
+def test_commands_are_those_that_one_types(tmp_path):
+    config = study_of("out", pretrain=["epochs=3"], shard=ShardStep(overrides=["rate=100"]))
+    base = Path("out/rotation-1")
+    shard = shown(runs.shard_command(config, 1, base))
+    assert "python -m sharding build " in shard
+    assert "split.column=strat_fold 'split.train=[1,2,5,6,7,8,9,10]' 'split.val=[4]' 'split.test=[3]'" in shard
+    pretrain = shown(runs.pretrain_command(config, "none", 4, base))
+    assert pretrain.startswith("deepspeed --num_gpus 2 --master_port ")
+    assert pretrain.endswith(
+        "none.yaml data.path=out/rotation-1/data run=out/rotation-1/runs/none-seed4 seed=4 epochs=3"
+    )
+
+
+def test_a_variant_adds_its_words_to_a_methods_config_and_has_the_last_one():
+    config = study_of("out", pretrain=["epochs=3"], variants={"long": ["none", "epochs=9"]})
+    command = shown(runs.pretrain_command(config, "long", 0, Path("out/rotation-1")))
+    assert "none.yaml " in command
+    assert command.endswith("run=out/rotation-1/runs/long-seed0 seed=0 method=long epochs=3 epochs=9")

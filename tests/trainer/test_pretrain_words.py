@@ -1,0 +1,147 @@
+"""What a user gets wrong before anything starts: one line, exit code 2; and the ranges of all numbers."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.support.handmade import make_shards
+from tests.support.pretrain_words import SMALL, called
+from trainer import config, distributed, pretrain
+from trainer.data.shards import Shards
+from trainer.game import masking
+from trainer.run import assemble
+from umbra.config import _keys
+
+MISTAKES = [
+    (["data.path=/no/such/folder"], "not a finished data set"),
+    (["data=DIR"], "'data' is a section: give data.path=... or data.lanes=..."),
+    (["encoder=resnet34"], "'encoder' is a section: give encoder.name=... or encoder.args=..."),
+    (["batch=64"], "'batch' is a section: give batch.global=... or batch.contrast=..."),
+    (["batch.globl=3"], "did you mean 'batch.global'?"),
+    (["batch.global=1000"], "larger than the 48 training samples"),
+    (["batch.global=1"], "batch.global=1 must be >= 2"),
+    (["data.lanes=5"], "data.lanes=5 does not divide the contrast batch 16; nearest: 4"),
+    (["data.lanes=-4"], "data.lanes=-4 must be >= 0"),
+    (["batch.contrast=5"], "batch.contrast=5 does not divide batch.global=16"),
+    (["batch.contrast=1"], "batch.contrast=1 leaves no other ECG"),
+    (["seed=-1"], "seed=-1 must be >= 0"),
+    (["steps=-5"], "steps=-5 must be >= 0"),
+    (["epochs=nan"], "epochs=nan must be a finite number"),
+    (["epochs=inf"], "epochs=inf must be a finite number"),
+    (["epochs=0"], "nothing to train"),
+    (["temperature=0"], "temperature=0.0 must be > 0"),
+    (["temperature=2", "learn_temperature=true"], "temperature=2: a learned one starts between 0.01 and 1"),
+    (["batch.device=-1"], "batch.device=-1 must be >= 0"),
+    (["encoder.name=resnet19"], "did you mean resnet18?"),
+    (["encoder.args.widht=3"], "did you mean width?"),
+    (["encoder.args.width=abc"], "encoder.args.width=abc must be of type int"),
+    (["encoder.args.groups=0"], "encoder.args.groups=0 must be >= 1"),
+    (["encoder.args.layers=[1,1]"], "encoder.args.layers is no argument of resnet18"),
+    (["encoder.args.embedding=0"], "encoder.args.embedding=0 must be >= 1"),
+    (["encoder.args.norm=batch", "batch.device=4"], "use batch.device=0 or encoder.args.norm=group"),
+    (["encoder.args.norm=layer"], "encoder.args.norm=layer is unknown; use group or batch"),
+    (["projector.hidden=-1"], "projector.hidden=-1 must be >= 1"),
+    (["projector.hidden=1000000000000000"], "the projector cannot be built"),
+    (["projector.out=0"], "projector.out=0 must be >= 1"),
+    (["masker.kernel=4"], "masker.kernel=4 must be odd"),
+    (["masker.kernel=0"], "masker.kernel=0 must be >= 1"),
+    (["masker.depth=-1"], "masker.depth=-1 must be >= 0"),
+    (["masker.width=0"], "masker.width=0 must be >= 1"),
+    (["masker.width=12"], "masker.width=12 is not a multiple of 8"),
+    (["optim.masker.lr=-1"], "optim.masker.lr=-1.0 must be >= 0"),
+    (["optim.warmup=5"], "optim.warmup=5.0 must be >= 0 and <= 1"),
+    (["views.second=[blok_mask]"], "did you mean 'block_mask'?"),
+    (["game.slope=nan"], "game.slope=nan must be a finite number"),
+    (["game.strength=nan"], "game.strength=nan must be a finite number"),
+    (["game.strength=-1"], "game.strength=-1.0 must be >= 0"),
+    (["game.resolution_s=100"], "game.resolution_s=100 leaves one cell in a window of 2.56 s"),
+    (["game.coverage=0.05"], "game.coverage=0.05 of 7 cells a window comes to less than half a cell"),
+    (["game.coverage=0.95"], "game.coverage=0.95 of 7 cells a window comes to less than half a cell"),
+    (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
+    (["game.threshold=half", "game.coverage=0.3"], "game.coverage=0.3 weighs nothing without game.threshold=coverage"),
+    (["game.alpha=0.3"], "game.alpha=0.3 weighs nothing without game.penalty=paper"),
+    (["game.enabled=false", "game.coverage=0.3"], "game.coverage=0.3 weighs nothing without game.enabled=true"),
+    (["game.use=all"], "game.use=all weighs nothing without game.masks of 2 or more"),
+    (["masker.name=paper", "masker.depth=3"], "masker.depth weighs nothing with masker.name=paper"),
+    (["masker.name=paper", "game.resolution_s=1"], "game.resolution_s weighs nothing with masker.name=paper"),
+    (["zero=7"], "zero=7"),
+    (["data.partner=patients"], "data.partner=patients is unknown; use same, patient"),
+    (["wandb.mode=ofline"], "wandb.mode=ofline"),
+    (["data.exclude=[train-00000.tar]"], "no shard of the training split; did you mean train-000000.tar?"),
+    (["data.exclude=[train-000000.tar]"], "data.exclude leaves no training shard: take out fewer"),
+    (["run=README.md"], "README.md is no folder"),
+    (["run=README.md/x"], "README.md is no folder"),
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("data") / "shards", {"train": ["SR", "AFIB", "STACH"] * 16})
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: v[-1] if isinstance(v, list) else "")
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "real"])
+def test_a_mistake_ends_in_one_line_and_exit_code_2(words, said, dry, shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trainer.distributed.initialise", lambda: pytest.fail("the mistake was not seen"))
+    given = ["configs/pretrain/adversarial.yaml", f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, *words]
+    code, output, error = called([*given, *dry], monkeypatch, capsys)
+    assert (code, output) == (2, "")
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_partners_of_a_patient_need_patients(shards, tmp_path, capsys, monkeypatch):
+    root = shutil.copytree(shards, tmp_path / "s")
+    manifest = root / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"patient_ids": true', '"patient_ids": false'))
+    words = ["configs/pretrain/none.yaml", f"data.path={root}", *SMALL, "data.partner=patient", "--dry-run"]
+    code, _, error = called(words, monkeypatch, capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "no patient ids; use data.partner=same" in error
+
+
+def test_the_partners_of_a_run_are_other_windows_of_the_patient_anew_each_epoch(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    cfg = pretrain.read_config([f"data.path={shards}", f"run={tmp_path}", *SMALL, "data.partner=patient"])
+    train = Shards(shards, "train")
+    order = assemble.make_order(cfg, train, {})
+    partners = assemble.patient_partners(cfg, order, train)
+    indices = order.step(1)
+    assert np.array_equal(partners(1, indices), indices ^ 1)  # two windows a patient, side by side
+    cfg.data.partner = "same"
+    assert assemble.patient_partners(cfg, order, train) is None
+
+
+def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):
+    given = ["configs/pretrain/adversarial.yaml", f"data.path={shards}", f"run={tmp_path / 'run'}", *SMALL, "--dry-run"]
+    code, output, error = called(given, monkeypatch, capsys)
+    assert (code, error) == (0, "")
+    assert "48 training ECGs, 3 steps an epoch, 300 steps of 16, 16 lanes" in output
+
+
+def test_every_number_of_the_config_has_a_range():
+    numbers = {key for key, kind in _keys(config.PretrainConfig) if kind in (int, float)}
+    dials = {f"game.{key}" for key in masking._RANGES}
+    assert numbers == set(config.RANGES) | dials | {"zero"}
+
+
+def test_the_maskers_rate_rises_and_falls_over_the_steps_that_it_plays():
+    plain = config.PretrainConfig()
+    late = config.PretrainConfig(game=masking.GameConfig(warmup=0.25))
+    for step in range(300):
+        assert config.player_rate(late, "masker", 100 + step, 400) == config.player_rate(plain, "masker", step, 300)
+        assert config.player_rate(late, "encoder", step, 400) == config.player_rate(plain, "encoder", step, 400)
+    first = next(step for step in range(400) if late.game.at(step / 400).share > 0)
+    assert config.player_rate(late, "masker", first + 14, 400) == late.optim.masker.lr
+
+
+def test_a_checkpoint_keeps_the_numbers_that_0_stands_for(shards):
+    cfg = pretrain.read_config([f"data.path={shards}", *SMALL])
+    train = Shards(shards, "train")
+    world = distributed.World(0, 2, None)
+    state = assemble.checkpoint_state(cfg, world, assemble.make_order(cfg, train, {}), train)
+    assert (state["config"]["data"]["lanes"], state["config"]["batch"]["contrast"]) == (16, 16)
+    assert (state["world"], state["fingerprint"]) == (2, train.manifest.fingerprint)

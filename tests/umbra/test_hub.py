@@ -1,0 +1,106 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.handmade import SAMPLES, make_run
+from trainer.export import export
+from umbra.errors import UserError
+from umbra.hub import initialise, load_encoder, read_config
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return export(make_run(tmp_path / "run"))
+
+
+def test_a_process_that_loads_an_encoder_stays_free_of_the_training_stack(directory):
+    code = f"""
+import sys
+from umbra import __version__, load_encoder
+import torch
+encoder = load_encoder({str(directory)!r})
+assert encoder(torch.zeros(2, 12, {SAMPLES})).shape == (2, encoder.config.dim)
+heavy = ["deepspeed", "wandb", "webdataset", "matplotlib", "sklearn", "pyarrow", "huggingface_hub"]
+print(__version__, [name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize("shape", [(12, SAMPLES), (1, 8, SAMPLES), (1, 12, SAMPLES - 1), (1, SAMPLES, 12)])
+def test_an_input_of_another_shape_is_refused_with_the_shape_that_it_takes(directory, shape):
+    with pytest.raises(UserError, match=rf"12 leads, {SAMPLES} samples at 100 Hz\], not \["):
+        load_encoder(directory)(torch.zeros(shape))
+
+
+def test_the_module_is_in_eval_mode_and_can_be_trained(directory):
+    encoder = load_encoder(directory)
+    assert not encoder.training
+    encoder(torch.randn(2, 12, SAMPLES)).sum().backward()
+    assert all(p.grad is not None for p in encoder.backbone.parameters())
+
+
+def test_broken_directories_are_one_clear_line(directory, tmp_path):
+    weights = load_file(directory / "model.safetensors")
+    name = next(k for k in weights if k.startswith("backbone.") and weights[k].ndim > 1)
+
+    def says(text):
+        with pytest.raises(UserError, match=text) as caught:
+            load_encoder(directory)
+        assert "\n" not in str(caught.value)
+
+    save_file(
+        {k: v for k, v in weights.items() if k != name} | {name + "x": weights[name]}, directory / "model.safetensors"
+    )
+    says(f"'{name}' \\(there is '{name}x'\\)")
+    save_file(weights | {name: weights[name][1:].clone()}, directory / "model.safetensors")
+    says("has shape")
+    (directory / "model.safetensors").write_bytes(b"\x80\x04pickle")
+    says("no readable safetensors")
+    (directory / "model.safetensors").unlink()
+    says("model.safetensors does not exist")
+    (directory / "config.json").write_text(json.dumps({"format": 99}))
+    says("format 99")
+    (directory / "config.json").write_text("{")
+    says("damaged")
+    (directory / "config.json").unlink()
+    says("not an encoder directory")
+
+
+def test_a_hub_id_fetches_only_json_and_safetensors(directory, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, **keys):
+        asked.update(keys, name=name)
+        return str(directory)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert load_encoder("someone/ecg").config.samples == SAMPLES
+    assert asked == {"name": "someone/ecg", "allow_patterns": ["config.json", "model.safetensors"]}
+
+
+def test_what_is_neither_directory_nor_hub_id_is_said(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="neither an encoder directory nor a hub id"):
+        load_encoder(tmp_path / "nothing" / "here")
+
+    def refuse(*_, **__):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(UserError, match="hub did not give it: no network"):
+        load_encoder("runs/encoder")
+
+
+def test_fresh_weights_depend_on_the_seed_alone(directory):
+    config = read_config(directory)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    one, same, other = (list(initialise(config, s).parameters())[0] for s in (5, 5, 6))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
