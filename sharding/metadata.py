@@ -34,25 +34,32 @@ TRUE = ("1", "1.0", "true", "yes", "y", "t")
 @dataclass
 class TableConfig:
     """Where a data set's table (CSV or xlsx) is and what its columns are called: of each list, the first name that
-    exists counts; of `codes`, all that exist.
-
-    `record_low` is looked at before `record` where the target rate is at most `low_rate` Hz. `record_pattern` makes the
-    record's name of several columns, as `{trace_file}#{exam_id}`. `sex_values` and `code_values` translate a table's
-    own words; `code_columns` names columns of 0 and 1 and the code that a 1 stands for.
-    """
+    exists counts; of `codes`, all that exist."""
 
     file: list[str] = field(default_factory=list)
+    """Names of the table, relative to the input."""
     record: list[str] = field(default_factory=lambda: ["record"])
+    """Columns of the record's name."""
     record_pattern: str = ""
+    """Makes the record's name of several columns, as `{trace_file}#{exam_id}`."""
     record_low: list[str] = field(default_factory=list)
+    """Columns that are looked at before `record` where the target rate is at most `low_rate` Hz."""
     low_rate: float = 0.0
+    """See `record_low`, in Hz."""
     patient: list[str] = field(default_factory=lambda: ["patient_id"])
+    """Columns of the patient's id."""
     age: list[str] = field(default_factory=lambda: ["age"])
+    """Columns of the age in years."""
     sex: list[str] = field(default_factory=lambda: ["sex"])
+    """Columns of the sex."""
     codes: list[str] = field(default_factory=lambda: ["codes"])
+    """Columns of diagnostic codes."""
     sex_values: dict[str, str] = field(default_factory=dict)
+    """The table's word -> female or male."""
     code_values: dict[str, str] = field(default_factory=dict)
+    """The table's word -> code."""
     code_columns: dict[str, str] = field(default_factory=dict)
+    """A column of 0 and 1 -> the code that a 1 stands for."""
 
 
 @dataclass

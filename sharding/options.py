@@ -59,41 +59,56 @@ class SplitConfig:
     """Fractions of the patients; or, with `column`, the values of that table column in each split."""
 
     column: str = ""
+    """The table's column that names the splits (empty: patients are drawn)."""
     train: Any = 0.8
+    """Fraction of the patients, or values of the column, for training."""
     val: Any = 0.1
+    """The same for validation."""
     test: Any = 0.1
+    """The same for testing."""
 
 
 @dataclass
 class BuildConfig:
-    """Everything that a build needs: `rate` in Hz, `seconds` per window, `resolution_uv` microvolt per int16 unit.
-
-    Records shorter than a window are refused, or, from `min_seconds` on, padded with zeros at their end (0: none are).
-    `missing_leads`: `refuse` a record without a lead of `leads`, or fill that lead with `zero` (`samples.parquet` lists
-    the leads that are there). `high_pass`: cut-off in Hz of a zero-phase filter against baseline wander (0: none).
-    `task` of `tasks` builds every `tasks`-th shard, for machines that share only the file system. A record that cannot
-    be read within `timeout` seconds stops its shard.
-    """
+    """Everything that a build needs."""
 
     input: str = ""
+    """The folder of the recordings."""
     output: str = ""
+    """The folder of the data set."""
     rate: float = 100.0
+    """Sampling rate of the shards in Hz; recordings are resampled."""
     seconds: float = 10.0
+    """Length of a window."""
     min_seconds: float = 0.0
+    """Records from this length on are padded with zeros at their end, shorter ones refused (0: none are padded)."""
     leads: list[str] = field(default_factory=lambda: list(leads.CANONICAL))
+    """Leads of the shards, in order; missing limb leads follow from I and II."""
     missing_leads: str = "refuse"
+    """`refuse` a record without one of `leads`, or fill that lead with `zero` (`samples.parquet` lists the leads
+    that are there)."""
     high_pass: float = 0.0
+    """Cut-off in Hz of a zero-phase filter against baseline wander (0: none)."""
     workers: int = 1
+    """Processes of this machine."""
     samples_per_shard: int = 1000
+    """Most windows of a shard."""
     split: SplitConfig = field(default_factory=SplitConfig)
     labels: list[str] = field(default_factory=list)
+    """Columns of the table that become columns of samples.parquet."""
     seed: int = 0
+    """Seed of the order of the patients and of drawn splits."""
     resolution_uv: float = 1.0
+    """Microvolt per int16 unit."""
     source: SourceConfig = field(default_factory=SourceConfig)
     key_file: str = ""
+    """A file with the pseudonym key (or variable UMBRA_KEY); not needed for public sources."""
     task: int = 0
+    """This machine builds every `tasks`-th shard from this one on."""
     tasks: int = 1
+    """Machines that share only the file system."""
     timeout: float = 300.0
+    """A record that cannot be read within so many seconds stops its shard."""
 
     @property
     def samples(self) -> int:

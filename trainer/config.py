@@ -8,174 +8,170 @@ from typing import Any
 
 from trainer.game.masking import GameConfig
 from trainer.game.temperature import LEAST, MOST
-from trainer.observe.wandb_mirror import MODES, WandbConfig
-from umbra.config import check_ranges
+from trainer.observe.wandb_mirror import WandbConfig
+from umbra.config import check_fields, setting
 from umbra.errors import UserError
 
 
 @dataclass
 class DataConfig:
-    """`path`: the sharded data set. `lanes`: 0 takes the largest divisor of the contrast batch up to 64.
-
-    `block_shards`: shards that are shuffled together; best if `lanes * block_shards` of them fit into the memory of the
-    machines. `partner`: of a pair, the second view is of the `same` window, or of another one of the `patient` (drawn
-    anew each epoch; the same one where there is no other). Of each process, `threads` copy samples (and as many read
-    shards ahead), `ahead` batches are kept ready.
-    `exclude`: names of training shards that are left out from the next epoch on, which begins where the run goes on.
-    `path` may be a URL (`https://`, `s3://`, `gs://`, ...) or `pipe:COMMAND`: then the shards are fetched ahead, by
-    `threads` (at least 4) threads a machine, into the folder `cache` on a disk of each machine, where they take at most
-    `cache_gb` GB (0: twice the least that works). `audit`: write which samples each step saw, for
-    `python -m trainer.data.audit RUN`.
-    """
+    """The data set, how a process reads it, and in which order."""
 
     path: str = ""
-    lanes: int = 0
-    block_shards: int = 8
-    partner: str = "same"
-    threads: int = 2
-    ahead: int = 2
+    """The folder of the sharded data set, or its URL (`https://`, `s3://`, `gs://`, ...), or `pipe:COMMAND`."""
+    lanes: int = setting(0, ">= 0")
+    """Equal stretches that the order of an epoch is cut into; the world size must divide them. 0 takes the largest
+    divisor of the contrast batch up to 64."""
+    block_shards: int = setting(8, ">= 1")
+    """Shards that are shuffled together. Best if `lanes * block_shards` of them fit into the memory of the machines."""
+    partner: str = setting("same", choices=("same", "patient"))
+    """Of a pair, the second view is of the `same` window, or of another one of the `patient` (drawn again each
+    epoch; the same one where there is no other)."""
+    threads: int = setting(2, ">= 1")
+    """Threads of each process that copy samples; as many read shards ahead."""
+    ahead: int = setting(2, ">= 1")
+    """Batches that each process keeps ready."""
     exclude: list[str] = field(default_factory=list)
+    """Names of training shards that are left out from the next epoch on, which begins where the run goes on."""
     cache: str = ""
-    cache_gb: float = 0.0
+    """With a remote `path`: a folder on a disk of each machine, into which shards are fetched ahead by `threads`
+    (at least 4) threads."""
+    cache_gb: float = setting(0.0, ">= 0")
+    """The most that `cache` takes, in GB (0: twice the least that works)."""
     audit: bool = False
+    """Whether to write which samples each step saw, for `python -m trainer.data.audit RUN`."""
 
 
 @dataclass
 class BatchConfig:
-    """`global`: ECGs per optimiser step. `contrast`: ECGs whose embeddings meet in one loss (0: the global batch).
+    """How many ECGs meet where."""
 
-    `device`: ECGs of one pass through the networks (0: a process's whole share). Fewer give the same gradient with the
-    activations of that many ECGs in memory, for one more forward pass; not with batch norm.
-    """
-
-    global_: int = 256
-    contrast: int = 0
-    device: int = 0
+    global_: int = setting(256, ">= 2")
+    """ECGs per optimiser step, over all processes."""
+    contrast: int = setting(0, ">= 0")
+    """ECGs whose embeddings meet in one loss (0: the global batch). Fewer mean accumulation over several losses."""
+    device: int = setting(0, ">= 0")
+    """ECGs of one pass through the networks (0: a process's whole share). Fewer give the same gradient with the
+    activations of that many ECGs in memory, for one more forward pass; not with batch norm."""
 
 
 @dataclass
 class ModelConfig:
     name: str = "resnet18"
+    """Its architecture; `python -m umbra.encoders` lists them."""
     args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that architecture, as `width` or `norm`."""
 
 
 @dataclass
 class ProjectorConfig:
-    hidden: int = 2048
-    out: int = 128
+    hidden: int = setting(2048, ">= 1")
+    """Width of the hidden layer (the paper's)."""
+    out: int = setting(128, ">= 1")
+    """Dimensions of the embedding that the loss compares (the paper's)."""
 
 
 @dataclass
 class MaskerConfig:
-    """`name`: `unet`, lean, `width` channels at its finest level of cells of `game.resolution_s`, `depth` levels under
-    it; or `paper`, the published one on every sample (`width` 512 there, 152 M parameters; its depth is fixed).
-    """
+    """The masker."""
 
     name: str = "unet"
-    width: int = 32
-    depth: int = 2
-    kernel: int = 5
+    """`unet`, lean, on cells of `game.resolution_s`; or `paper`, the published one on every sample."""
+    width: int = setting(32, ">= 1")
+    """Channels at its finest level (`paper`: 512 are the published 152 M parameters that are used)."""
+    depth: int = setting(2, ">= 0 and <= 8")
+    """Levels of `unet` under its finest one; that of `paper` is fixed."""
+    kernel: int = setting(5, ">= 1")
+    """Samples or cells of a convolution; odd, so that a mask keeps its length."""
 
 
 @dataclass
 class PlayerConfig:
-    """One player's AdamW: peak `lr`, `weight_decay`, `clip` (largest gradient norm; 0 = no clipping)."""
+    """One player's AdamW."""
 
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    clip: float = 1.0
+    lr: float = setting(1e-3, ">= 0")
+    """Peak learning rate."""
+    weight_decay: float = setting(1e-4, ">= 0")
+    """Decoupled weight decay."""
+    clip: float = setting(1.0, ">= 0")
+    """Largest gradient norm (0: no clipping)."""
 
 
 @dataclass
 class OptimConfig:
-    """`warmup`: share of the steps over which the rates rise; then a cosine to 0."""
+    """The optimisers of both players and their common schedule."""
 
     encoder: PlayerConfig = field(default_factory=PlayerConfig)
+    """The AdamW of encoder and projector."""
     masker: PlayerConfig = field(default_factory=lambda: PlayerConfig(lr=1e-4))
-    warmup: float = 0.05
+    """The AdamW of the masker, slower by default."""
+    warmup: float = setting(0.05, ">= 0 and <= 1")
+    """Share of the steps over which the rates rise linearly; then they fall to 0 along a cosine."""
 
 
 @dataclass
 class ViewsConfig:
-    """Views of either side of a pair, e.g. `[{name: vcg}, {name: time_mask}]`; the masker's mask comes after them."""
+    """Views of either side of a pair, e.g. `[{name: vcg}, {name: time_mask}]`."""
 
     first: list[Any] = field(default_factory=list)
+    """Views of the first side."""
     second: list[Any] = field(default_factory=list)
+    """Views of the second side; the masker's mask comes after them."""
 
 
 @dataclass
 class LogConfig:
-    """Steps between log lines, held-out losses and mask figures (0: never)."""
+    """When a run says something."""
 
-    every: int = 10
-    heldout_every: int = 50
-    figure_every: int = 500
+    every: int = setting(10, ">= 1")
+    """Steps between log lines."""
+    heldout_every: int = setting(50, ">= 0")
+    """Steps between losses on held-out patients (0: never)."""
+    figure_every: int = setting(500, ">= 0")
+    """Steps between figures of masks (0: never)."""
 
 
 @dataclass
 class CheckpointConfig:
-    """`every`: steps between checkpoints (0: only the last). `keep`: how many of them stay."""
+    """When a run is saved."""
 
-    every: int = 200
-    keep: int = 2
-
-
-RANGES = {
-    "seed": ">= 0 and < 1e18",
-    "epochs": ">= 0",
-    "steps": ">= 0",
-    "temperature": "> 0",
-    "max_minutes": ">= 0",
-    "data.lanes": ">= 0",
-    "data.block_shards": ">= 1",
-    "data.threads": ">= 1",
-    "data.ahead": ">= 1",
-    "data.cache_gb": ">= 0",
-    "batch.global": ">= 2",
-    "batch.contrast": ">= 0",
-    "batch.device": ">= 0",
-    "projector.hidden": ">= 1",
-    "projector.out": ">= 1",
-    "masker.width": ">= 1",
-    "masker.depth": ">= 0 and <= 8",
-    "masker.kernel": ">= 1",
-    "optim.encoder.lr": "> 0",
-    "optim.encoder.weight_decay": ">= 0",
-    "optim.encoder.clip": ">= 0",
-    "optim.masker.lr": ">= 0",
-    "optim.masker.weight_decay": ">= 0",
-    "optim.masker.clip": ">= 0",
-    "optim.warmup": ">= 0 and <= 1",
-    "log.every": ">= 1",
-    "log.heldout_every": ">= 0",
-    "log.figure_every": ">= 0",
-    "checkpoint.every": ">= 0",
-    "checkpoint.keep": ">= 1",
-}  # the dials of the game have their ranges in `trainer/game/masking.py`
+    every: int = setting(200, ">= 0")
+    """Steps between checkpoints (0: only the last)."""
+    keep: int = setting(2, ">= 1")
+    """How many of the newest checkpoints stay."""
 
 
 @dataclass
 class PretrainConfig:
-    """`run`: the run directory. `steps`: optimiser steps (0: `epochs`). `learn_temperature`: the temperature is learned
-    from the one given, between 0.01 and 1. `scaling`: fixed (the training data's mean and deviation per lead) or
-    record. `precision`: auto (bf16 on GPUs that have it), fp32 or bf16. `zero`: ZeRO stage. `compile`: the networks by
-    `torch.compile`, which needs a C++ compiler and a minute or several at each start; not with ZeRO 3.
-    `resume`: auto (go on from the newest committed checkpoint) or never. `max_minutes`: stop with a checkpoint then.
-    """
+    """A pre-training run."""
 
     method: str = ""
+    """What the run is called in results; by default the name of its YAML."""
     run: str = "runs/pretrain"
-    seed: int = 0
-    epochs: float = 100.0
-    steps: int = 0
-    temperature: float = 0.1
+    """The run directory."""
+    seed: int = setting(0, ">= 0 and < 1e18")
+    """Seed of weights, order, views and masks."""
+    epochs: float = setting(100.0, ">= 0")
+    """Passes over the training ECGs, also parts of one."""
+    steps: int = setting(0, ">= 0")
+    """Optimiser steps (0: as many as `epochs` make)."""
+    temperature: float = setting(0.1, "> 0")
+    """Temperature of NT-Xent (the paper's)."""
     learn_temperature: bool = False
-    scaling: str = "fixed"
-    precision: str = "auto"
-    zero: int = 0
+    """Whether the temperature is learned from the one given, between 0.01 and 1."""
+    scaling: str = setting("fixed", choices=("fixed", "record"))
+    """`fixed`: by the training data's mean and deviation per lead; `record`: by each record's own."""
+    precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
+    """`auto`: bf16 autocast on GPUs that have it, fp32 elsewhere."""
+    zero: int = setting(0, choices=(0, 1, 2, 3))
+    """ZeRO stage of DeepSpeed."""
     compile: bool = False
-    resume: str = "auto"
-    max_minutes: float = 0.0
+    """Whether the networks are compiled by `torch.compile`, which needs a C++ compiler and a minute or several at
+    each start; not with ZeRO 3."""
+    resume: str = setting("auto", choices=("auto", "never"))
+    """`auto`: go on from the newest committed checkpoint; `never`: refuse a directory that has one."""
+    max_minutes: float = setting(0.0, ">= 0")
+    """Stop with a checkpoint after so many minutes (0: no limit)."""
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     encoder: ModelConfig = field(default_factory=ModelConfig)
@@ -193,17 +189,9 @@ class PretrainConfig:
         self.game.check()
         if not self.data.path:
             raise UserError("data.path is not set: give the folder of a sharded data set, data.path=DIR")
-        for key, value, known in (
-            ("scaling", self.scaling, ("fixed", "record")),
-            ("data.partner", self.data.partner, ("same", "patient")),
-            ("precision", self.precision, ("auto", "fp32", "bf16")),
-            ("resume", self.resume, ("auto", "never")),
-            ("wandb.mode", self.wandb.mode, MODES),
-            ("zero", self.zero, (0, 1, 2, 3)),
-        ):
-            if value not in known:
-                raise UserError(f"{key}={value} is unknown; use {', '.join(map(str, known))}")
-        check_ranges(self, RANGES)
+        check_fields(self)
+        if self.optim.encoder.lr == 0:
+            raise UserError("optim.encoder.lr=0.0 must be > 0")
         if self.batch.global_ % self.contrast:
             raise UserError(f"batch.contrast={self.batch.contrast} does not divide batch.global={self.batch.global_}")
         if self.contrast < 2:
@@ -216,9 +204,9 @@ class PretrainConfig:
             raise UserError(f"masker.kernel={self.masker.kernel} must be odd, so that a mask keeps its length")
         if self.masker.name == "paper":
             if self.masker.depth != MaskerConfig.depth:
-                raise UserError("masker.depth weighs nothing with masker.name=paper: leave it out")
+                raise UserError("masker.depth has no effect with masker.name=paper: leave it out")
             if self.game.family != "spectral" and self.game.resolution_s != GameConfig.resolution_s:
-                raise UserError("game.resolution_s weighs nothing with masker.name=paper: leave it out")
+                raise UserError("game.resolution_s has no effect with masker.name=paper: leave it out")
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
 

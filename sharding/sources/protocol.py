@@ -30,39 +30,42 @@ FILES = {  # the endings of the files that a format's module reads
 
 @dataclass
 class ArrayConfig:
-    """What a bare array (HDF5, NumPy, CSV, tar member) leaves unsaid.
-
-    `rate` in Hz; `leads`: its leads in order (a CSV may name them itself); `units`: mV, uV, nV, V or, as a number,
-    millivolts per unit; `leads_last`: `[samples, leads]` instead of `[leads, samples]`; `trim`: zeros in all leads at
-    both ends are padding and cut off. `signals`: the HDF5 data set, npz key or file ending in a tar that holds the
-    array; `ids`: the HDF5 data set of the records' ids (none: their row numbers); `meta`: the ending of a tar's JSON
-    member.
-    """
+    """What a bare array (HDF5, NumPy, CSV, tar member) leaves unsaid."""
 
     rate: float = 0.0
+    """Sampling rate in Hz."""
     leads: list[str] = field(default_factory=list)
+    """Its leads in order (a CSV may name them itself)."""
     units: str = "mV"
+    """mV, uV, nV, V or, as a number, millivolts per unit."""
     leads_last: bool = False
+    """`[samples, leads]` instead of `[leads, samples]`."""
     trim: bool = False
+    """Whether zeros in all leads at both ends are padding and cut off."""
     signals: str = ""
+    """The HDF5 data set, npz key or file ending in a tar that holds the array."""
     ids: str = ""
+    """The HDF5 data set of the records' ids (none: their row numbers)."""
     meta: str = ""
+    """The ending of a tar's JSON member."""
 
 
 @dataclass
 class SourceConfig:
-    """A data set's `name` (part of every pseudonym), `format`, table, arrays, and whether it is `public`.
-
-    `parts`: folder -> the name of the source (a site, a set) whose records lie below any folder of that name; the
-    others are `name`'s.
-    `vocabulary` allows codes beside those of `sharding/vocabulary.py` (CinC's SNOMED CT concepts, PTB-XL's statements).
-    """
+    """A data set as it was downloaded."""
 
     name: str = "wfdb"
+    """Its name, part of every pseudonym."""
     format: str = "wfdb"
+    """The module of sharding/sources that reads it."""
     public: bool = False
+    """Whether anyone may see the recordings, so that no pseudonym key is needed."""
     parts: dict[str, str] = field(default_factory=dict)
+    """Folder -> the name of the source (a site, a set) whose records lie below any folder of that name; the others
+    are `name`'s."""
     vocabulary: list[str] = field(default_factory=list)
+    """Codes and words that may leave `private/` beside those of sharding/vocabulary.py (CinC's SNOMED CT concepts,
+    PTB-XL's statements)."""
     table: TableConfig = field(default_factory=TableConfig)
     array: ArrayConfig = field(default_factory=ArrayConfig)
 

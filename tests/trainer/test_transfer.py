@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from tests.support.handmade import ARGS, ENCODER, SAMPLES, make_run, make_shards
+from tests.support.ranges import ranged
 from trainer import transfer
-from trainer.evaluate.config import RANGES, TransferConfig
+from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, embed, open_encoder
 from trainer.evaluate.finetune import _epochs, _with_head, finetune
 from trainer.evaluate.probe import features, probe
@@ -198,7 +199,7 @@ def test_the_same_call_gives_the_same_result(data, encoder, tmp_path):
 MISTAKES = [
     (["column=codez"], "label column 'codez' is not in .*nearest columns: codes"),
     (["column=codes", "fraction=0"], "fraction=0.0 must be > 0 and <= 1"),
-    (["mode=prob"], "known modes are probe, finetune, scratch"),
+    (["mode=prob"], "mode=prob is unknown; use probe, finetune, scratch"),
     (["encoder=random"], "needs like=DIR"),
     (["classes.X=[nothing]", "column=sex"], "has 0 of the classes"),
     (["frction=1"], "did you mean 'fraction'"),
@@ -224,7 +225,7 @@ def test_mistakes_are_one_clear_line(data, encoder, tmp_path, words, said):
 
 def test_every_number_of_the_config_has_a_range():
     numbers = {k for k, kind in _keys(TransferConfig) if kind in (int, float, list[float])}
-    assert numbers == set(RANGES)
+    assert numbers == ranged(TransferConfig)
 
 
 def test_a_gpu_that_is_not_here_is_refused(monkeypatch):

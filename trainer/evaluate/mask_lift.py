@@ -35,7 +35,7 @@ from trainer.run.checkpoint import newest
 from trainer.run.record import RECORD, read_record
 from trainer.views.masks import TimeMask
 from trainer.views.random import Key
-from umbra.config import check_ranges, config_file, load
+from umbra.config import check_fields, config_file, load, setting
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.files import write_text
@@ -47,19 +47,25 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass
-class MeaningConfig:
-    """`data`: the data set (default: the run's own). `ecgs` of `split` are looked at, delineated in `lead`; `draw` of
-    them are drawn. `by`: a task of configs/transfer whose classes get a table each ('' for none).
-    """
+class MaskLiftConfig:
+    """Which ECGs of which run are looked at."""
 
     run: str = ""
+    """The run directory."""
     data: str = ""
+    """The data set (empty: the run's own)."""
     split: str = "val"
-    ecgs: int = 300
+    """The split whose ECGs are looked at."""
+    ecgs: int = setting(300, ">= 2")
+    """How many of them."""
     lead: str = "II"
+    """The lead in which waves are delineated."""
     by: str = "rhythm"
-    draw: int = 4
-    bootstrap: int = 1000
+    """A task of configs/transfer whose classes get a table each (empty: none)."""
+    draw: int = setting(4, ">= 0")
+    """How many ECGs are drawn."""
+    bootstrap: int = setting(1000, ">= 1")
+    """Resamples of the patients."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,12 @@ class Lift:
 
 def main(argv: list[str]) -> None:
     words = [f"run={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else argv
-    cfg = load(MeaningConfig, None, words)
+    cfg = load(MaskLiftConfig, None, words)
     if not cfg.run:
         raise UserError(f"say which run: {USAGE}")
     run = Path(cfg.run)
     settings = load(PretrainConfig, run / "config.yaml")
-    check_ranges(cfg, {"ecgs": ">= 2", "draw": ">= 0", "bootstrap": ">= 1"})
+    check_fields(cfg)
     shards = Shards(cfg.data or local_root(settings.data.path, settings.data.cache), cfg.split)
     wanted = read_record(run).encoder if (run / RECORD).is_file() else {}
     manifest = shards.manifest
@@ -131,7 +137,7 @@ def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDAr
     return np.stack(out)
 
 
-def measure(cfg: MeaningConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.float32], table: Any) -> list[Lift]:
+def measure(cfg: MaskLiftConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.float32], table: Any) -> list[Lift]:
     """The lifts of all ECGs that could be delineated, and of each class of the task `by`."""
     leads, rate = shards.manifest.leads, shards.manifest.rate
     if cfg.lead not in leads:

@@ -19,14 +19,17 @@ FEWEST = 2
 
 @dataclass
 class TaskConfig:
-    """`column` of samples.parquet in the folder `data` gives the label. With `classes` (class -> values) a record
-    belongs to the first class that lists its value (for `codes`: one of its codes); without, each value is a class.
-    """
+    """Which records belong to which class."""
 
     name: str = ""
+    """What the task is called."""
     column: str = "codes"
+    """The column of samples.parquet that gives the label."""
     classes: dict[str, list[str]] = field(default_factory=dict)
+    """Class -> values: a record belongs to the first class that lists its value (for `codes`: one of its codes).
+    Without, each value is a class."""
     data: str = ""
+    """The folder of the sharded data set."""
 
 
 @dataclass(frozen=True)

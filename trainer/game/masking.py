@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.game.losses import paper_penalty
 from trainer.views.masks import BlockMask
 from trainer.views.random import Key, integers, uniform
-from umbra.config import check_ranges
+from umbra.config import check_fields, setting
 from umbra.errors import UserError
 
 LEAST_SPREAD = 1e-3
@@ -23,61 +23,60 @@ LEAST_SPREAD = 1e-3
 
 @dataclass
 class GameConfig:
-    """The dials of the game. Shares of the run (`warmup` and so on) count in its steps; of a run that goes on with
-    another number of `steps`, in the new number.
-
-    `enabled`: false plays without a masker (the rivals). `family`: what a mask hides: `time` (a stretch of all leads),
-    `lead` (each lead has a mask of its own), `spectral` (cells of the short-time spectrum, of all leads). `masks`: N,
-    the masks drawn per ECG. `use`: `one` of the N, drawn per ECG, or `all` N (N terms in the loss, as in ADIOS).
-    `coverage`: share of the mask that is hidden. `threshold`: `coverage` takes each mask's own quantile, `half` a fixed
-    0.5 (with `penalty: paper`). `resolution_s`: seconds per cell of the mask.
-
-    `slope`: steepness k of the soft binarisation, per standard deviation of a mask's log-odds over its grid (with
-    `half` per unit of the mask, as published); it grows to that from `slope_start` (0: it does not) over the
-    share `slope_rise`, as soon as the masker plays.
-
-    How strong the adversary is. `share`: share of the ECGs, drawn anew each epoch, that the masker hides; the others
-    get a random block of the same coverage, to the sample (a mask's is in whole cells). `warmup`: share of the run
-    before the masker plays: random blocks until then. `strength`: factor on the adversary's gradient, risen to from 0
-    over the share `strength_rise` after that; AdamW is blind to a constant factor, so it weighs against the costs
-    below, while `optim.masker.lr` sets the pace.
-    `masker_interval`: the masker trains every k-th step. `schedule`: `simultaneous`, or `alternating` (the masker sees
-    the encoder after its update).
-
-    What raw masks cost the masker, with `threshold: half`. `penalty`: `none`, or `paper`: alpha / sin(pi ratio c),
-    summed over the N masks (of masks of each lead the mean over the leads).
-    `entropy`: weight of the mean entropy over the masks, in nats (low: decided). `smoothness`: weight of a mask's
-    switches along time.
-    """
+    """The dials of the game. Shares of the run count in its steps; of a run that goes on with another number of
+    `steps`, in the new number."""
 
     enabled: bool = True
-    family: str = "time"
-    masks: int = 1
-    use: str = "one"
-    coverage: float = 0.5
-    threshold: str = "coverage"
-    resolution_s: float = 0.4
-    slope: float = 20.0
-    slope_start: float = 0.0
-    slope_rise: float = 0.0
-    share: float = 1.0
-    warmup: float = 0.0
-    strength: float = 1.0
-    strength_rise: float = 0.0
-    masker_interval: int = 1
-    schedule: str = "simultaneous"
-    penalty: str = "none"
-    alpha: float = 0.1
-    ratio: float = 1.0
-    entropy: float = 0.0
-    smoothness: float = 0.0
+    """Whether there is a masker; false for the rivals."""
+    family: str = setting("time", choices=("time", "lead", "spectral"))
+    """What a mask hides: `time` (a stretch of all leads), `lead` (each lead has a mask of its own), `spectral`
+    (cells of the short-time spectrum, of all leads)."""
+    masks: int = setting(1, ">= 1")
+    """N, the masks drawn per ECG."""
+    use: str = setting("one", choices=("one", "all"))
+    """`one` of the N, drawn per ECG, or `all` N (N terms in the loss, as in ADIOS)."""
+    coverage: float = setting(0.5, "> 0 and < 1")
+    """Share of the mask that is hidden."""
+    threshold: str = setting("coverage", choices=("coverage", "half"))
+    """`coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`)."""
+    resolution_s: float = setting(0.4, "> 0")
+    """Seconds per cell of the mask."""
+    slope: float = setting(20.0, "> 0")
+    """Steepness k of the soft binarisation, per standard deviation of a mask's log-odds over its grid (with `half`
+    per unit of the mask, as published)."""
+    slope_start: float = setting(0.0, ">= 0")
+    """The slope from which it grows to `slope` as soon as the masker plays (0: it does not grow)."""
+    slope_rise: float = setting(0.0, ">= 0 and <= 1")
+    """Share of the run over which the slope grows."""
+    share: float = setting(1.0, "> 0 and <= 1")
+    """Share of the ECGs, drawn again each epoch, that the masker hides; the others get a random block of the same
+    coverage, to the sample (a mask's is in whole cells)."""
+    warmup: float = setting(0.0, ">= 0 and < 1")
+    """Share of the run before the masker plays: random blocks until then."""
+    strength: float = setting(1.0, ">= 0")
+    """Factor on the adversary's gradient. AdamW is blind to a constant factor, so it counts against the costs of
+    masks, while `optim.masker.lr` sets the pace."""
+    strength_rise: float = setting(0.0, ">= 0 and <= 1")
+    """Share of the run over which the strength rises from 0, after `warmup`."""
+    masker_interval: int = setting(1, ">= 1")
+    """The masker trains every k-th step."""
+    schedule: str = setting("simultaneous", choices=("simultaneous", "alternating"))
+    """`simultaneous`, or `alternating` (the masker sees the encoder after its update)."""
+    penalty: str = setting("none", choices=("none", "paper"))
+    """What raw masks cost, with `threshold: half`: `paper` is alpha / sin(pi ratio c), summed over the N masks (of
+    masks of each lead the mean over the leads)."""
+    alpha: float = setting(0.1, ">= 0")
+    """Weight of the paper's penalty."""
+    ratio: float = setting(1.0, "> 0")
+    """R of the paper's penalty, which is least at a mean mask of 0.5 / R."""
+    entropy: float = setting(0.0, ">= 0")
+    """Weight of the mean entropy over the masks, in nats (low: decided)."""
+    smoothness: float = setting(0.0, ">= 0")
+    """Weight of a mask's switches along time."""
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range or a combination that cannot work."""
-        for key, known in _CHOICES.items():
-            if getattr(self, key) not in known:
-                raise UserError(f"game.{key}={getattr(self, key)} is unknown; use {' or '.join(known)}")
-        check_ranges(self, _RANGES, "game.")
+        check_fields(self, "game.")
         if self.penalty == "paper" and self.ratio > 1:
             raise UserError(
                 f"game.ratio={self.ratio}: the paper's penalty has a pole inside (0, 1) beyond 1; use 1 or less"
@@ -101,16 +100,16 @@ class GameConfig:
                 )
         for key, needed in self._idle():
             if getattr(self, key) != getattr(GameConfig, key):
-                raise UserError(f"game.{key}={getattr(self, key)} weighs nothing without {needed}: leave it out")
+                raise UserError(f"game.{key}={getattr(self, key)} has no effect without {needed}: leave it out")
         costs = [f"game.{key}={value}" for key, value in self._costs().items()]
         if costs and self.threshold == "coverage":
             raise UserError(
-                f"{costs[0]} weighs the raw mask, of which game.threshold=coverage takes the order alone: the masker "
+                f"{costs[0]} counts the raw mask, of which game.threshold=coverage takes the order alone: the masker "
                 "would shrink it and hide the same; use game.threshold=half with it"
             )
 
     def _idle(self) -> list[tuple[str, str]]:
-        """(key, what it would need) of the keys that weigh nothing as others are set."""
+        """(key, what it would need) of the keys that have no effect as others are set."""
         if not self.enabled:
             return [(f.name, "game.enabled=true") for f in fields(self) if f.name != "enabled"]
         idle = []
@@ -148,32 +147,6 @@ class GameConfig:
 
 def _risen(progress: float, over: float) -> float:
     return min(1.0, progress / over) if over > 0 and progress >= 0 else float(progress >= 0)
-
-
-_CHOICES = {
-    "family": ("time", "lead", "spectral"),
-    "use": ("one", "all"),
-    "threshold": ("coverage", "half"),
-    "penalty": ("none", "paper"),
-    "schedule": ("simultaneous", "alternating"),
-}
-_RANGES = {
-    "masks": ">= 1",
-    "coverage": "> 0 and < 1",
-    "resolution_s": "> 0",
-    "slope": "> 0",
-    "slope_start": ">= 0",
-    "slope_rise": ">= 0 and <= 1",
-    "share": "> 0 and <= 1",
-    "warmup": ">= 0 and < 1",
-    "strength": ">= 0",
-    "strength_rise": ">= 0 and <= 1",
-    "masker_interval": ">= 1",
-    "alpha": ">= 0",
-    "ratio": "> 0",
-    "entropy": ">= 0",
-    "smoothness": ">= 0",
-}
 
 
 def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:

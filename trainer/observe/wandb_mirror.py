@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from umbra.config import setting
+
 MODES = ("offline", "online", "disabled")
 
 
@@ -26,13 +28,18 @@ PRIVATE_KEYS = frozenset(
 
 @dataclass
 class WandbConfig:
-    """`mode`: offline, online or disabled; `upload_ecgs`: whether figures of patients' recordings may be sent."""
+    """Weights & Biases."""
 
-    mode: str = "offline"
+    mode: str = setting("offline", choices=MODES)
+    """`offline` writes files that `wandb sync` sends later."""
     project: str = "umbra"
+    """Its project there."""
     name: str = ""
+    """Its name there (empty: one that W&B makes)."""
     entity: str = ""
+    """The team or user there (empty: the default one)."""
     upload_ecgs: bool = False
+    """Whether figures of patients' recordings may be sent."""
 
 
 def new_wandb_id() -> str:

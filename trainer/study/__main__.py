@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from trainer.study.config import StudyConfig, check, keep_config
+from trainer.study.config import StudyConfig, keep_config
 from trainer.study.report import report
 from trainer.study.rotation import run_rotation
 from trainer.study.steps import Steps
@@ -20,7 +20,7 @@ from umbra.config import command, load, split_words
 
 def main(argv: list[str]) -> None:
     config = load(StudyConfig, *split_words(argv))
-    check(config)
+    config.check()
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     keep_config(config, output)

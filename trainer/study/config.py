@@ -10,53 +10,70 @@ import yaml
 from trainer.config import PretrainConfig
 from trainer.evaluate.config import TransferConfig
 from umbra import resume
-from umbra.config import as_dict, check_ranges, config_file, dump, load
+from umbra.config import as_dict, check_fields, config_file, dump, load, setting
 from umbra.errors import UserError
 from umbra.files import write_text
 
 ROOT = Path(__file__).parents[2]
 UNTRAINED = ("random", "scratch")
-JUDGES = ("test", "validation")
-RANGES = {"fractions": "> 0 and <= 1", "processes": ">= 1", "bootstrap": ">= 2", "minutes": "> 0", "folds": ">= 3"}
 
 
 @dataclass
 class ShardStep:
-    """configs/shard/NAME.yaml and further `key=value` words of `python -m sharding build`; the column of the folds."""
+    """How the shards of each rotation are built."""
 
     config: str = "ptbxl"
+    """The name of a YAML of configs/shard."""
     overrides: list[str] = field(default_factory=list)
+    """Further `key=value` words of `python -m sharding build`."""
     column: str = "strat_fold"
+    """The column of the folds."""
 
 
 @dataclass
 class StudyConfig:
-    """`methods`: names of configs/pretrain/*.yaml or of `variants` of them (name: [YAML, key=value, ...]), `random`
-    (untrained encoder) or `scratch` (trained with labels).
-
-    `reference` is compared with each of the others. `tasks`: names of configs/transfer/*.yaml. `pretrain` and
-    `transfer`: `key=value` words for every pre-training and every test. `minutes`: time limit of one step. `judge`:
-    `test`, or `validation` to choose between variants: the rotation's test fold is not touched then.
-    """
+    """Methods x rotations x seeds x tasks x fractions."""
 
     name: str = ""
+    """What the study is called."""
     data: str = ""
+    """The folder of the recordings."""
     output: str = ""
+    """The folder of all that the study writes."""
     shard: ShardStep = field(default_factory=ShardStep)
-    folds: int = 10
+    folds: int = setting(10, ">= 3")
+    """Folds of the data set."""
     rotations: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    judge: str = "test"
+    """Which rotations of the folds over train, val and test are run."""
+    judge: str = setting("test", choices=("test", "validation"))
+    """`test`, or `validation` to choose between variants: the rotation's test fold is not touched then."""
     methods: list[str] = field(default_factory=list)
+    """Names of configs/pretrain/*.yaml or of `variants` of them, `random` (untrained encoder) or `scratch` (trained
+    with labels)."""
     variants: dict[str, list[str]] = field(default_factory=dict)
+    """Variant -> [YAML of configs/pretrain, key=value, ...]."""
     reference: str = "adversarial"
+    """The method that is compared with each of the others."""
     seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds of pre-training and of the tests."""
     tasks: list[str] = field(default_factory=lambda: ["rhythm", "sex"])
-    fractions: list[float] = field(default_factory=lambda: [1.0, 0.1])
-    processes: int = 2
+    """Names of configs/transfer/*.yaml."""
+    fractions: list[float] = setting([1.0, 0.1], "> 0 and <= 1")
+    """Shares of the train labels."""
+    processes: int = setting(2, ">= 1")
+    """Processes of one pre-training."""
     pretrain: list[str] = field(default_factory=list)
+    """`key=value` words for every pre-training."""
     transfer: list[str] = field(default_factory=list)
-    bootstrap: int = 2000
-    minutes: float = 120.0
+    """`key=value` words for every test."""
+    bootstrap: int = setting(2000, ">= 2")
+    """Resamples of the patients."""
+    minutes: float = setting(120.0, "> 0")
+    """Time limit of one step, in minutes."""
+
+    def check(self) -> None:
+        """Raises `UserError` for anything that would keep a step from running, before the first one."""
+        _check(self)
 
     def words(self, method: str) -> list[str]:
         """The YAML of a pre-trained method and what it adds to it."""
@@ -78,7 +95,7 @@ class Cell:
         return output / f"rotation-{self.rotation}" / "transfer" / f"{self.method}-seed{self.seed}" / name
 
 
-def check(config: StudyConfig) -> None:
+def _check(config: StudyConfig) -> None:
     for key in ("name", "data", "output"):
         if not getattr(config, key):
             raise UserError(
@@ -87,14 +104,12 @@ def check(config: StudyConfig) -> None:
     for key in ("rotations", "methods", "seeds", "tasks", "fractions"):
         if not getattr(config, key):
             raise UserError(f"key '{key}' is empty: give at least one")
-    check_ranges(config, RANGES)
+    check_fields(config)
     trained = [m for m in config.methods if m not in UNTRAINED]
     if not trained:
         raise UserError("methods: at least one must be pre-trained, the untrained ones take its architecture")
     if config.reference not in config.methods:
         raise UserError(f"reference '{config.reference}' is not among the methods {', '.join(config.methods)}")
-    if config.judge not in JUDGES:
-        raise UserError(f"judge={config.judge} is unknown; use {' or '.join(JUDGES)}")
     if empty := [name for name, words in config.variants.items() if not words]:
         raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
     wanted = [("pretrain", config.words(m)[0]) for m in trained] + [("transfer", t) for t in config.tasks]

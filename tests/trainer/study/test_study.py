@@ -171,7 +171,7 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "shard_command", lambda c, r, base: copy(ready / f"data-{r}", base / "data"))
     monkeypatch.setattr(runs, "pretrain_command", lambda c, m, s, base: copy(ready / m, base / "runs" / f"{m}-seed{s}"))
     monkeypatch.setattr(runs, "config_path", lambda kind, name: Path(f"configs/{kind}/{name}.yaml").absolute())
-    monkeypatch.setattr(study, "check", lambda config: None)
+    monkeypatch.setattr(StudyConfig, "check", lambda config: None)
     drawn = []
     monkeypatch.setattr(report, "study_figure", lambda rows, path: drawn.append((rows, path)))
     return drawn
@@ -249,10 +249,10 @@ def _made(path):
         (["processes=0"], "processes=0 must be >= 1"),
         (
             ["variants={a: [adversarial, game.alpha=0.3]}", "methods=[a]", "reference=a"],
-            "game.alpha=0.3 weighs nothing",
+            "game.alpha=0.3 has no effect",
         ),
         (["pretrain=[scaling=nope]", "methods=[adversarial]"], "scaling=nope is unknown"),
-        (["judge=train"], "judge=train is unknown; use test or validation"),
+        (["judge=train"], "judge=train is unknown; use test, validation"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, more, said):
