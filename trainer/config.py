@@ -57,14 +57,18 @@ class BatchConfig:
 
 @dataclass
 class ModelConfig:
+    """The encoder."""
+
     name: str = "resnet18"
-    """Its architecture; `python -m umbra.encoders` lists them."""
+    """The encoder's architecture; `python -m umbra.encoders` lists them."""
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments of that architecture, as `width` or `norm`."""
 
 
 @dataclass
 class ProjectorConfig:
+    """The projector, between the encoder and the loss."""
+
     hidden: int = setting(2048, ">= 1")
     """Width of the hidden layer (the paper's)."""
     out: int = setting(128, ">= 1")
@@ -104,7 +108,8 @@ class OptimConfig:
     encoder: PlayerConfig = field(default_factory=PlayerConfig)
     """The AdamW of encoder and projector."""
     masker: PlayerConfig = field(default_factory=lambda: PlayerConfig(lr=1e-4))
-    """The AdamW of the masker, slower by default."""
+    """The AdamW of the masker, by default at a tenth of the encoder's rate; a hundredth did no better on validation
+    folds (docs/results/game-dials.md)."""
     warmup: float = setting(0.05, ">= 0 and <= 1")
     """Share of the steps over which the rates rise linearly; then they fall to 0 along a cosine."""
 
@@ -167,22 +172,33 @@ class PretrainConfig:
     """ZeRO stage of DeepSpeed."""
     compile: bool = False
     """Whether the networks are compiled by `torch.compile`, which needs a C++ compiler and a minute or several at
-    each start; not with ZeRO 3."""
+    each start; not with ZeRO 3. Off because it does not pay on CPUs; on GPUs it was not tried."""
     resume: str = setting("auto", choices=("auto", "never"))
     """`auto`: go on from the newest committed checkpoint; `never`: refuse a directory that has one."""
     max_minutes: float = setting(0.0, ">= 0")
     """Stop with a checkpoint after so many minutes (0: no limit)."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The data set and how it is read."""
     batch: BatchConfig = field(default_factory=BatchConfig)
+    """Sizes of a step, a loss and a pass."""
     encoder: ModelConfig = field(default_factory=ModelConfig)
+    """The encoder that is trained."""
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    """The projector, between the encoder and the loss."""
     masker: MaskerConfig = field(default_factory=MaskerConfig)
+    """The masker's network."""
     game: GameConfig = field(default_factory=GameConfig)
+    """The dials of the game between encoder and masker."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    """Views of either side of a pair."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimisers and their schedule."""
     log: LogConfig = field(default_factory=LogConfig)
+    """How often a run is logged."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """How often a run is saved."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    """The mirror of the log at Weights & Biases."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work, before anything is built."""

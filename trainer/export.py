@@ -2,7 +2,7 @@
 
 The encoder directory holds config.json, model.safetensors and README.md (the model card). It is written under a
 temporary name and renamed, so that it is there whole or not at all; an older encoder at that place is replaced, a
-folder that holds anything else is refused. Batch norm gets its mean and variance anew, on training ECGs that nothing
+folder that holds anything else is refused. Batch norm gets its mean and variance again, on training ECGs that nothing
 hides; `data=DIR` says where their shards are now, `statistics=running` keeps those that training left.
 """
 
@@ -26,7 +26,7 @@ from trainer.data.shards import Shards
 from trainer.game.batchnorm import batch_norms, estimate
 from trainer.run.checkpoint import committed, saved_state
 from trainer.run.record import RunRecord, read_record
-from umbra.config import command, load
+from umbra.config import check_fields, command, load, setting
 from umbra.errors import UserError
 from umbra.files import claim_folder, flush, write_text
 from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
@@ -39,25 +39,32 @@ MOST, PASS = 4096, 256  # ECGs that statistics are estimated on, and of one pass
 
 @dataclass
 class ExportConfig:
-    """`run`: run directory; `output`: encoder directory (default RUN/encoder); `step`: a number or `last`.
-
-    `statistics` of batch norm: `clean`, estimated on training ECGs that nothing hides, or `running`, those of training.
-    `data`: the folder of the shards of these ECGs (default: where the run read them).
-    """
+    """Which encoder of which run is written where."""
 
     run: str = ""
+    """The run directory."""
     output: str = ""
+    """The encoder directory (empty: RUN/encoder)."""
     step: str = "last"
+    """The step of a committed checkpoint: a number, or `last`."""
     data: str = ""
-    statistics: str = "clean"
+    """The folder of the shards whose ECGs batch norm is estimated on (empty: where the run read them)."""
+    statistics: str = setting("clean", choices=STATISTICS)
+    """Mean and variance of batch norm: `clean`, estimated on training ECGs that nothing hides, or `running`, those of
+    training, which are of masked ECGs too and fit no clean one."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        if not self.run:
+            raise UserError("say which run to export: python -m trainer.export run=RUN_DIR")
+        if self.statistics not in STATISTICS:
+            raise UserError(f"statistics={self.statistics} is unknown; use {' or '.join(STATISTICS)}")
+        check_fields(self)
 
 
 def main(argv: list[str]) -> None:
     config = load(ExportConfig, None, argv)
-    if not config.run:
-        raise UserError("say which run to export: python -m trainer.export run=RUN_DIR")
-    if config.statistics not in STATISTICS:
-        raise UserError(f"statistics={config.statistics} is unknown; use {' or '.join(STATISTICS)}")
+    config.check()
     place = Path(config.output) if config.output else None
     output = export(Path(config.run), place, config.step, config.data, config.statistics)
     print(f"encoder written to {output}")
@@ -180,19 +187,19 @@ def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tupl
     saved = saved_state(checkpoint)["config"]["data"]
     path, excluded = data or saved["path"], saved.get("exclude", [])
     what = "batch norm needs training ECGs for its statistics"
-    mend = "give data=FOLDER with the run's shards, or statistics=running to keep those that training left"
+    fix = "give data=FOLDER with the run's shards, or statistics=running to keep those that training left"
     if is_remote(path):
-        raise UserError(f"{what}, and {path} is not on this machine: {mend}")
+        raise UserError(f"{what}, and {path} is not on this machine: {fix}")
     try:
         shards = Shards(path, "train", excluded=excluded)
     except UserError as error:
-        raise UserError(f"{what}: {error}; or {mend}") from error
+        raise UserError(f"{what}: {error}; or {fix}") from error
     for name in ("rate", "leads", "samples"):
         wanted, given = getattr(config, name), getattr(shards.manifest, name)
         if wanted != given:
-            raise UserError(f"{what}: the encoder takes {name} {wanted}, {path} has {given}; {mend}")
+            raise UserError(f"{what}: the encoder takes {name} {wanted}, {path} has {given}; {fix}")
     if not data and shards.manifest.fingerprint != config.data["fingerprint"]:
-        raise UserError(f"{what}: {path} holds another data set now; {mend}")
+        raise UserError(f"{what}: {path} holds another data set now; {fix}")
     return shards, excluded
 
 

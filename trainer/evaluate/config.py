@@ -56,7 +56,9 @@ class TransferConfig(TaskConfig):
     bootstrap: int = setting(2000, ">= 0")
     """Resamples of the test patients."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """With `mode: probe`."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """With `mode: finetune` or `scratch`."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work, before any work is done."""

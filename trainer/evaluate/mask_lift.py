@@ -67,6 +67,12 @@ class MaskLiftConfig:
     bootstrap: int = setting(1000, ">= 1")
     """Resamples of the patients."""
 
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        if not self.run:
+            raise UserError(f"say which run: {USAGE}")
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Lift:
@@ -84,11 +90,9 @@ class Lift:
 def main(argv: list[str]) -> None:
     words = [f"run={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else argv
     cfg = load(MaskLiftConfig, None, words)
-    if not cfg.run:
-        raise UserError(f"say which run: {USAGE}")
+    cfg.check()
     run = Path(cfg.run)
     settings = load(PretrainConfig, run / "config.yaml")
-    check_fields(cfg)
     shards = Shards(cfg.data or local_root(settings.data.path, settings.data.cache), cfg.split)
     wanted = read_record(run).encoder if (run / RECORD).is_file() else {}
     manifest = shards.manifest

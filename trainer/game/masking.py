@@ -23,43 +23,49 @@ LEAST_SPREAD = 1e-3
 
 @dataclass
 class GameConfig:
-    """The dials of the game. Shares of the run count in its steps; of a run that goes on with another number of
-    `steps`, in the new number."""
+    """The dials of the game; shares of the run count in its steps, after a change of `steps` in the new number."""
 
     enabled: bool = True
     """Whether there is a masker; false for the rivals."""
     family: str = setting("time", choices=("time", "lead", "spectral"))
     """What a mask hides: `time` (a stretch of all leads), `lead` (each lead has a mask of its own), `spectral`
-    (cells of the short-time spectrum, of all leads)."""
+    (cells of the short-time spectrum, of all leads). On validation folds `lead` was better on rhythm and worse
+    on sex."""
     masks: int = setting(1, ">= 1")
-    """N, the masks drawn per ECG."""
+    """N, the masks drawn per ECG; three or six did no better than one on validation folds
+    (docs/results/game-dials.md)."""
     use: str = setting("one", choices=("one", "all"))
     """`one` of the N, drawn per ECG, or `all` N (N terms in the loss, as in ADIOS)."""
     coverage: float = setting(0.5, "> 0 and < 1")
-    """Share of the mask that is hidden."""
+    """Share of the mask that is hidden. On validation folds a quarter was as good as a half; three quarters
+    were worse on rhythm with few labels."""
     threshold: str = setting("coverage", choices=("coverage", "half"))
     """`coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`)."""
     resolution_s: float = setting(0.4, "> 0")
     """Seconds per cell of the mask."""
     slope: float = setting(20.0, "> 0")
     """Steepness k of the soft binarisation, per standard deviation of a mask's log-odds over its grid (with `half`
-    per unit of the mask, as published)."""
+    per unit of the mask, as published). 20 was chosen in an early exploration, on test
+    folds; on validation folds 5 was better on rhythm and worse on sex."""
     slope_start: float = setting(0.0, ">= 0")
-    """The slope from which it grows to `slope` as soon as the masker plays (0: it does not grow)."""
+    """The slope from which it grows to `slope` as soon as the masker plays (0: it does not grow);
+    configs/pretrain/adversarial.yaml sets 2."""
     slope_rise: float = setting(0.0, ">= 0 and <= 1")
-    """Share of the run over which the slope grows."""
+    """Share of the run over which the slope grows; configs/pretrain/adversarial.yaml sets 0.5, which had the
+    largest mean of twelve settings on validation folds."""
     share: float = setting(1.0, "> 0 and <= 1")
     """Share of the ECGs, drawn again each epoch, that the masker hides; the others get a random block of the same
     coverage, to the sample (a mask's is in whole cells)."""
     warmup: float = setting(0.0, ">= 0 and < 1")
-    """Share of the run before the masker plays: random blocks until then."""
+    """Share of the run before the masker plays: random blocks until then. Half of the run did no
+    better on validation folds."""
     strength: float = setting(1.0, ">= 0")
     """Factor on the adversary's gradient. AdamW is blind to a constant factor, so it counts against the costs of
     masks, while `optim.masker.lr` sets the pace."""
     strength_rise: float = setting(0.0, ">= 0 and <= 1")
     """Share of the run over which the strength rises from 0, after `warmup`."""
     masker_interval: int = setting(1, ">= 1")
-    """The masker trains every k-th step."""
+    """The masker trains every k-th step; every fourth did no better on validation folds."""
     schedule: str = setting("simultaneous", choices=("simultaneous", "alternating"))
     """`simultaneous`, or `alternating` (the masker sees the encoder after its update)."""
     penalty: str = setting("none", choices=("none", "paper"))

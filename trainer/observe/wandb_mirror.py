@@ -28,16 +28,16 @@ PRIVATE_KEYS = frozenset(
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases."""
+    """The mirror of `metrics.jsonl` at Weights & Biases."""
 
     mode: str = setting("offline", choices=MODES)
-    """`offline` writes files that `wandb sync` sends later."""
+    """`offline` writes files that `wandb sync` sends later; `online` sends at once; `disabled`: no mirror."""
     project: str = "umbra"
-    """Its project there."""
+    """The W&B project."""
     name: str = ""
-    """Its name there (empty: one that W&B makes)."""
+    """The run's name at W&B (empty: one that W&B makes)."""
     entity: str = ""
-    """The team or user there (empty: the default one)."""
+    """The team or user at W&B (empty: the default one)."""
     upload_ecgs: bool = False
     """Whether figures of patients' recordings may be sent."""
 

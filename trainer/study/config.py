@@ -41,6 +41,7 @@ class StudyConfig:
     output: str = ""
     """The folder of all that the study writes."""
     shard: ShardStep = field(default_factory=ShardStep)
+    """How the shards of each rotation are built."""
     folds: int = setting(10, ">= 3")
     """Folds of the data set."""
     rotations: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
@@ -73,7 +74,38 @@ class StudyConfig:
 
     def check(self) -> None:
         """Raises `UserError` for anything that would keep a step from running, before the first one."""
-        _check(self)
+        for key in ("name", "data", "output"):
+            if not getattr(self, key):
+                raise UserError(
+                    f"key '{key}' is needed: python -m trainer.study configs/study/NAME.yaml data=DIR output=DIR"
+                )
+        for key in ("rotations", "methods", "seeds", "tasks", "fractions"):
+            if not getattr(self, key):
+                raise UserError(f"key '{key}' is empty: give at least one")
+        check_fields(self)
+        trained = [m for m in self.methods if m not in UNTRAINED]
+        if not trained:
+            raise UserError("methods: at least one must be pre-trained, the untrained ones take its architecture")
+        if self.reference not in self.methods:
+            raise UserError(f"reference '{self.reference}' is not among the methods {', '.join(self.methods)}")
+        if empty := [name for name, words in self.variants.items() if not words]:
+            raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
+        wanted = [("pretrain", self.words(m)[0]) for m in trained] + [("transfer", t) for t in self.tasks]
+        for kind, name in [*wanted, ("shard", self.shard.config)]:
+            path = config_path(kind, name)
+            if not path.is_file():
+                known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+                raise UserError(f"{path} does not exist; there are: {known}")
+        for method in trained:
+            yaml, *words = self.words(method)
+            load(PretrainConfig, config_path("pretrain", yaml), [*self.pretrain, *words, "data.path=DIR"]).check()
+        taken = set(UNTRAINED) | {p.stem for p in config_path("pretrain", "any").parent.glob("*.yaml")}
+        if clash := sorted(set(self.variants) & taken):
+            raise UserError(f"variants.{clash[0]}: the name is taken by a method; choose another")
+        for rotation in self.rotations:
+            folds_of(rotation, self.folds, self.judge)
+        for task in self.tasks:
+            load(TransferConfig, config_path("transfer", task), self.transfer)
 
     def words(self, method: str) -> list[str]:
         """The YAML of a pre-trained method and what it adds to it."""
