@@ -2,7 +2,7 @@
 
 The encoder directory holds config.json, model.safetensors and README.md (the model card). It is written under a
 temporary name and renamed, so that it is there whole or not at all; an older encoder at that place is replaced, a
-folder that holds anything else is refused. Batch norm gets its mean and variance anew, on training ECGs that nothing
+folder that holds anything else is refused. Batch norm gets its mean and variance again, on training ECGs that nothing
 hides; `data=DIR` says where their shards are now, `statistics=running` keeps those that training left.
 """
 
@@ -180,19 +180,19 @@ def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tupl
     saved = saved_state(checkpoint)["config"]["data"]
     path, excluded = data or saved["path"], saved.get("exclude", [])
     what = "batch norm needs training ECGs for its statistics"
-    mend = "give data=FOLDER with the run's shards, or statistics=running to keep those that training left"
+    fix = "give data=FOLDER with the run's shards, or statistics=running to keep those that training left"
     if is_remote(path):
-        raise UserError(f"{what}, and {path} is not on this machine: {mend}")
+        raise UserError(f"{what}, and {path} is not on this machine: {fix}")
     try:
         shards = Shards(path, "train", excluded=excluded)
     except UserError as error:
-        raise UserError(f"{what}: {error}; or {mend}") from error
+        raise UserError(f"{what}: {error}; or {fix}") from error
     for name in ("rate", "leads", "samples"):
         wanted, given = getattr(config, name), getattr(shards.manifest, name)
         if wanted != given:
-            raise UserError(f"{what}: the encoder takes {name} {wanted}, {path} has {given}; {mend}")
+            raise UserError(f"{what}: the encoder takes {name} {wanted}, {path} has {given}; {fix}")
     if not data and shards.manifest.fingerprint != config.data["fingerprint"]:
-        raise UserError(f"{what}: {path} holds another data set now; {mend}")
+        raise UserError(f"{what}: {path} holds another data set now; {fix}")
     return shards, excluded
 
 
