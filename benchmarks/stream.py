@@ -2,7 +2,7 @@
 
 On one core, out of warm files: `webdataset` as its users write it, `np.copyto` of the same bytes in the order of the
 files (into reused buffers, as the loader does; out of the mapped shards, and out of an array in memory), and our stream
-at its default settings: in the midst of a run, and started anew for each epoch, with its threads, checks and mappings.
+at its default settings: in the midst of a run, and started again for each epoch, with its threads, checks and mappings.
 Rounds in turn; medians. Seconds are those of the core, not of the clock, so that other work on the machine counts less.
 `fraction_of_copy` is the smaller of the two, against the copy out of the mapped shards.
 
@@ -109,7 +109,7 @@ def warm(config: StreamConfig, shards: Shards) -> dict[str, float]:
         "copy, memory": copy(config, shards, mapped=False),
         "copy, mapped": copy(config, shards, mapped=True),
         "stream": stream(config, shards, 10**6),
-        "stream, anew": stream(config, Shards(shards.root, "train"), 1),
+        "stream, again": stream(config, Shards(shards.root, "train"), 1),
     }
     for epochs in sides.values():
         next(epochs)

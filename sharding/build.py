@@ -30,7 +30,7 @@ from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 
 def build(config: BuildConfig, pool: Executor | None = None) -> Outcome:
-    """Builds the data set at `config.output`, or what is left of it. Raises `UserError` for what the user can mend.
+    """Builds the data set at `config.output`, or what is left of it. Raises `UserError` for what the user can fix.
 
     `pool`: workers that are there already; by default it starts `config.workers` of its own.
     """
@@ -93,7 +93,7 @@ def _refuse_foreign(output: Path) -> None:
 
 @contextlib.contextmanager
 def _out_of_space(output: Path) -> Iterator[None]:
-    """Disk trouble at the output is the user's to mend: one line, and the same command goes on afterwards."""
+    """Disk trouble at the output is the user's to fix: one line, and the same command goes on afterwards."""
     try:
         yield
     except OSError as error:
@@ -108,7 +108,7 @@ def _out_of_space(output: Path) -> Iterator[None]:
         ):
             raise
         raise UserError(
-            f"cannot write to {output}: {error.strerror}; mend that and run the same command again"
+            f"cannot write to {output}: {error.strerror}; fix that and run the same command again"
         ) from error
 
 
@@ -199,13 +199,13 @@ def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], po
     if failures:
         raise UserError(
             f"{len(failures)} shard{'s' * (len(failures) > 1)} failed: {failures[0]}; "
-            "mend that and run the same command again"
+            "fix that and run the same command again"
         )
 
 
 @contextlib.contextmanager
 def _broken_workers(output: Path) -> Iterator[None]:
-    """The end of a worker is told with what it noted before."""
+    """The end of a worker is reported with what it noted before."""
     try:
         yield
     except BrokenProcessPool as error:
@@ -213,4 +213,4 @@ def _broken_workers(output: Path) -> Iterator[None]:
             path.read_text().strip() for path in sorted(build_state.failure_path(output, "x").parent.glob("*.failed"))
         ]
         why = noted[0] if noted else "a worker ended (out of memory, or a read that hangs?): fewer workers need less"
-        raise UserError(f"{why}; mend that and run the same command again") from error
+        raise UserError(f"{why}; fix that and run the same command again") from error

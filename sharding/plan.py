@@ -370,7 +370,7 @@ def read_plan(output: Path) -> Plan:
     except FileNotFoundError as error:
         raise UserError(f"{output} holds no plan: it is no output folder of a build") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or of another version: delete {output} and build anew") from error
+        raise UserError(f"{path} is damaged or of another version: delete {output} and build again") from error
 
 
 @lru_cache(maxsize=1)

@@ -110,8 +110,8 @@ def _verify_shard(output: Path, manifest: Manifest, shard: Shard) -> list[tuple[
 def _compare_rows(path: Path, rows: pa.Table, members: list[tuple[str, dict[str, Any]]], number: int) -> None:
     """Raises `UserError` where a shard's rows of the table are not its samples."""
     for index, (row, (key, meta)) in enumerate(zip(rows.to_pylist(), members)):
-        told = {k: None if row[k] != row[k] else row[k] for k in COPIED}
-        if (row["shard"], row["index"], row["key"]) != (number, index, key) or told != {k: meta[k] for k in COPIED}:
+        stated = {k: None if row[k] != row[k] else row[k] for k in COPIED}
+        if (row["shard"], row["index"], row["key"]) != (number, index, key) or stated != {k: meta[k] for k in COPIED}:
             raise UserError(f"{path}: the row of sample {key} is not what its shard says: {MEND_TABLE}")
 
 
@@ -145,9 +145,11 @@ def _compare_moments(output: Path, manifest: Manifest, sums: list[dict[str, Any]
     if not all(of_shard["exact"] for of_shard in sums):
         total["counts"] = _implied_counts(manifest, total["squares"], total["counts"])
     for name, found in zip(("lead_mean_mv", "lead_std_mv"), moments([total], manifest.resolution_uv)):
-        for lead, value, told in zip(manifest.leads, found, getattr(manifest, name)):
-            if not math.isclose(value, told, rel_tol=1e-9, abs_tol=1e-12):
-                raise UserError(f"{output}: the manifest's {name} of {lead} is {told:.6g}, the shards' is {value:.6g}")
+        for lead, value, stated in zip(manifest.leads, found, getattr(manifest, name)):
+            if not math.isclose(value, stated, rel_tol=1e-9, abs_tol=1e-12):
+                raise UserError(
+                    f"{output}: the manifest's {name} of {lead} is {stated:.6g}, the shards' is {value:.6g}"
+                )
 
 
 def _implied_counts(manifest: Manifest, squares: list[int], most: list[int]) -> list[int]:

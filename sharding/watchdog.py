@@ -30,8 +30,8 @@ def limit(seconds: float, expired: Callable[[], str]) -> Iterator[None]:
         _current = None
 
 
-def again() -> None:
-    """Gives the running block its whole time anew: it got on."""
+def restart() -> None:
+    """Gives the running block its whole time again, because it makes progress."""
     global _current
     if _current is not None:
         _, seconds, expired = _current

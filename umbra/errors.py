@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what, where and how. Exit code 2 at the command line.
+    """A mistake that the user can fix: one line that says what, where and how. Exit code 2 at the command line.
 
     `alone`: this process may be the only one of many that met it, and prints it in any case.
     """

@@ -64,10 +64,10 @@ def read_config(directory: str | Path) -> EncoderConfig:
     try:
         content = json.loads(path.read_text())
         if content.get("format") != FORMAT:
-            raise UserError(f"{path} has format {content.get('format')}, this version reads {FORMAT}: export it anew")
+            raise UserError(f"{path} has format {content.get('format')}, this version reads {FORMAT}: export it again")
         return EncoderConfig(**content)
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): export the encoder anew") from error
+        raise UserError(f"{path} is damaged ({error}): export the encoder again") from error
 
 
 def _directory(path_or_hub_id: str | Path) -> Path:
@@ -94,11 +94,11 @@ def _directory(path_or_hub_id: str | Path) -> Path:
 
 def _load_weights(encoder: nn.Module, path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"{path} does not exist: the encoder directory is not complete; export it anew")
+        raise UserError(f"{path} does not exist: the encoder directory is not complete; export it again")
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}): export the encoder anew") from error
+        raise UserError(f"{path} is no readable safetensors file ({error}): export the encoder again") from error
     problem = mismatch(encoder.state_dict(), weights)
     if problem:
         raise UserError(f"{path} does not fit {CONFIG} beside it: {problem}")

@@ -148,7 +148,7 @@ def read_manifest(root: str | Path) -> Manifest:
         version = content["schema"]
         if version != SCHEMA_VERSION:
             raise UserError(
-                f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: build the data set anew"
+                f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: build the data set again"
             )
         content["shards"] = [Shard(**shard) for shard in content["shards"]]
         return Manifest(**content)

@@ -274,7 +274,7 @@ def _lead_warnings(n: Mapping[str, Any]) -> Iterator[str]:
     if off := {lead: value for lead, value in n["residuals"].items() if value > RESIDUAL}:
         listed = ", ".join(f"{lead} ({100 * value:.0f} %)" for lead, value in off.items())
         swap = n["mending_swap"]
-        hint = f"; exchanging {swap[0]} and {swap[1]} would mend it" if swap else ""
+        hint = f"; exchanging {swap[0]} and {swap[1]} would fix it" if swap else ""
         yield (
             f"limb leads do not follow from I and II: {listed} of their size is left over in the median window, where "
             f"nearly nothing should be. Leads are swapped, turned over or of another gain{hint}."

@@ -92,7 +92,7 @@ class _Draw:
 
 def _parquet(path: Path) -> pq.ParquetFile:
     if not path.is_file():
-        raise UserError(f"{path} does not exist: the data set is not complete; build it anew")
+        raise UserError(f"{path} does not exist: the data set is not complete; build it again")
     return pq.ParquetFile(path)
 
 

@@ -49,14 +49,14 @@ def check(options: SourceConfig) -> None:
 def find(root: Path, without: str, options: SourceConfig) -> list[str]:
     """Names of all records in the `.hdf5` and `.h5` files under `root`, sorted; ids that come twice are listed once.
 
-    A file that cannot be used is listed by its own name, so that its reason is told. Raises `UserError` for options
+    A file that cannot be used is listed by its own name, so that its reason is reported. Raises `UserError` for options
     that cannot work, also where they fit none of the files.
     """
     found: list[str] = []
     refused = []
     paths = files_below(root, without, ENDINGS)
     for path in paths:
-        watchdog.again()
+        watchdog.restart()
         try:
             with _as_rejected():
                 found += _names(path, _open(root, path, options.array))

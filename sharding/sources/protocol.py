@@ -174,7 +174,7 @@ def files_below(root: Path, without: str, endings: tuple[str, ...]) -> list[str]
     """
     found, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        watchdog.again()
+        watchdog.restart()
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()

@@ -65,7 +65,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
     for path in files_below(root, without, ENDINGS):
         if path in options.table.file:
             continue
-        watchdog.again()
+        watchdog.restart()
         if path.lower().endswith((".npy", ".npz")):
             arrays.check_options(options.array, ["leads"])
         found += _rows(root, path)
@@ -96,7 +96,7 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
 
 
 def _rows(root: Path, path: str) -> list[str]:
-    """The names of a file's records; one that cannot be read is listed too, so that its reason is told."""
+    """The names of a file's records; one that cannot be read is listed too, so that its reason is reported."""
     if not path.lower().endswith(".npy"):
         return [path]
     try:

@@ -66,7 +66,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
     found: list[str] = []
     endings: set[str] = set()
     for name in files_below(root, without, ENDINGS):
-        watchdog.again()
+        watchdog.restart()
         if name.lower().endswith(COMPRESSED):
             found.append(name)
             continue

@@ -23,7 +23,7 @@ from trainer.game.batchnorm import over_all_ranks
 from trainer.game.game import MASK_VIEW, Game, Pair
 from trainer.game.losses import nt_xent
 from trainer.game.maskers.unet import UNet
-from trainer.game.masking import GameConfig, binarise, choose, cover, soft_masks, spare
+from trainer.game.masking import GameConfig, binarise, choose, cover, soft_masks, with_random_blocks
 from trainer.game.masking import cost as price
 from trainer.game.players import ContrastiveEncoder
 from trainer.game.projector import Projector
@@ -116,7 +116,7 @@ def costs(both: dict[str, nn.Module], pairs: list[Pair], cfg: GameConfig) -> tup
     total, cost = torch.zeros(()), torch.zeros(())
     for pair in pairs:
         masks, key = soft_masks(both["masker"](pair.v), cfg, HOP), pair.key.with_view(MASK_VIEW)
-        hidden = spare(binarise(choose(masks, key, cfg.use), cfg), key, cfg)
+        hidden = with_random_blocks(binarise(choose(masks, key, cfg.use), cfg), key, cfg)
         seconds = [cover(pair.v, h, cfg, HOP) for h in hidden]
         found = both["encoder"](torch.cat([pair.x, *seconds]))
         z, temperature = found if isinstance(found, tuple) else (found, TEMPERATURE)

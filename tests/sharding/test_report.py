@@ -132,7 +132,7 @@ def test_swapped_limb_leads_break_einthoven_or_goldberger(tmp_path, a, b):
     assert max(found["sources"]["right"]["residuals"].values()) < 0.02
     assert max(found["sources"]["wrong"]["residuals"].values()) > 0.3
     assert set(found["sources"]["wrong"]["mending_swap"]) == {a, b}
-    assert any("Leads are swapped" in line and "would mend it" in line for line in about(found, "wrong"))
+    assert any("Leads are swapped" in line and "would fix it" in line for line in about(found, "wrong"))
     assert about(found, "right") == []
 
 

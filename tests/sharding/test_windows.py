@@ -297,7 +297,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert "first 2" in done.stdout, done.stderr
     errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if "error:" in line]
     assert len(errors) == 1
-    assert "No space left on device; mend that and run the same command again" in errors[0]
+    assert "No space left on device; fix that and run the same command again" in errors[0]
     assert "Traceback" not in done.stderr
     assert "second 0" in done.stdout, done.stderr
     build(root, tmp_path / "fresh", "samples_per_shard=8")

@@ -1,19 +1,11 @@
 """Several ranks as threads of one process."""
 
 import threading
-import types
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-import torch
 from torch import Tensor
 
-from tests.support.handmade import make_shards
 from trainer import distributed
-from trainer.data.order import Order
-from trainer.data.shards import Shards
-from trainer.views import build
-from umbra.encoders.encoder import Scaling
 
 
 class Ranks:
@@ -58,18 +50,3 @@ def on_ranks(ranks: Ranks, monkeypatch) -> None:
     monkeypatch.setattr(distributed, "gather_tensors", ranks.gather_tensors)
     monkeypatch.setattr(distributed, "scatter_sum", ranks.scatter_sum)
     monkeypatch.setattr(distributed, "add_over_ranks", ranks.add_over_ranks)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    train = Shards(make_shards(tmp_path_factory.mktemp("data") / "s", {"train": ["SR", "AFIB", "STACH"] * 20}), "train")
-    leads = train.manifest.leads
-    return types.SimpleNamespace(
-        cfg=types.SimpleNamespace(seed=3),
-        train=train,
-        order=Order(train.counts, 3, 16, 8, 2, 2),
-        scaling=Scaling([0.1] * 12, [0.5] * 12),
-        first=build(["vcg", "gaussian", "time_mask"], leads),
-        second=build(["gaussian", {"name": "block_mask", "blocks": 2}], leads),
-        patients=torch.tensor(train.patients()),
-    )

@@ -233,7 +233,7 @@ def test_group_norm_needs_no_shards_and_says_nothing_of_batch_norm(tmp_path):
 def test_statistics_that_cannot_be_had_are_one_line(path, words, said, batch_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_shards(tmp_path / "other", {"train": ["SR"] * 4}, seed=5)
-    monkeypatch.setattr("handmade.SAMPLES", 128)
+    monkeypatch.setattr("tests.support.handmade.SAMPLES", 128)
     make_shards(tmp_path / "longer", {"train": ["SR"] * 4}, seed=5)
     keep(batch_run, path=path)
     with pytest.raises(UserError, match=said) as caught:

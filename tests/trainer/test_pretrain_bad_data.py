@@ -40,7 +40,7 @@ SHARDS = [
     (lambda p: p.unlink(), "is missing"),
 ]
 MANIFESTS = [
-    (lambda root: manifest(root, schema=7), "has schema 7, this version reads 1: build the data set anew"),
+    (lambda root: manifest(root, schema=7), "has schema 7, this version reads 1: build the data set again"),
     (lambda root: manifest(root, fingerprint="0" * 16), "its own fingerprint"),
     (lambda root: manifest(root, rate=50.0), "its own fingerprint"),
     (lambda root: (root / "manifest.json").write_text('{"schema": 1,'), "manifest.json is damaged"),

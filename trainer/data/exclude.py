@@ -15,7 +15,7 @@ Changes = tuple[tuple[int, tuple[int, ...]], ...]
 def changes(names: Sequence[str], shards: Sequence[Shard], saved: Mapping[str, Any]) -> Changes:
     """The `changes` of a run's order that leaves out the shards `names` from now on.
 
-    `saved`: the state of the checkpoint from which it goes on, with its `step` and what was left out before (`told`);
+    `saved`: the state of the checkpoint from which it goes on, with its `step` and what was left out before;
     empty for a new run. Raises `UserError` for a name that is none of `shards`, those of the training split.
     A change takes the place of one at the same step, where nothing was done under the first.
     """
@@ -29,7 +29,7 @@ def changes(names: Sequence[str], shards: Sequence[Shard], saved: Mapping[str, A
     return tuple(before)
 
 
-def told(changes: Changes, shards: Sequence[Shard]) -> list[list[Any]]:
+def as_saved(changes: Changes, shards: Sequence[Shard]) -> list[list[Any]]:
     """`changes` as a checkpoint keeps them: `[[step, [name, ...]], ...]`."""
     return [[step, [shards[i].name for i in out]] for step, out in changes]
 

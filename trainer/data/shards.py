@@ -30,7 +30,7 @@ CHECKERS = 16  # shards looked at side by side when a data set is opened: each l
 MADV_POPULATE_READ = 22  # Linux 5.14: reads a mapped range from the file, in sequence, and reports what fails
 READ_AHEAD = 1 << 17  # bytes; Linux may cut a longer request for reading ahead
 _LIBC = ctypes.CDLL(None)
-_MEND = {
+_FIXES = {
     errno.EMFILE: "; raise `ulimit -n`, or lower data.lanes or data.block_shards",
     errno.EACCES: "; make it readable",
 }
@@ -187,7 +187,7 @@ class _File:
             raise UserError(f"shard {path} is missing: run the same build again") from None
         except OSError as error:
             raise UserError(
-                f"shard {path} cannot be opened ({error.strerror}){_MEND.get(error.errno or 0, '')}"
+                f"shard {path} cannot be opened ({error.strerror}){_FIXES.get(error.errno or 0, '')}"
             ) from None
         self._check()
 

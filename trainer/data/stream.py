@@ -174,14 +174,14 @@ def bottleneck(data_wait: float, depth: float, threads: int, ahead: int, fetched
     if data_wait < 0.2:
         return None
     if fetched is not None and fetched <= ahead + FETCHED_PLAN:
-        mend = (
+        fix = (
             f"shards come too slowly: raise data.threads (now {threads}) or data.cache_gb, or copy them to a near disk"
         )
     elif depth >= 1:
-        mend = f"batches come in bursts: raise data.ahead (now {ahead})"
+        fix = f"batches come in bursts: raise data.ahead (now {ahead})"
     else:
-        mend = f"raise data.threads (now {threads}), or put data.path on faster storage if that does not help"
-    return f"the loader is the bottleneck: steps wait for data {100 * data_wait:.0f} % of the time; {mend}"
+        fix = f"raise data.threads (now {threads}), or put data.path on faster storage if that does not help"
+    return f"the loader is the bottleneck: steps wait for data {100 * data_wait:.0f} % of the time; {fix}"
 
 
 class _Memory:

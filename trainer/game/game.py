@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainer import distributed
 from trainer.game.health import embedding_figures, mask_figures
 from trainer.game.losses import nt_xent
-from trainer.game.masking import GameConfig, binarise, choose, cost, cover, soft_masks, spare
+from trainer.game.masking import GameConfig, binarise, choose, cost, cover, soft_masks, with_random_blocks
 from trainer.views.random import Key
 
 MASK_VIEW = 2
@@ -162,7 +162,7 @@ class Game:
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
         """(masks [B, N, R, *S], soft-binarised chosen ones [n, B, R, *S]) for a pair."""
         masks, key = self.masks_of(masker, pair.v), pair.key.with_view(MASK_VIEW)
-        return masks, spare(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
+        return masks, with_random_blocks(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
 
     def _contrast(self, recognise: Callable[[Tensor], Any], pair: Pair, hidden: Tensor | None) -> Any:
         seconds = [pair.v] if hidden is None else self.covered(pair.v, hidden)
@@ -189,7 +189,7 @@ class Game:
                 return {"loss": loss, "accuracy": figures["accuracy"]}
             key = pair.key.with_view(MASK_VIEW)
             own = binarise(choose(self.masks_of(self.masker, pair.v), key, self.dials.use), self.dials)
-            loss, figures = self._contrast(self.encoder, pair, spare(own, key, self.dials))
+            loss, figures = self._contrast(self.encoder, pair, with_random_blocks(own, key, self.dials))
             masked = loss if self.dials.share == 1 else self._contrast(self.encoder, pair, own)[0]
             others, _ = self._contrast(self.encoder, pair, own.roll(max(1, own.shape[1] // 2), 1))  # of another patient
             figures = {"accuracy": figures["accuracy"], "masked_loss": masked, "others_masks_loss": others}

@@ -215,7 +215,7 @@ def quantile(values: Tensor, share: float) -> Tensor:
     return torch.where((under == 0) & (over == 0), low, (low + near) / 2)
 
 
-def spare(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
+def with_random_blocks(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
     """[n, B, R, *S] -> the same, with a random block in place of the mask for `1 - share` of the ECGs, drawn by key."""
     if cfg.share == 1:
         return hidden

@@ -19,7 +19,7 @@ from trainer.data.audit import Recorder, next_start
 from trainer.data.metadata import Metadata
 from trainer.data.order import Order, default_lanes
 from trainer.data.remote.board import Node
-from trainer.data.remote.cache import Cache, open_cache, room
+from trainer.data.remote.cache import Cache, open_cache, space_needed
 from trainer.data.remote.fetch import Remote, is_remote, without_secrets
 from trainer.data.remote.store import local_root
 from trainer.data.shards import Shards
@@ -152,7 +152,7 @@ def describe(plan: Plan) -> str:
     mib = sum(sizes) * 4 / 2**20
     changes = [
         f"# from step {at} on without {', '.join(out) or 'nothing'}\n"
-        for at, out in exclude.told(order.changes, train.shards)
+        for at, out in exclude.as_saved(order.changes, train.shards)
     ]
     saves = total // cfg.checkpoint.every if cfg.checkpoint.every else 1
     return (
@@ -169,7 +169,7 @@ def describe_cache(plan: Plan) -> str:
     if not is_remote(plan.cfg.data.path):
         return ""
     kept = loop.kept_shards(plan.cfg, plan.order, plan.train, plan.heldout)
-    least, whole = room(plan.train.manifest, plan.order, Node(), 0, plan.total, kept)
+    least, whole = space_needed(plan.train.manifest, plan.order, Node(), 0, plan.total, kept)
     return f"# data.cache on one machine: {whole / 1e9:.3f} GB hold all, {least / 1e9:.3f} are the least\n"
 
 
@@ -221,5 +221,5 @@ def checkpoint_state(cfg: PretrainConfig, world: distributed.World, order: Order
     config = as_dict(cfg)
     config["data"]["path"] = without_secrets(cfg.data.path)
     config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
-    excluded = exclude.told(order.changes, train.shards)
+    excluded = exclude.as_saved(order.changes, train.shards)
     return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}

@@ -95,7 +95,7 @@ def train(run: Run, stop: Stop) -> int:
         for batch in _timed(stream, run.throughput):
             rates = _set_rates(run, batch.step)
             try:
-                ending = _next_is_lost(run, batch.step, stop) or stop.asked
+                ending = _next_is_missing(run, batch.step, stop) or stop.asked
                 played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending)
             except NonFiniteError as error:
                 raise SystemExit(_non_finite(run, batch.step, error)) from error
@@ -125,16 +125,16 @@ def missing(run: Run, step: int, wait: bool = False) -> str:
     """
     if run.cache is None:
         return ""
-    error = run.cache.lost(step) if wait else run.cache.failure
+    error = run.cache.failure_by(step) if wait else run.cache.failure
     return next(filter(None, distributed.gather(str(error) if error and error.step <= step else "")), "")
 
 
-def _next_is_lost(run: Run, step: int, stop: Stop) -> bool:
+def _next_is_missing(run: Run, step: int, stop: Stop) -> bool:
     """Waits for the data of the next step before this one is done, so that a checkpoint can be saved without them."""
     if run.cache is None:
         return False
     with run.throughput.waiting():
-        return run.cache.lost(step + 1, lambda: stop.asked) is not None
+        return run.cache.failure_by(step + 1, lambda: stop.asked) is not None
 
 
 def pairs_of(run: Run, batch: Batch) -> list[Pair]:

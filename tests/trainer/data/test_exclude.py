@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support.many_shards import many_shards
-from trainer.data.exclude import changes, told
+from trainer.data.exclude import as_saved, changes
 from trainer.data.order import Order
 from trainer.data.shards import Shards
 from umbra.errors import UserError
@@ -26,7 +26,7 @@ def test_each_start_of_a_run_adds_what_it_changes():
     for step, names in ((0, []), (8, []), (8, [A]), (8, [A, B]), (10, [B, A, B]), (13, [A]), (13, []), (17, [])):
         saved["step"] = step  # a checkpoint of this step, from which the run goes on with these names
         found = changes(names, SHARDS, saved)
-        saved = json.loads(json.dumps({"step": step, "excluded": told(found, SHARDS)}))
+        saved = json.loads(json.dumps({"step": step, "excluded": as_saved(found, SHARDS)}))
         lines.append(found)
     assert lines[:3] == [(), (), ((8, (3,)),)]
     assert lines[3] == lines[4] == ((8, (0, 3)),)

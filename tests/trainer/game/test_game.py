@@ -8,7 +8,7 @@ from tests.support.players import Accumulating, PlainEngine, players
 from trainer.game.game import MASK_VIEW, Game, Pair, contrast
 from trainer.game.losses import nt_xent
 from trainer.game.maskers.unet import UNet
-from trainer.game.masking import GameConfig, binarise, choose, cost, cover, quantile, soft_masks, spare
+from trainer.game.masking import GameConfig, binarise, choose, cost, cover, quantile, soft_masks, with_random_blocks
 from trainer.views import Key
 from umbra.errors import UserError
 
@@ -89,7 +89,7 @@ def test_both_players_gradients_equal_plain_autograd(schedule, family, masks, us
 
     encoder.zero_grad(), masker.zero_grad()
     raw, hidden = reference_hidden(masker(pair.v), cfg, pair)
-    hidden = spare(hidden, pair.key.with_view(MASK_VIEW), cfg)
+    hidden = with_random_blocks(hidden, pair.key.with_view(MASK_VIEW), cfg)
     seconds = [reference_cover(pair.v, h, cfg) for h in hidden]
     loss = torch.stack([nt_xent(encoder(pair.x), encoder(second), 0.3)[0] for second in seconds]).mean()
     encoder_gradient = torch.autograd.grad(loss, list(encoder.parameters()), retain_graph=True)
@@ -171,7 +171,7 @@ def test_one_of_n_is_drawn_per_ecg_and_all_are_drawn():
 def test_a_share_of_the_ecgs_gets_a_random_block_that_the_masker_has_no_gradient_from():
     cfg, key = GameConfig(share=0.6, coverage=0.3), Key(0, 0, torch.arange(500))
     hidden = torch.full((1, 500, 1, 50), 0.5, requires_grad=True)
-    mixed = spare(hidden, key, cfg)
+    mixed = with_random_blocks(hidden, key, cfg)
     mixed.sum().backward()
     played = hidden.grad[0, :, 0, 0].bool()
     assert int(played.sum()) == pytest.approx(300, abs=35)
@@ -179,9 +179,9 @@ def test_a_share_of_the_ecgs_gets_a_random_block_that_the_masker_has_no_gradient
     blocks = mixed[0, ~played, 0].detach()
     assert torch.equal(blocks.sum(-1), torch.full((len(blocks),), 15.0))
     assert ((blocks.diff() != 0).sum(-1) <= 2).all()
-    half = spare(hidden[:, 250:], Key(0, 0, torch.arange(250, 500)), cfg)
+    half = with_random_blocks(hidden[:, 250:], Key(0, 0, torch.arange(250, 500)), cfg)
     assert torch.equal(half, mixed[:, 250:])
-    assert spare(hidden, key, GameConfig()) is hidden
+    assert with_random_blocks(hidden, key, GameConfig()) is hidden
 
 
 def test_quantile_equals_numpys_midpoint():
@@ -373,7 +373,11 @@ def test_held_out_losses_are_those_of_the_masks_they_name(share):
     found = game.evaluate(pair)
     own = binarise(choose(soft_masks(masker(pair.v), cfg), key, "one"), cfg)
     others = own[:, [3, 4, 0, 1, 2]]
-    for name, hidden in (("loss", spare(own, key, cfg)), ("masked_loss", own), ("others_masks_loss", others)):
+    for name, hidden in (
+        ("loss", with_random_blocks(own, key, cfg)),
+        ("masked_loss", own),
+        ("others_masks_loss", others),
+    ):
         wanted = nt_xent(encoder(pair.x), encoder(pair.v * (1 - hidden[0])), 0.3)[0]
         assert float(found[name]) == pytest.approx(float(wanted.detach()), rel=1e-9)
     assert (found["loss"] == found["masked_loss"]) == (share == 1)

@@ -1,18 +1,24 @@
 """The game does not depend on the number of processes: played by 1, 2 and 4 ranks, each a thread of this process."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.handmade import make_shards
 from tests.support.ranks import Ranks, on_ranks
+from trainer.data.order import Order
+from trainer.data.shards import Shards
 from trainer.data.stream import Batch
 from trainer.game import batchnorm
 from trainer.game.game import MASK_VIEW, Game, Pair
 from trainer.game.maskers.unet import UNet
-from trainer.game.masking import GameConfig, choose, spare
+from trainer.game.masking import GameConfig, choose, with_random_blocks
 from trainer.run import loop
-from trainer.views import Key
+from trainer.views import Key, build
+from umbra.encoders.encoder import Scaling
 
 STEPS, SIZE, LEADS, HOP = 20, 8, 3, 4
 DIALS = [
@@ -24,6 +30,21 @@ DIALS = [
     {"family": "lead", "share": 0.6, "entropy": 0.3, "smoothness": 0.2},
     {"family": "spectral", "masks": 2, "warmup": 0.2, "strength_rise": 0.5, "slope_start": 2.0, "slope_rise": 0.5},
 ]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    train = Shards(make_shards(tmp_path_factory.mktemp("data") / "s", {"train": ["SR", "AFIB", "STACH"] * 20}), "train")
+    leads = train.manifest.leads
+    return types.SimpleNamespace(
+        cfg=types.SimpleNamespace(seed=3),
+        train=train,
+        order=Order(train.counts, 3, 16, 8, 2, 2),
+        scaling=Scaling([0.1] * 12, [0.5] * 12),
+        first=build(["vcg", "gaussian", "time_mask"], leads),
+        second=build(["gaussian", {"name": "block_mask", "blocks": 2}], leads),
+        patients=torch.tensor(train.patients()),
+    )
 
 
 class Averaging:
@@ -114,7 +135,7 @@ def drawn(run, cfg: GameConfig, step: int, size: int) -> dict[tuple[int, int], l
         for micro, pair in enumerate(loop.pairs_of(run, Batch(step, signals, rows, indices))):
             with torch.no_grad():
                 masks, hidden = Game(None, None, cfg, 0.1, 16).hide(masker, pair)
-            spared = spare(torch.full_like(hidden, 0.5), pair.key.with_view(MASK_VIEW), cfg)
+            spared = with_random_blocks(torch.full_like(hidden, 0.5), pair.key.with_view(MASK_VIEW), cfg)
             which = choose(torch.arange(3.0).expand(len(rows[micro]), 3), pair.key.with_view(MASK_VIEW), "one")
             for i, row in enumerate(rows[micro].tolist()):
                 found[micro, row] = [pair.x[i], pair.v[i], pair.patients[i], which[0, i], spared[0, i], masks[i]]

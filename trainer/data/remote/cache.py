@@ -42,7 +42,7 @@ def budget(gb: float, least: int, whole: int, folder: Path) -> int:
     room = shutil.disk_usage(folder).free + sum(map(size_of, folder.glob("*.tar")))
     if room < size:
         raise UserError(
-            f"data.cache={folder} has {room / 1e9:.3f} GB to spare, not {_gb(size)}: free some, choose another, or set "
+            f"data.cache={folder} has {room / 1e9:.3f} GB free, not {_gb(size)}: free some, choose another, or set "
             f"data.cache_gb to less ({_gb(least)} is the smallest that works)"
         )
     return size
@@ -88,7 +88,7 @@ class Cache:
         self._upcoming = deque(islice(self._plan, 2 * len(shards)))
         self._pending: list[Need] = []  # admitted, not yet in place
         self._last: dict[int, int] = {}  # admitted shards: the last step that needs them
-        self._spare = {i for i, shard in enumerate(shards) if (folder / shard.name).is_file()}
+        self._idle = {i for i, shard in enumerate(shards) if (folder / shard.name).is_file()}
         self._note_ready()
         self._threads = [threading.Thread(target=self._work, name="fetch", daemon=True) for _ in range(threads)]
         for thread in self._threads:
@@ -96,10 +96,10 @@ class Cache:
 
     def wait(self, step: int) -> None:
         """Returns once all shards of `step` are in place. Raises `ShardError` if one of them cannot be had."""
-        if (error := self.lost(step)) is not None:
+        if (error := self.failure_by(step)) is not None:
             raise error
 
-    def lost(self, step: int, unless: Callable[[], bool] = lambda: False) -> ShardError | None:
+    def failure_by(self, step: int, unless: Callable[[], bool] = lambda: False) -> ShardError | None:
         """`wait`, but the error is returned: asked for the step after the next, it leaves the time for a checkpoint.
 
         Waits no longer once `unless()` is true.
@@ -190,10 +190,10 @@ class Cache:
             for shard in [shard for shard, last in self._last.items() if last < read]:
                 del self._last[shard]
                 self._board.claims[shard] = 0
-                self._spare.add(shard)
-            if need.shard not in self._last and need.shard not in self._spare and not self._evict(need.shard):
+                self._idle.add(shard)
+            if need.shard not in self._last and need.shard not in self._idle and not self._evict(need.shard):
                 return False
-            self._spare.discard(need.shard)
+            self._idle.discard(need.shard)
             self._last[need.shard] = max(need.last, self._last.get(need.shard, 0))
             self._board.claims[need.shard] = 1
             self._pending.append(self._upcoming.popleft())
@@ -201,20 +201,20 @@ class Cache:
             return True
 
     def _evict(self, shard: int) -> bool:
-        """Removes spare shards, the one that is needed last first, until `shard` has room; False if they do not do."""
-        over = sum(self._shards[s].bytes for s in (shard, *self._last, *self._spare)) - self._size
+        """Removes idle shards, the one that is needed last first, until `shard` has room; False if they do not do."""
+        over = sum(self._shards[s].bytes for s in (shard, *self._last, *self._idle)) - self._size
         if over <= 0:
             return True
-        if over > sum(self._shards[s].bytes for s in self._spare):
+        if over > sum(self._shards[s].bytes for s in self._idle):
             return False
         next_use = {need.shard: need.first for need in reversed(self._upcoming)}
         others = claimed_by_others(self._folder, self._board)
-        for spare in sorted(self._spare, key=lambda s: next_use.get(s, NEVER), reverse=True):
+        for idle in sorted(self._idle, key=lambda s: next_use.get(s, NEVER), reverse=True):
             if over > 0:
-                over -= self._shards[spare].bytes
-                self._spare.discard(spare)
-                if spare not in others:
-                    (self._folder / self._shards[spare].name).unlink(missing_ok=True)
+                over -= self._shards[idle].bytes
+                self._idle.discard(idle)
+                if idle not in others:
+                    (self._folder / self._shards[idle].name).unlink(missing_ok=True)
         return True
 
     def _bring(self, need: Need) -> None:
@@ -223,9 +223,9 @@ class Cache:
             with on_disk(self._folder, shard.name):
                 fetched = obtain(self._remote, shard, self._folder, self._stopped)
         except FetchError as error:
-            how = f"mend it, or leave it out with data.exclude=[{shard.name}]"
+            how = f"fix it, or leave it out with data.exclude=[{shard.name}]"
             if shard.split != "train":
-                how = "mend it, or do without held-out losses (log.heldout_every=0)"
+                how = "fix it, or do without held-out losses (log.heldout_every=0)"
             with self._lock:
                 self._board.fail(need.first, shard.name, f"shard {shard.name} cannot be had: {error}; {how}")
             return
@@ -248,7 +248,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def room(
+def space_needed(
     manifest: Manifest, order: Order, node: Node, start: int, stop: int, pinned: Sequence[Shard]
 ) -> tuple[int, int]:
     """Bytes of the least room that works for these steps, and of all that there is to fetch."""
@@ -276,7 +276,7 @@ def open_cache(
     """
     lanes, shards = lanes_of(node.ranks, node.world, order.lanes), manifest.shards
     first = next(i for i, shard in enumerate(shards) if shard.split == "train")
-    size = budget(gb, *room(manifest, order, node, start, stop, pinned), folder) if node.leads else 0
+    size = budget(gb, *space_needed(manifest, order, node, start, stop, pinned), folder) if node.leads else 0
     plan = (Need(need.shard + first, need.first, need.last) for need in needs(order, lanes, start, stop))
     kept = [shards.index(shard) for shard in pinned]
     return Cache(remote, folder, shards, plan, size, node, start, stop, token, kept, threads)

@@ -36,11 +36,11 @@ class Closed(Exception):
 
 
 class _Again(Exception):
-    """What may be otherwise on another try; with `anew` the bytes so far are worth nothing."""
+    """What may be otherwise on another try; with `again` the bytes so far are worth nothing."""
 
-    def __init__(self, why: str, anew: bool = False) -> None:
+    def __init__(self, why: str, again: bool = False) -> None:
         super().__init__(why)
-        self.anew = anew
+        self.again = again
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ class Download:
             except FetchError as error:
                 raise FetchError(f"{self.remote.shown(self.name)}: {error}") from None
             except _Again as error:
-                failures = 0 if self.file.tell() > best and not error.anew else failures + 1
+                failures = 0 if self.file.tell() > best and not error.again else failures + 1
                 best = max(best, self.file.tell())
-                if error.anew or self.size is None:
+                if error.again or self.size is None:
                     self._anew()
                 if failures >= limits.attempts or time.monotonic() > self._end:
                     raise FetchError(f"{self.remote.shown(self.name)}: {error} ({tries} tries)") from None
@@ -163,13 +163,13 @@ class Download:
                 self.file.write(chunk)
                 self._digest.update(chunk)
                 if self.size is not None and self.file.tell() > self.size:
-                    raise _Again(f"it is longer than the {self.size} bytes of the manifest", anew=True)
+                    raise _Again(f"it is longer than the {self.size} bytes of the manifest", again=True)
                 if time.monotonic() > self._end:
                     raise _Again(f"too slow: {self.file.tell()} bytes when its time was over")
         if self.size is not None and self.file.tell() < self.size:
             raise _Again(f"it ended after {self.file.tell()} of {self.size} bytes")
         if self.sha256 and self._digest.hexdigest() != self.sha256:
-            raise _Again("its bytes are not those of the manifest (sha256)", anew=True)
+            raise _Again("its bytes are not those of the manifest (sha256)", again=True)
 
     def _anew(self) -> None:
         self.file.seek(0)
@@ -187,7 +187,7 @@ def _open_http(parts: SplitResult, offset: int, stall: float) -> tuple[int, Gene
         response = urllib.request.urlopen(request, timeout=stall)
     if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
         response.close()
-        raise _Again("the server sent another part than asked for", anew=True)
+        raise _Again("the server sent another part than asked for", again=True)
     return offset if response.status == 206 else 0, _http_chunks(response)
 
 
@@ -214,7 +214,7 @@ def _http_errors() -> Iterator[None]:
         error.close()
         if 400 <= error.code < 500 and error.code not in (*TRY_AGAIN, 416):
             raise FetchError(f"HTTP {error.code} {error.reason}") from None
-        raise _Again(f"HTTP {error.code} {error.reason}", anew=error.code == 416) from None
+        raise _Again(f"HTTP {error.code} {error.reason}", again=error.code == 416) from None
     except (ValueError, http.client.InvalidURL) as error:
         raise FetchError(f"this is no valid URL: {error}") from None
     except (OSError, http.client.HTTPException) as error:

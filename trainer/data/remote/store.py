@@ -163,14 +163,14 @@ def _manifest(data: bytes, where: str) -> Manifest:
             raise UserError(str(error).replace(str(path), where)) from None
     geometry, shards = manifest.geometry, manifest.shards
     if manifest.fingerprint != fingerprint(shards, geometry, manifest.rate, manifest.leads, manifest.resolution_uv):
-        raise UserError(f"{where} does not match its own fingerprint: it was changed by hand; build the data set anew")
+        raise UserError(f"{where} does not match its own fingerprint: it was changed by hand; build the data set again")
     for shard in shards:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar", shard.name):
             raise UserError(f"{where} names a shard {shard.name!r}, which is no name of a tar")
         if shard.bytes != geometry.shard_bytes(shard.samples):
             raise UserError(
                 f"{where}: {shard.name} has {shard.bytes} bytes, {shard.samples} samples make "
-                f"{geometry.shard_bytes(shard.samples)}: build the data set anew"
+                f"{geometry.shard_bytes(shard.samples)}: build the data set again"
             )
     return manifest
 

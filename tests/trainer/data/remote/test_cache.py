@@ -344,7 +344,7 @@ def test_a_size_that_cannot_work_is_refused_with_the_smallest_that_does(tmp_path
     assert budget(0, 2_000_001, 9_000_000, tmp_path) == 4_000_002
     assert budget(5, 2_000_001, 9_000_000, tmp_path) == 9_000_000
     free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(UserError, match=r"GB to spare, not .*4 is the smallest"):
+    with pytest.raises(UserError, match=r"GB free, not .*4 is the smallest"):
         budget(free / 1e9 + 50, 4 * 10**9, free + 60 * 10**9, tmp_path)
 
 
@@ -481,9 +481,9 @@ def test_a_shard_that_stays_bad_is_named_when_the_steps_before_it_are_done(serve
         for step in range(bad.first):
             cache.wait(step)
             other.wait(step)
-        assert cache.lost(bad.first - 1) is None
+        assert cache.failure_by(bad.first - 1) is None
         for one in (cache, other):
-            error = one.lost(bad.first)
+            error = one.failure_by(bad.first)
             assert (error.shard, error.step) == (name, bad.first)
             assert f"shard {name} cannot be had: {server.url}/{name}: " in str(error)
             assert f"data.exclude=[{name}]" in str(error)
@@ -502,8 +502,8 @@ def test_a_run_that_is_asked_to_stop_waits_for_no_shard(server, root, tmp_path):
     slow = Remote(server.url, replace(QUICK, stall=4))
     with Cache(slow, folder, shards, [Need(3, 4, 5)], 10**9, Node(), 0, 6, "t") as cache:
         before = time.monotonic()
-        assert cache.lost(3) is None
-        assert cache.lost(4, lambda: True) is None
+        assert cache.failure_by(3) is None
+        assert cache.failure_by(4, lambda: True) is None
         assert time.monotonic() - before < 3
         server.released.set()
 
