@@ -52,7 +52,7 @@ def test_the_plain_commands_and_the_encoder_in_a_notebook(tmp_path):
         script = script.replace(large, small)
     table = shell(script)
     assert len(re.findall(r"^rhythm .*0\.\d{3} \(", table, re.MULTILINE)) == 2
-    python = re.search(r"## Use an encoder\s+```python\n(.*?)```", README, re.DOTALL)[1]
+    python = re.search(r"## Use an encoder\s+.*?```python\n(.*?)```", README, re.DOTALL)[1]
     python = python.replace("demo/run/encoder", f"{tmp_path}/run/encoder")
     python = f"import torch\necg_mv = torch.zeros(3, 12, 1000)\n{python}\nassert features.shape == (3, 128)"
     subprocess.run([sys.executable, "-c", python], check=True, timeout=120)
