@@ -127,41 +127,6 @@ class Cell:
         return output / f"rotation-{self.rotation}" / "transfer" / f"{self.method}-seed{self.seed}" / name
 
 
-def _check(config: StudyConfig) -> None:
-    for key in ("name", "data", "output"):
-        if not getattr(config, key):
-            raise UserError(
-                f"key '{key}' is needed: python -m trainer.study configs/study/NAME.yaml data=DIR output=DIR"
-            )
-    for key in ("rotations", "methods", "seeds", "tasks", "fractions"):
-        if not getattr(config, key):
-            raise UserError(f"key '{key}' is empty: give at least one")
-    check_fields(config)
-    trained = [m for m in config.methods if m not in UNTRAINED]
-    if not trained:
-        raise UserError("methods: at least one must be pre-trained, the untrained ones take its architecture")
-    if config.reference not in config.methods:
-        raise UserError(f"reference '{config.reference}' is not among the methods {', '.join(config.methods)}")
-    if empty := [name for name, words in config.variants.items() if not words]:
-        raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
-    wanted = [("pretrain", config.words(m)[0]) for m in trained] + [("transfer", t) for t in config.tasks]
-    for kind, name in [*wanted, ("shard", config.shard.config)]:
-        path = config_path(kind, name)
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-            raise UserError(f"{path} does not exist; there are: {known}")
-    for method in trained:
-        yaml, *words = config.words(method)
-        load(PretrainConfig, config_path("pretrain", yaml), [*config.pretrain, *words, "data.path=DIR"]).check()
-    taken = set(UNTRAINED) | {p.stem for p in config_path("pretrain", "any").parent.glob("*.yaml")}
-    if clash := sorted(set(config.variants) & taken):
-        raise UserError(f"variants.{clash[0]}: the name is taken by a method; choose another")
-    for rotation in config.rotations:
-        folds_of(rotation, config.folds, config.judge)
-    for task in config.tasks:
-        load(TransferConfig, config_path("transfer", task), config.transfer)
-
-
 def config_path(kind: str, name: str) -> Path:
     return as_typed(config_file(f"configs/{kind}/{name}.yaml"))
 
