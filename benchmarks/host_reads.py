@@ -27,7 +27,7 @@ from trainer.game.masking import GameConfig
 from trainer.game.players import ContrastiveEncoder
 from trainer.game.projector import Projector
 from trainer.run.engines import make_engine
-from umbra.config import check_ranges, command, load
+from umbra.config import check_fields, command, load, setting
 from umbra.encoders.registry import build_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -52,12 +52,22 @@ CALLS = {
 
 @dataclass
 class ReadsConfig:
-    """The game that is played: ZeRO stages `zero`, precisions, the dials of the `game`, `steps` after a first one."""
+    """The games that are played."""
 
-    zero: list[int] = field(default_factory=lambda: [0, 1, 2])
-    precision: list[str] = field(default_factory=lambda: ["fp32", "bf16"])
+    zero: list[int] = setting([0, 1, 2])
+    """ZeRO stages of DeepSpeed, each played in every `precision`."""
+    precision: list[str] = setting(["fp32", "bf16"])
+    """Precisions, each played at every stage `zero`."""
     game: GameConfig = field(default_factory=GameConfig)
-    steps: int = 2
+    """The dials of the game."""
+    steps: int = setting(2, ">= 1")
+    """Steps that are counted, after a first one that builds what is built once."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        check_fields(self)
+        for zero, precision in product(self.zero, self.precision):
+            PretrainConfig(zero=zero, precision=precision, game=self.game, data=DataConfig(path="none")).check()
 
 
 Place = tuple[str, str]  # (file:line (function), what it does)
@@ -126,9 +136,7 @@ def _short(path: str) -> str:
 
 def main(argv: list[str]) -> int:
     cfg = load(ReadsConfig, None, argv)
-    check_ranges(cfg, {"steps": ">= 1"})
-    for zero, precision in product(cfg.zero, cfg.precision):
-        PretrainConfig(zero=zero, precision=precision, game=cfg.game, data=DataConfig(path="none")).check()
+    cfg.check()
     world, most = distributed.initialise(), {"ours": 0.0, "deepspeed": 0.0}
     for zero, precision in product(cfg.zero, cfg.precision):
         found = {place: n / cfg.steps for place, n in sorted(reads_of(cfg, world, zero, precision).items())}

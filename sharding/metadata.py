@@ -17,6 +17,7 @@ from pyarrow import csv
 
 from sharding.deidentify import identity
 from sharding.vocabulary import SCP
+from umbra.config import setting
 from umbra.errors import UserError
 
 MAX_WORDS = 50
@@ -33,31 +34,30 @@ TRUE = ("1", "1.0", "true", "yes", "y", "t")
 
 @dataclass
 class TableConfig:
-    """Where a data set's table (CSV or xlsx) is and what its columns are called: of each list, the first name that
-    exists counts; of `codes`, all that exist."""
+    """Where a data set's table is and what its columns are called."""
 
     file: list[str] = field(default_factory=list)
-    """Names of the table, relative to the input."""
-    record: list[str] = field(default_factory=lambda: ["record"])
-    """Columns of the record's name."""
+    """Names of the table (CSV or xlsx), relative to the input; the first that exists is read (empty: no table)."""
+    record: list[str] = setting(["record"])
+    """Columns of the record's name; the first that exists counts."""
     record_pattern: str = ""
-    """Makes the record's name of several columns, as `{trace_file}#{exam_id}`."""
+    """Makes the record's name from several columns, as `{trace_file}#{exam_id}`."""
     record_low: list[str] = field(default_factory=list)
-    """Columns that are looked at before `record` where the target rate is at most `low_rate` Hz."""
+    """Columns that are looked at before `record` where the rate of the shards is at most `low_rate`."""
     low_rate: float = 0.0
-    """See `record_low`, in Hz."""
-    patient: list[str] = field(default_factory=lambda: ["patient_id"])
-    """Columns of the patient's id."""
-    age: list[str] = field(default_factory=lambda: ["age"])
-    """Columns of the age in years."""
-    sex: list[str] = field(default_factory=lambda: ["sex"])
-    """Columns of the sex."""
-    codes: list[str] = field(default_factory=lambda: ["codes"])
-    """Columns of diagnostic codes."""
+    """The highest rate of the shards, in Hz, at which `record_low` is looked at."""
+    patient: list[str] = setting(["patient_id"])
+    """Columns of the patient's id; the first that exists counts."""
+    age: list[str] = setting(["age"])
+    """Columns of the age in years; the first that exists counts."""
+    sex: list[str] = setting(["sex"])
+    """Columns of the sex; the first that exists counts."""
+    codes: list[str] = setting(["codes"])
+    """Columns of diagnostic codes; all that exist count."""
     sex_values: dict[str, str] = field(default_factory=dict)
-    """The table's word -> female or male."""
+    """The table's word for a sex -> female or male."""
     code_values: dict[str, str] = field(default_factory=dict)
-    """The table's word -> code."""
+    """The table's word for a diagnosis -> its code."""
     code_columns: dict[str, str] = field(default_factory=dict)
     """A column of 0 and 1 -> the code that a 1 stands for."""
 

@@ -15,6 +15,7 @@ from sharding import signal
 from sharding.sources import protocol
 from sharding.sources.protocol import SourceConfig
 from umbra import leads, resume
+from umbra.config import check_fields, setting
 from umbra.errors import UserError
 
 MISSING_LEADS = ("refuse", "zero")
@@ -56,21 +57,21 @@ def named(reasons: Counter[str]) -> str:
 
 @dataclass
 class SplitConfig:
-    """Fractions of the patients; or, with `column`, the values of that table column in each split."""
+    """Which patients go to which split."""
 
     column: str = ""
     """The table's column that names the splits (empty: patients are drawn)."""
     train: Any = 0.8
-    """Fraction of the patients, or values of the column, for training."""
+    """Training: the fraction of the patients that is drawn or, with `column`, that column's values."""
     val: Any = 0.1
-    """The same for validation."""
+    """Validation: a fraction or values, as for `train`."""
     test: Any = 0.1
-    """The same for testing."""
+    """Testing: a fraction or values, as for `train`."""
 
 
 @dataclass
 class BuildConfig:
-    """Everything that a build needs."""
+    """A build of shards."""
 
     input: str = ""
     """The folder of the recordings."""
@@ -79,36 +80,39 @@ class BuildConfig:
     rate: float = 100.0
     """Sampling rate of the shards in Hz; recordings are resampled."""
     seconds: float = 10.0
-    """Length of a window."""
+    """Length of a window in seconds; with `rate` it must give a whole number of samples."""
     min_seconds: float = 0.0
-    """Records from this length on are padded with zeros at their end, shorter ones refused (0: none are padded)."""
+    """Length in seconds, at most that of a window, from which on records shorter than a window are padded with zeros
+    at their end; still shorter ones are refused (0: none are padded)."""
     leads: list[str] = field(default_factory=lambda: list(leads.CANONICAL))
-    """Leads of the shards, in order; missing limb leads follow from I and II."""
+    """Leads of the shards, in order and in any case; missing limb leads follow from I and II."""
     missing_leads: str = "refuse"
     """`refuse` a record without one of `leads`, or fill that lead with `zero` (`samples.parquet` lists the leads
     that are there)."""
     high_pass: float = 0.0
-    """Cut-off in Hz of a zero-phase filter against baseline wander (0: none)."""
-    workers: int = 1
-    """Processes of this machine."""
-    samples_per_shard: int = 1000
-    """Most windows of a shard."""
+    """Cut-off in Hz of a zero-phase filter against baseline wander, at most a quarter of `rate` (0: none)."""
+    workers: int = setting(1, ">= 1 and <= 1024")
+    """Processes on this machine."""
+    samples_per_shard: int = setting(1000, ">= 1 and <= 999999")
+    """The most windows that a shard holds; a patient's windows beyond it are counted and left out."""
     split: SplitConfig = field(default_factory=SplitConfig)
+    """Which patients are for training, validation and testing."""
     labels: list[str] = field(default_factory=list)
     """Columns of the table that become columns of samples.parquet."""
     seed: int = 0
     """Seed of the order of the patients and of drawn splits."""
-    resolution_uv: float = 1.0
-    """Microvolt per int16 unit."""
+    resolution_uv: float = setting(1.0, ">= 0.001 and <= 1000")
+    """Microvolts per int16 unit."""
     source: SourceConfig = field(default_factory=SourceConfig)
+    """The data set that is read."""
     key_file: str = ""
     """A file with the pseudonym key (or variable UMBRA_KEY); not needed for public sources."""
     task: int = 0
-    """This machine builds every `tasks`-th shard from this one on."""
-    tasks: int = 1
-    """Machines that share only the file system."""
-    timeout: float = 300.0
-    """A record that cannot be read within so many seconds stops its shard."""
+    """This machine's number among the `tasks`, from 0: it builds every `tasks`-th shard from this one on."""
+    tasks: int = setting(1, ">= 1 and <= 100000")
+    """Machines that build together; they share only the file system."""
+    timeout: float = setting(300.0, ">= 1 and <= 86400")
+    """Seconds; a record that cannot be read within them stops its shard."""
 
     @property
     def samples(self) -> int:
@@ -127,17 +131,10 @@ def validated(config: BuildConfig) -> BuildConfig:
         or config.samples > 1 << 24
     ):
         raise UserError(f"seconds={config.seconds:g} times rate={config.rate:g} must be a whole number of samples")
-    for key, lowest, highest in (
-        ("workers", 1, 1024),
-        ("samples_per_shard", 1, 999_999),
-        ("tasks", 1, 100_000),
-        ("resolution_uv", 1e-3, 1e3),
-        ("min_seconds", 0, config.seconds),
-        ("high_pass", 0, config.rate / 4),
-        ("timeout", 1, 86400),
-    ):
-        if not lowest <= getattr(config, key) <= highest:
-            raise UserError(f"{key}={getattr(config, key):g} must lie between {lowest:g} and {highest:g}")
+    check_fields(config)
+    for key, highest in (("min_seconds", config.seconds), ("high_pass", config.rate / 4)):
+        if not 0 <= getattr(config, key) <= highest:
+            raise UserError(f"{key}={getattr(config, key):g} must lie between 0 and {highest:g}")
     if not 0 <= config.task < config.tasks:
         raise UserError(f"task={config.task} must lie between 0 and tasks-1={config.tasks - 1}")
     if config.missing_leads not in MISSING_LEADS:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.fft import irfft
 from tqdm import tqdm
 
+from umbra.config import check_fields, setting
 from umbra.errors import UserError
 from umbra.files import write_text
 from umbra.leads import CANONICAL, DERIVED, INDEPENDENT, derived
@@ -87,14 +88,24 @@ MARK = "synthetic.yaml"
 
 @dataclass
 class SynthConfig:
-    """`patients` with `records_per_patient` recordings of `seconds` at `rate` Hz each, written below `output`."""
+    """A folder of synthetic recordings."""
 
     output: str
-    patients: int = 800
-    records_per_patient: int = 1
-    seconds: float = 10.0
-    rate: float = 500.0
-    seed: int = 0
+    """The folder of the recordings: a new or empty one, or one that was begun with the same settings."""
+    patients: int = setting(800, ">= 1 and <= 10000000")
+    """Number of patients."""
+    records_per_patient: int = setting(1, ">= 1 and <= 1000")
+    """Recordings of each patient."""
+    seconds: float = setting(10.0, ">= 5 and <= 3600")
+    """Length of a recording in seconds."""
+    rate: float = setting(500.0, ">= 80 and <= 4000")
+    """Sampling rate in Hz."""
+    seed: int = setting(0, f">= 0 and < {2**63}")
+    """Seed of everything that is drawn; each record has a generator of its own, seeded by (seed, patient, record)."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,7 @@ def write(config: SynthConfig, progress: bool = True) -> None:
     The same config gives the same bytes; a finished folder is left as it is. Raises `UserError` for impossible
     settings and for a folder that holds anything else.
     """
-    _check(config)
+    config.check()
     root = Path(config.output)
     if _finished(root, config):
         if progress:
@@ -434,18 +445,6 @@ def _bursts(rng: Generator, time: Array) -> Array:
 
 def _log_uniform(rng: Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def _check(config: SynthConfig) -> None:
-    for key, low, high in (
-        ("patients", 1, 10_000_000),
-        ("records_per_patient", 1, 1000),
-        ("seconds", 5, 3600),
-        ("rate", 80, 4000),
-        ("seed", 0, 2**63 - 1),
-    ):
-        if not low <= getattr(config, key) <= high:
-            raise UserError(f"{key}={getattr(config, key)}: must be from {low} to {high}")
 
 
 def _finished(root: Path, config: SynthConfig) -> bool:

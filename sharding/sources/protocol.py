@@ -35,13 +35,13 @@ class ArrayConfig:
     rate: float = 0.0
     """Sampling rate in Hz."""
     leads: list[str] = field(default_factory=list)
-    """Its leads in order (a CSV may name them itself)."""
+    """The array's leads in order (a CSV may name them itself)."""
     units: str = "mV"
-    """mV, uV, nV, V or, as a number, millivolts per unit."""
+    """Unit of the array: mV, uV, nV, V or, as a number, millivolts per unit."""
     leads_last: bool = False
-    """`[samples, leads]` instead of `[leads, samples]`."""
+    """Whether the array is `[samples, leads]` instead of `[leads, samples]`."""
     trim: bool = False
-    """Whether zeros in all leads at both ends are padding and cut off."""
+    """Whether zeros in all leads at both ends are taken for padding and cut off."""
     signals: str = ""
     """The HDF5 data set, npz key or file ending in a tar that holds the array."""
     ids: str = ""
@@ -55,9 +55,9 @@ class SourceConfig:
     """A data set as it was downloaded."""
 
     name: str = "wfdb"
-    """Its name, part of every pseudonym."""
+    """The data set's name, part of every pseudonym: 1 to 40 letters, digits, - and _, because it is public."""
     format: str = "wfdb"
-    """The module of sharding/sources that reads it."""
+    """The module of sharding/sources that reads the data set."""
     public: bool = False
     """Whether anyone may see the recordings, so that no pseudonym key is needed."""
     parts: dict[str, str] = field(default_factory=dict)
@@ -67,7 +67,9 @@ class SourceConfig:
     """Codes and words that may leave `private/` beside those of sharding/vocabulary.py (CinC's SNOMED CT concepts,
     PTB-XL's statements)."""
     table: TableConfig = field(default_factory=TableConfig)
+    """The table that comes with the data set."""
     array: ArrayConfig = field(default_factory=ArrayConfig)
+    """What the data set's bare arrays leave unsaid."""
 
 
 class Rejected(Exception):

@@ -201,7 +201,6 @@ def test_links_to_folders_are_followed_once(tmp_path):
 
 HANGING = """
 import sys, time
-from sharding import sources
 from sharding.sources import wfdb
 import sharding.build as building
 from umbra.config import command, load

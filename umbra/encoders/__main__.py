@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from umbra.config import check_ranges, command, load
+from umbra.config import check_fields, command, load, setting
 from umbra.encoders.flops import forward_flops
 from umbra.encoders.registry import ENCODERS, build_encoder
 
 
 @dataclass
 class SizeConfig:
-    """The input: `leads` x `samples`."""
+    """The input of the encoders."""
 
-    leads: int = 12
-    samples: int = 1000
+    leads: int = setting(12, ">= 1")
+    """Leads of an ECG."""
+    samples: int = setting(1000, ">= 1")
+    """Samples of each lead."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        check_fields(self)
 
 
 def main(argv: list[str]) -> None:
     cfg = load(SizeConfig, None, argv)
-    check_ranges(cfg, {"leads": ">= 1", "samples": ">= 1"})
+    cfg.check()
     print(f"one ECG of {cfg.leads} x {cfg.samples}, forward; a training step takes 3 times that for each view")
     print(f"{'encoder':<14}{'parameters':>14}{'features':>10}{'MFLOP':>12}")
     for name in ENCODERS:
