@@ -1,0 +1,5 @@
+"""Recordings of any dialect -> shards."""
+
+from umbra.errors import require_extra
+
+require_extra("shard", "omegaconf", "yaml", "pyarrow", "scipy", "h5py", "openpyxl", "tqdm", "matplotlib")

@@ -33,8 +33,8 @@ from umbra.schema import (
     read_manifest,
 )
 
-MEND = "delete it with its private/stats files and the manifest, and run the same build again"
-MEND_TABLE = "delete it and run the same build again"
+FIX = "delete it with its private/stats files and the manifest, and run the same build again"
+FIX_TABLE = "delete it and run the same build again"
 COPIED = ("patient", "source", "age", "sex", "codes")  # what a sample's metadata and its row in the table both say
 
 
@@ -57,10 +57,10 @@ def verify(output: Path) -> Manifest:
             bar.update(shard.bytes)
     if (counts := {kind: of_kind.merged() for kind, of_kind in cells.items()}) != manifest.counts:
         wrong = next(kind for kind in counts if counts[kind] != manifest.counts.get(kind))
-        raise UserError(f"{output}: the manifest's counts by {wrong} are not those of the samples: {MEND_TABLE}")
+        raise UserError(f"{output}: the manifest's counts by {wrong} are not those of the samples: {FIX_TABLE}")
     _compare_moments(output, manifest, sums)
     if manifest.content_hash and manifest.content_hash != content_hash(manifest):
-        raise UserError(f"{output / MANIFEST} is not as the build wrote it: {MEND_TABLE}")
+        raise UserError(f"{output / MANIFEST} is not as the build wrote it: {FIX_TABLE}")
     if (output / PRIVATE).is_dir():
         _verify_records(output, samples)
     return manifest
@@ -69,14 +69,14 @@ def verify(output: Path) -> Manifest:
 def _samples(output: Path, manifest: Manifest) -> pq.ParquetFile:
     path = tables(output)[0]
     if not path.is_file():
-        raise UserError(f"{path} is missing: {MEND_TABLE}")
+        raise UserError(f"{path} is missing: {FIX_TABLE}")
     if manifest.tables and sha256(path) != manifest.tables.get(SAMPLES):
-        raise UserError(f"{path} has another sha256 than the manifest says: {MEND_TABLE}")
+        raise UserError(f"{path} has another sha256 than the manifest says: {FIX_TABLE}")
     file = pq.ParquetFile(path)
     rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     if rows != [s.samples for s in manifest.shards]:
         raise UserError(
-            f"{path} has {sum(rows)} rows, the shards {sum(s.samples for s in manifest.shards)} samples: {MEND_TABLE}"
+            f"{path} has {sum(rows)} rows, the shards {sum(s.samples for s in manifest.shards)} samples: {FIX_TABLE}"
         )
     return file
 
@@ -85,11 +85,11 @@ def _verify_shard(output: Path, manifest: Manifest, shard: Shard) -> list[tuple[
     """(key, metadata) of each sample of a shard that is as it should be."""
     path, geometry = output / shard.name, manifest.geometry
     if not path.is_file():
-        raise UserError(f"{path} is missing: {MEND}")
+        raise UserError(f"{path} is missing: {FIX}")
     if (found := sha256(path)) != shard.sha256:
-        raise UserError(f"{path} has sha256 {found[:12]}.., the manifest says {shard.sha256[:12]}..: {MEND}")
+        raise UserError(f"{path} has sha256 {found[:12]}.., the manifest says {shard.sha256[:12]}..: {FIX}")
     if shard.bytes != geometry.shard_bytes(shard.samples) or path.stat().st_size != shard.bytes:
-        raise UserError(f"{path} has another size than its {shard.samples} samples need: {MEND}")
+        raise UserError(f"{path} has another size than its {shard.samples} samples need: {FIX}")
     header, samples = npy_header(geometry.leads, geometry.samples), []
     with tarfile.open(path) as tar, open(path, "rb") as file:
         for i, member in enumerate(tar):
@@ -103,7 +103,7 @@ def _verify_shard(output: Path, manifest: Manifest, shard: Shard) -> list[tuple[
                 good = member.name == f"{key}.meta.json" and bool(meta)
                 samples.append((key, meta))
             if not good:
-                raise UserError(f"{path}: member {member.name} is not where or what it should be: {MEND}")
+                raise UserError(f"{path}: member {member.name} is not where or what it should be: {FIX}")
     return samples
 
 
@@ -112,7 +112,7 @@ def _compare_rows(path: Path, rows: pa.Table, members: list[tuple[str, dict[str,
     for index, (row, (key, meta)) in enumerate(zip(rows.to_pylist(), members)):
         stated = {k: None if row[k] != row[k] else row[k] for k in COPIED}
         if (row["shard"], row["index"], row["key"]) != (number, index, key) or stated != {k: meta[k] for k in COPIED}:
-            raise UserError(f"{path}: the row of sample {key} is not what its shard says: {MEND_TABLE}")
+            raise UserError(f"{path}: the row of sample {key} is not what its shard says: {FIX_TABLE}")
 
 
 def _sums(
@@ -164,18 +164,18 @@ def _verify_records(output: Path, samples: pq.ParquetFile) -> None:
     """Raises `UserError` if `private/records.parquet` is not the build's or does not account for every record."""
     path, hash_path = tables(output)[1], output / PRIVATE / RECORDS_HASH
     if not path.is_file():
-        raise UserError(f"{path} is missing: {MEND_TABLE}")
+        raise UserError(f"{path} is missing: {FIX_TABLE}")
     if hash_path.is_file() and hash_path.read_text().split()[:1] != [sha256(path)]:
-        raise UserError(f"{path} has another sha256 than {hash_path.name} says: {MEND_TABLE}")
+        raise UserError(f"{path} has another sha256 than {hash_path.name} says: {FIX_TABLE}")
     records, plan = pq.ParquetFile(path), read_plan(output)
     if _digest(_keys(records)) != _digest(_keys(samples)):
-        raise UserError(f"{path}: its kept windows are not the samples of {SAMPLES}: {MEND_TABLE}")
+        raise UserError(f"{path}: its kept windows are not the samples of {SAMPLES}: {FIX_TABLE}")
     count = 0
     for group in range(records.num_row_groups):  # one a shard, then the records that no shard has
         names = records.read_row_group(group, columns=["record"]).column("record")
         count += len(names.unique()) if group < len(plan.shards) else len(names)
     if count != plan.records:
-        raise UserError(f"{path} accounts for {count} of {plan.records} records: {MEND_TABLE}")
+        raise UserError(f"{path} accounts for {count} of {plan.records} records: {FIX_TABLE}")
 
 
 def _keys(file: pq.ParquetFile) -> Iterator[list[str]]:

@@ -57,8 +57,6 @@ class ExportConfig:
         """Raises `UserError` for a value that cannot work."""
         if not self.run:
             raise UserError("say which run to export: python -m trainer.export run=RUN_DIR")
-        if self.statistics not in STATISTICS:
-            raise UserError(f"statistics={self.statistics} is unknown; use {' or '.join(STATISTICS)}")
         check_fields(self)
 
 

@@ -2,9 +2,9 @@
 
     deepspeed trainer/pretrain.py CONFIG.yaml data.path=DIR run=DIR key=value ...
 
-The configs of the methods are in configs/pretrain/; the keys are described in trainer/config.py and, those of the
-game, in trainer/game/masking.py. With `--dry-run` all keys are printed, and what would be done. The same command again
-goes on from the newest checkpoint of the run directory.
+The configs of the methods are in configs/pretrain/; `python -m umbra.config pretrain` describes the keys. With
+`--dry-run` all of them are printed, and what would be done. The same command again goes on from the newest checkpoint
+of the run directory.
 """
 
 from __future__ import annotations

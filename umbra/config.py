@@ -16,7 +16,7 @@ import operator
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -95,24 +95,11 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
-def check_ranges(config: Any, ranges: Mapping[str, str], prefix: str = "") -> None:
-    """Raises `UserError` for a number of `config` that is not finite or leaves its range.
-
-    `ranges`: dotted key -> conditions, `> 0` or `>= 0 and < 1`; of a list each item must meet them. `prefix` stands
-    before the keys in the message.
-    """
-    for key, wanted in ranges.items():
-        value = config
-        for part in key.split("."):
-            value = getattr(value, f"{part}_" if keyword.iskeyword(part) else part)
-        for number in value if isinstance(value, list) else [value]:
-            _check_number(f"{prefix}{key}", number, wanted)
-
-
 def setting(default: Any, wanted: str = "", choices: Sequence[object] = ()) -> Any:
     """A field of a config dataclass with its `default` and what `check_fields` asks of it.
 
-    `wanted`: a range as in `check_ranges`, of a list for each item; `choices`: the values that are known.
+    `wanted`: conditions that a number must meet, `> 0` or `>= 0 and < 1`, of a list each item; `choices`: the
+    values that are known.
     """
     metadata = {"wanted": wanted, "choices": tuple(choices)}
     if isinstance(default, list | dict):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import sys
 from collections.abc import Iterator
 
 
@@ -25,3 +27,11 @@ def building(part: str) -> Iterator[None]:
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[:1]
         raise UserError(f"the {part} cannot be built from its keys {part}.*: {''.join(reason)}") from error
+
+
+def require_extra(extra: str, *packages: str) -> None:
+    """Ends the process with one line and exit code 2 if a package that the commands of an `extra` need is missing."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"error: {missing[0]} is not installed: pip install 'umbra[{extra}]'", file=sys.stderr)
+        sys.exit(2)

@@ -45,10 +45,10 @@ def is_free(kind: str, key: str) -> bool:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones; an empty section is a value."""
+    """Nested keys as dotted ones; an empty section has none."""
     out: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             out |= flat(value, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = value

@@ -72,6 +72,10 @@ def test_torch_numpy_and_safetensors_are_all_that_an_encoder_needs(wheel, tmp_pa
     python = environment(tmp_path / "venv", wheel, needed)
     script = "import umbra, torch; e = umbra.load_encoder('encoder'); print(e(torch.zeros(2, 12, 200)).shape)"
     assert ran([python, "-c", script], tmp_path).strip() == "torch.Size([2, 512])"
+    for command, extra in (("sharding", "shard"), ("trainer.export", "train")):
+        done = subprocess.run([str(python), "-m", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert done.stderr == f"error: omegaconf is not installed: pip install 'umbra[{extra}]'\n"
     told = "from umbra import load_encoder\ntry: load_encoder('owner/name')\nexcept ValueError as error: print(error)"
     assert "pip install 'umbra[hub]'" in ran([python, "-c", told], tmp_path)
 

@@ -493,6 +493,8 @@ def test_parts_of_cinc_are_sources_and_spread_over_all_shards(tmp_path):
         build(tmp_path / "in", tmp_path / "new", "source.parts={x: New York}")
     with pytest.raises(UserError, match=r"source.parts: 'WFDB_Ga/' is a path"):
         build(tmp_path / "in", tmp_path / "new", "source.parts={WFDB_Ga/: georgia}")
+    again = build(tmp_path / "in", tmp_path / "out", "samples_per_shard=30", config="cinc")
+    assert again.state == "already built"
     absent = "these source.parts: cinc-chapman, cinc-cpsc-extra, cinc-incart, cinc-ningbo, cinc-ptb"
     assert absent in outcome.remarks[-1]
     assert absent in building.progress.status(tmp_path / "out")

@@ -1,7 +1,8 @@
 """A Slurm of N nodes on one machine, for tests: own folder, ports and munge socket, no systemd, no cgroups.
 
-`with Cluster(folder, nodes=2) as slurm:` in a test; `python tests/slurm/cluster.py FOLDER [NODES]` by hand: it prints
-the line that points a shell at the cluster and runs until Ctrl-C. Needs `apt-get install -y slurm-wlm munge` and root.
+`with Cluster(folder, nodes=2) as slurm:` in a test; `python tests/support/slurm_cluster.py FOLDER [NODES]` by hand: it
+prints the line that points a shell at the cluster and runs until Ctrl-C. Needs `apt-get install -y slurm-wlm munge` and
+root.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def test_group_norm_needs_no_shards_and_says_nothing_of_batch_norm(tmp_path):
         ("https://host/s", [], "https://host/s is not on this machine: give data=FOLDER"),
         ("other", [], "other holds another data set now; give data=FOLDER"),
         ("other", ["data=longer"], "the encoder takes samples 256, .*longer has 128; give data=FOLDER"),
-        ("gone", ["statistics=clear"], "statistics=clear is unknown; use clean or running"),
+        ("gone", ["statistics=clear"], "statistics=clear is unknown; use clean, running"),
     ],
 )
 def test_statistics_that_cannot_be_had_are_one_line(path, words, said, batch_run, tmp_path, monkeypatch):

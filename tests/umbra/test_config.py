@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import MISSING
 
-from umbra.config import check_ranges, command, dump, load
+from umbra.config import check_fields, command, dump, load, setting
 from umbra.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -120,10 +120,16 @@ def test_a_list_for_keys_and_keys_for_a_list_are_refused(word):
 
 
 @dataclass
+class Bounded:
+    global_: int = setting(1, ">= 1")
+
+
+@dataclass
 class Numbers:
-    share: float = 0.5
-    batch: Inner = field(default_factory=Inner)
-    rates: list[float] = field(default_factory=lambda: [0.1])
+    share: float = setting(0.5, "> 0 and < 1")
+    batch: Bounded = field(default_factory=Bounded)
+    rates: list[float] = setting([0.1], "> 0")
+    kind: str = setting("a", choices=("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -132,16 +138,16 @@ class Numbers:
         (Numbers(share=1.0), "p.share=1.0 must be > 0 and < 1"),
         (Numbers(share=0.0), "p.share=0.0 must be > 0 and < 1"),
         (Numbers(share=math.nan), "p.share=nan must be a finite number"),
-        (Numbers(batch=Inner(0)), "p.batch.global=0 must be >= 1"),
+        (Numbers(batch=Bounded(0)), "p.batch.global=0 must be >= 1"),
         (Numbers(rates=[1.0, math.inf]), "p.rates=inf must be a finite number"),
         (Numbers(rates=[1.0, -1.0]), "p.rates=-1.0 must be > 0"),
+        (Numbers(kind="c"), "p.kind=c is unknown; use a, b"),
     ],
 )
 def test_a_number_out_of_its_range_is_named(config, said):
-    ranges = {"share": "> 0 and < 1", "batch.global": ">= 1", "rates": "> 0"}
-    check_ranges(Numbers(batch=Inner(10**400)), ranges)
+    check_fields(Numbers(batch=Bounded(10**300)))
     with pytest.raises(UserError) as error:
-        check_ranges(config, ranges, "p.")
+        check_fields(config, "p.")
     assert str(error.value) == said
 
 
@@ -185,3 +191,9 @@ def test_of_many_processes_one_speaks(capsys, monkeypatch):
             command(wrong, quiet)
         assert ended.value.code == 2
         assert capsys.readouterr().err == said
+
+
+def test_a_default_that_is_a_list_belongs_to_one_config_alone():
+    first, second = Numbers(), Numbers()
+    first.rates.append(2.0)
+    assert second.rates == [0.1]

@@ -103,7 +103,9 @@ def _known_wandb_id(path: Path) -> str | None:
 
 
 def _commit() -> str:
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "unknown"  # installed: a repository around it is somebody else's
     try:
         result = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=True

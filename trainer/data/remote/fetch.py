@@ -35,12 +35,12 @@ class Closed(Exception):
     """The run ends: whatever is under way is left."""
 
 
-class _Again(Exception):
-    """What may be otherwise on another try; with `again` the bytes so far are worth nothing."""
+class _Retry(Exception):
+    """What may be otherwise on another try; with `from_start` the bytes so far are worth nothing."""
 
-    def __init__(self, why: str, again: bool = False) -> None:
+    def __init__(self, why: str, from_start: bool = False) -> None:
         super().__init__(why)
-        self.again = again
+        self.from_start = from_start
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ class Download:
                 return self._try(stopped)
             except FetchError as error:
                 raise FetchError(f"{self.remote.shown(self.name)}: {error}") from None
-            except _Again as error:
-                failures = 0 if self.file.tell() > best and not error.again else failures + 1
+            except _Retry as error:
+                failures = 0 if self.file.tell() > best and not error.from_start else failures + 1
                 best = max(best, self.file.tell())
-                if error.again or self.size is None:
+                if error.from_start or self.size is None:
                     self._anew()
                 if failures >= limits.attempts or time.monotonic() > self._end:
                     raise FetchError(f"{self.remote.shown(self.name)}: {error} ({tries} tries)") from None
@@ -163,13 +163,13 @@ class Download:
                 self.file.write(chunk)
                 self._digest.update(chunk)
                 if self.size is not None and self.file.tell() > self.size:
-                    raise _Again(f"it is longer than the {self.size} bytes of the manifest", again=True)
+                    raise _Retry(f"it is longer than the {self.size} bytes of the manifest", from_start=True)
                 if time.monotonic() > self._end:
-                    raise _Again(f"too slow: {self.file.tell()} bytes when its time was over")
+                    raise _Retry(f"too slow: {self.file.tell()} bytes when its time was over")
         if self.size is not None and self.file.tell() < self.size:
-            raise _Again(f"it ended after {self.file.tell()} of {self.size} bytes")
+            raise _Retry(f"it ended after {self.file.tell()} of {self.size} bytes")
         if self.sha256 and self._digest.hexdigest() != self.sha256:
-            raise _Again("its bytes are not those of the manifest (sha256)", again=True)
+            raise _Retry("its bytes are not those of the manifest (sha256)", from_start=True)
 
     def _anew(self) -> None:
         self.file.seek(0)
@@ -187,7 +187,7 @@ def _open_http(parts: SplitResult, offset: int, stall: float) -> tuple[int, Gene
         response = urllib.request.urlopen(request, timeout=stall)
     if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
         response.close()
-        raise _Again("the server sent another part than asked for", again=True)
+        raise _Retry("the server sent another part than asked for", from_start=True)
     return offset if response.status == 206 else 0, _http_chunks(response)
 
 
@@ -202,19 +202,19 @@ def _http_chunks(response: http.client.HTTPResponse) -> Generator[bytes, None, N
             yield chunk
             left = None if left is None else left - len(chunk)
     if left:
-        raise _Again(f"the connection ended {left} bytes early")
+        raise _Retry(f"the connection ended {left} bytes early")
 
 
 @contextlib.contextmanager
 def _http_errors() -> Iterator[None]:
-    """What the client raises, as `FetchError` where another try is of no use, else `_Again`."""
+    """What the client raises, as `FetchError` where another try is of no use, else `_Retry`."""
     try:
         yield
     except urllib.error.HTTPError as error:
         error.close()
         if 400 <= error.code < 500 and error.code not in (*TRY_AGAIN, 416):
             raise FetchError(f"HTTP {error.code} {error.reason}") from None
-        raise _Again(f"HTTP {error.code} {error.reason}", again=error.code == 416) from None
+        raise _Retry(f"HTTP {error.code} {error.reason}", from_start=error.code == 416) from None
     except (ValueError, http.client.InvalidURL) as error:
         raise FetchError(f"this is no valid URL: {error}") from None
     except (OSError, http.client.HTTPException) as error:
@@ -222,8 +222,8 @@ def _http_errors() -> Iterator[None]:
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise FetchError(f"certificate not accepted: {reason.verify_message}") from None
         if isinstance(reason, TimeoutError):
-            raise _Again("the server stalled") from None
-        raise _Again(f"{type(reason).__name__} {reason}".strip()) from None
+            raise _Retry("the server stalled") from None
+        raise _Retry(f"{type(reason).__name__} {reason}".strip()) from None
 
 
 def _through_gopen(url: str, stall: float) -> Generator[bytes, None, None]:
@@ -240,7 +240,7 @@ def _through_gopen(url: str, stall: float) -> Generator[bytes, None, None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise FetchError(f"{error.filename} does not exist on this machine") from None
-        raise _Again(f"{type(error).__name__} {error.strerror}") from None
+        raise _Retry(f"{type(error).__name__} {error.strerror}") from None
     if isinstance(stream, Pipe):
         yield from _pipe_chunks(stream, stall)
         return
@@ -255,7 +255,7 @@ def _pipe_chunks(pipe: object, stall: float) -> Generator[bytes, None, None]:
     try:
         while True:
             if not select.select([process.stdout], [], [], stall)[0]:
-                raise _Again("the command stalled")
+                raise _Retry("the command stalled")
             chunk = os.read(process.stdout.fileno(), CHUNK)
             if not chunk:
                 break
@@ -265,7 +265,7 @@ def _pipe_chunks(pipe: object, stall: float) -> Generator[bytes, None, None]:
         if process.returncode == 127:
             raise FetchError("the command is not installed")
         if process.returncode != 0:
-            raise _Again(f"the command ended with exit code {process.returncode}")
+            raise _Retry(f"the command ended with exit code {process.returncode}")
     finally:
         process.kill()
         with contextlib.suppress(OSError):
