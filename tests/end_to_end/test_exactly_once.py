@@ -17,20 +17,18 @@ import pytest
 from tests.support.handmade import make_shards
 from tests.support.launch import ROOT, environment, launch, start
 from tests.support.misbehaving import Server
+from tests.support.pretrain_words import losses, run_words
 from trainer.data.audit import judge
 from trainer.data.order import Order
 from trainer.data.remote.needs import needs, smallest_of_run
 from trainer.observe.metrics import read_metrics
 from umbra.schema import read_manifest
 
-SMALL = [
-    "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16", "projector.hidden=16", "projector.out=8",
-    "masker.width=8", "log.every=1", "log.figure_every=0", "log.heldout_every=4", "wandb.mode=disabled",
-    "data.lanes=4", "data.block_shards=2", "data.audit=true",
-]  # fmt: skip
-
-
 LONG = 500  # seconds for a start of a run on a busy machine
+
+
+def pretrain(data, run, *more, method="adversarial"):
+    return run_words(data, run, "data.lanes=4", "data.block_shards=2", "data.audit=true", *more, method=method)
 
 
 @pytest.fixture(autouse=True)
@@ -45,23 +43,8 @@ def shards(tmp_path_factory):
     return make_shards(root, {"val": ["SR"] * 8, "train": ["SR", "STACH"] * 97}, shards_of_train=12)
 
 
-def pretrain(data: object, run: Path, *more: str) -> list[str]:
-    return [
-        "trainer/pretrain.py",
-        "configs/pretrain/adversarial.yaml",
-        f"data.path={data}",
-        f"run={run}",
-        *SMALL,
-        *more,
-    ]
-
-
 def order_of(shards: Path) -> Order:
     return Order(tuple(s.samples for s in read_manifest(shards).of_split("train")), 0, 16, 4, 1, 2)
-
-
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
 
 
 def killed_at(words: list[str], processes: int, run: Path, step: int) -> None:
