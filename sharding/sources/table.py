@@ -1,8 +1,8 @@
-"""One's own arrays: a record a `.npy`, `.npz`, `.mat`, `.csv` or `.txt` file, or a row (`FILE#ROW`) of a `.npy` array
-`[N, ., .]`.
+"""Arrays of the user: a record is a `.npy`, `.npz`, `.mat`, `.csv` or `.txt` file, or a row (`FILE#ROW`) of a 3-D
+`.npy`.
 
-In text files the columns are leads and may be named by the first line, with their unit (`II [uV]`) or without; without
-names, rows may be the leads as well.
+In text files the columns are leads, which the first line may name, with their unit (`II [uV]`) or without it; without
+names, the rows may be the leads instead.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _BROKEN = (
 
 
 def check(options: SourceConfig) -> None:
-    """Raises `UserError` for options that cannot work."""
+    """Raises `UserError` for invalid options."""
     arrays.check_options(options.array, ["rate"])
 
 
 def find(root: Path, without: str, options: SourceConfig) -> list[str]:
-    """Names of all records under `root`, sorted; a `.npy` of three dimensions gives one a row. Tables are left out.
+    """Names of all records under `root`, sorted; a `.npy` of three dimensions gives one per row. Tables are left out.
 
-    Raises `UserError` for arrays that need options.
+    Raises `UserError` for missing options.
     """
     found = []
     for path in files_below(root, without, ENDINGS):
@@ -77,7 +77,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
 def head(root: Path, record: str, options: SourceConfig) -> Head:
     """Rate, length and leads, from an array's header or a text's first line and number of lines. See `Head`.
 
-    Where `trim` cuts zeros off, the length is the one before.
+    With `trim`, the length is that before trimming.
     """
     path, row = _located(root, record)
     shape, config = _shape(regular_file(root, path), row, options.array)
@@ -85,7 +85,7 @@ def head(root: Path, record: str, options: SourceConfig) -> Head:
 
 
 def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
-    """The leads that `wanted` needs, in millivolt. See `Recording`."""
+    """The leads needed for `wanted`, in millivolts. See `Recording`."""
     path, row = _located(root, record)
     full = regular_file(root, path)
     shape, config = _shape(full, row, options.array)
@@ -109,7 +109,7 @@ def _rows(root: Path, path: str) -> list[str]:
 
 
 def _located(root: Path, record: str) -> tuple[str, int | None]:
-    """(file, row) of a record's name; a table's name may leave the file's ending out."""
+    """(file, row) of a record's name; the names in a table may omit the file's ending."""
     if record.lower().endswith(ENDINGS):
         return record, None
     match = re.fullmatch(r"(.+)#([0-9]{1,18})", record, re.DOTALL)
@@ -124,7 +124,7 @@ def _located(root: Path, record: str) -> tuple[str, int | None]:
 
 
 def _shape(full: str, row: int | None, options: ArrayConfig) -> tuple[Sequence[int], ArrayConfig]:
-    """(shape of the record's array, the options with this file's own leads and orientation)."""
+    """(shape of the record's array, the options with this file's leads and orientation)."""
     usable(options)
     ending = full[-4:].lower()
     if row is not None and ending != ".npy":
@@ -159,7 +159,7 @@ def _values(full: str, row: int | None, options: ArrayConfig) -> NDArray:
 
 
 def _memory_map(full: str) -> np.memmap:
-    """The array of a `.npy` file, not read yet. Raises `Rejected`, also for Python objects, which are never loaded."""
+    """The array of a `.npy` file, memory-mapped. Raises `Rejected`, also for Python objects, which are never loaded."""
     try:
         with _as_rejected("header"), np.errstate(over="ignore"):
             return npy.open_memmap(full, mode="r")
@@ -206,7 +206,7 @@ def _npy_shape(file: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a text file is to be read: `delimiter` (empty: spaces), `fields` a line, and which `columns` to take."""
+    """How to read a text file: `delimiter` (empty: spaces), `fields` per line, and the `columns` to use."""
 
     delimiter: str
     decimal: str
@@ -257,7 +257,7 @@ def _name_and_unit(word: str) -> tuple[str, str]:
 
 
 def _is_header(words: list[str], decimal: str) -> bool:
-    """Whether a first line holds names: any word, or the `0,1,2,...` that stands for them."""
+    """Whether a first line is a header: it has a word that is not a number, or is `0,1,2,...` in place of names."""
     numbers = words if words[:1] != [""] else words[1:]
     if len(numbers) > 1 and numbers == [str(i) for i in range(len(numbers))]:
         return True
@@ -286,7 +286,7 @@ def _lines(file: Any) -> int:
 
 
 def _numbers(full: str, layout: _Layout) -> NDArray[np.float64]:
-    """The columns of a text file as `[lines, columns]`, NaN where there is no number."""
+    """The columns of a text file as `[lines, columns]`, NaN for missing values."""
     if not layout.delimiter:
         columns = layout.columns
         return np.loadtxt(full, skiprows=layout.skip, usecols=columns, ndmin=2, encoding="utf-8-sig", comments=None)
@@ -309,11 +309,11 @@ def _numbers(full: str, layout: _Layout) -> NDArray[np.float64]:
 
 @contextmanager
 def _as_rejected(reason: str) -> Iterator[None]:
-    """Turns what the parsers raise for damaged files into `Rejected`; failures of the file system stay `OSError`."""
+    """Converts the parsers' errors for damaged files to `Rejected`; file system errors stay `OSError`."""
     try:
         yield
     except (*_BROKEN, OSError) as error:
-        # a zip's own wrong offsets end in EINVAL, a damaged bzip2 stream in no number at all
+        # wrong offsets in a zip give EINVAL, a damaged bzip2 stream gives no errno
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise Rejected(reason, " ".join(str(error).split())[:200] or type(error).__name__) from error

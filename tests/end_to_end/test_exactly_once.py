@@ -91,7 +91,7 @@ def test_a_bad_shard_stops_a_run_with_a_checkpoint_and_its_records(shards, tmp_p
         words = pretrain(server.url, run, f"data.cache={tmp_path / 'cache'}", "steps=12")
         code, output = launch(words)
     assert (code, output.count("error: ")) == (2, 1), output[-3000:]
-    assert f"error: shard {names[bad.shard]} cannot be had: {server.url}/{names[bad.shard]}: HTTP 404" in output
+    assert f"error: shard {names[bad.shard]} cannot be fetched: {server.url}/{names[bad.shard]}: HTTP 404" in output
     assert f"with a checkpoint of step {bad.first}\n" in output
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{bad.first}"]
     verdict = judge(run)
@@ -151,8 +151,8 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
         code, output = launch(words, 2, LONG)
         said = [line for line in output.splitlines() if line.startswith("error: ")]
         assert (code, len(said)) == (2, 1), output[-3000:]
-        assert f"shard {names[bad.shard]} cannot be had: {server.url}/{names[bad.shard]}: " in said[0]
-        assert said[0].endswith(f"stopped before they were due, with a checkpoint of step {bad.first}")
+        assert f"shard {names[bad.shard]} cannot be fetched: {server.url}/{names[bad.shard]}: " in said[0]
+        assert said[0].endswith(f"stopped before the step that needs it, with a checkpoint of step {bad.first}")
         assert len(losses(run)) == bad.first
         assert json.loads((run / "run.json").read_text())["status"] == "failed"
         assert all("t0p" not in p.read_text() for p in (run / "config.yaml", *run.glob("checkpoints/*/state.json")))
@@ -163,7 +163,7 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
         assert set(server.times()) == {"manifest.json", names[bad.shard]}
         code, output = launch([*words, f"data.exclude=[{names[bad.shard]}]"], 2, LONG)
         assert code == 0, output[-3000:]
-        assert f"# from step {bad.first} on without {names[bad.shard]}" in output
+        assert f"# from step {bad.first}: without {names[bad.shard]}" in output
     verdict = judge(run)
     assert verdict.problems == []
     assert [(e.number, e.first, e.last, e.state) for e in verdict.epochs] == [
@@ -188,7 +188,7 @@ def test_a_resume_and_a_second_exclusion_leave_whole_epochs(shards, tmp_path):
     assert code == 0, output[-3000:]
     verdict = judge(run)
     assert verdict.problems == []
-    found = [int(at) for at in re.findall(r"# from step (\d+) on without", output)]
+    found = [int(at) for at in re.findall(r"# from step (\d+): without", output)]
     assert found[0] == 6
     assert [e.state for e in verdict.epochs[:4]] == ["cut", "complete", "cut", "complete"]
     assert [e.first for e in verdict.epochs[:4]] == [0, 6, 17, found[1]]

@@ -52,7 +52,7 @@ def test_missing_leads_are_refused():
     assert leads.missing(["I", "III"], ["II", "aVR"]) == ["II", "aVR"]
     with pytest.raises(ValueError, match="missing leads V2"):
         leads.arrange(np.zeros((2, 4), np.float32), ["I", "II"], ["V2"])
-    with pytest.raises(ValueError, match="II comes twice"):
+    with pytest.raises(ValueError, match="II occurs twice"):
         leads.index(["I", "II", "ii"])
 
 

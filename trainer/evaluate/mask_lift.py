@@ -1,9 +1,9 @@
-"""Where do the masks fall? `python -m trainer.figures masks RUN [key=value]`: on P, QRS and T, against chance.
+"""How much of P, QRS and T do the masks hide, against chance? `python -m trainer.figures masks RUN [key=value]`.
 
 Held-out ECGs are delineated by NeuroKit2 (discrete wavelets, Martinez et al. 2004; Makowski et al. 2021). A wave's lift
-is the share of it that is hidden over the share of the whole ECG that is hidden: 1 is chance, 1.5 is half as much
-again. Beside the masker's own masks (each of the N; per lead that of the delineated lead) stand two controls: the mask
-of another ECG, and a random block on a ring.
+is the fraction of it that is hidden, divided by the hidden fraction of the whole ECG: 1 is chance, 1.5 is 50 % more.
+Two controls are reported next to the masker's own masks (each of the N; for per-lead masks that of the delineated
+lead): the mask of another ECG, and a random block that wraps around at the end of the window.
 """
 
 from __future__ import annotations
@@ -48,35 +48,35 @@ Bools = NDArray[np.bool_]
 
 @dataclass
 class MaskLiftConfig:
-    """Which ECGs of which run are looked at."""
+    """Which ECGs and masks are analysed."""
 
     run: str = ""
     """The run directory."""
     data: str = ""
-    """The data set (empty: the run's own)."""
+    """The folder of the data set (empty: the one that the run was trained on)."""
     split: str = "val"
-    """The split whose ECGs are looked at."""
+    """The split that the ECGs are taken from."""
     ecgs: int = setting(300, ">= 2")
-    """How many of them."""
+    """Number of ECGs."""
     lead: str = "II"
-    """The lead in which waves are delineated."""
+    """The lead that is delineated."""
     by: str = "rhythm"
     """A task of configs/transfer whose classes get a table each (empty: none)."""
     draw: int = setting(4, ">= 0")
-    """How many ECGs are drawn."""
+    """Number of ECGs to draw with their masks."""
     bootstrap: int = setting(1000, ">= 1")
-    """Resamples of the patients."""
+    """Bootstrap resamples of the patients."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
         if not self.run:
-            raise UserError(f"say which run: {USAGE}")
+            raise UserError(f"run is not set: {USAGE}")
         check_fields(self)
 
 
 @dataclass(frozen=True)
 class Lift:
-    """One row: `lift` of a wave under one kind of mask, its 95 % by patients, over `ecgs` ECGs of `group`."""
+    """One row: `lift` of a wave under one kind of mask, its 95 % interval by patients, over `ecgs` ECGs of `group`."""
 
     group: str
     masks: str
@@ -120,13 +120,13 @@ def main(argv: list[str]) -> None:
 
 
 def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] per lead; of
-    a spectrum the mean over its bins. Raises `UserError` for a run without a masker or checkpoint."""
+    """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] for per-lead
+    masks; spectral masks are averaged over bins. Raises `UserError` for a run without a masker or checkpoint."""
     if not settings.game.enabled:
-        raise UserError(f"{run} was trained without a masker: there are no masks to look at")
+        raise UserError(f"{run} was trained without a masker: there are no masks to analyse")
     found = newest(run)
     if found is None:
-        raise UserError(f"{run / 'checkpoints'} holds no committed checkpoint: let the run reach its first save")
+        raise UserError(f"{run / 'checkpoints'} has no committed checkpoint: let the run reach its first one")
     _, masker = make_players(settings, shards)
     assert masker is not None
     weights = load_file(found / "weights.safetensors")
@@ -154,7 +154,7 @@ def measure(cfg: MaskLiftConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.f
     place = np.stack([w for w in waves if w is not None])
     own = hidden[kept] if hidden.ndim == 3 else hidden[kept][:, :, leads.index(cfg.lead)]
     coverage = min(max(float(own.mean()), 0.01), 0.99)
-    ring = TimeMask(op="control", coverage=coverage, per_lead=False)  # all places alike, also the edges
+    ring = TimeMask(op="control", coverage=coverage, per_lead=False)  # wraps around: hides all samples equally often
     block = ring.hidden(Key(0, 0, torch.from_numpy(kept)), 1, own.shape[-1])[:, 0].numpy().astype(np.float32)
     kinds: dict[str, NDArray[np.float32]] = {}
     for n, masks in enumerate(own.swapaxes(0, 1)):
@@ -187,7 +187,7 @@ def _classes(task: str, table: Any, kept: NDArray[np.int64], least: int = 10) ->
 
 
 def delineate(signal: NDArray[np.float32], rate: float) -> Bools | None:
-    """Which samples of one lead [T] lie in P, QRS, T and between the waves: bool [4, T]; None if that fails."""
+    """Which samples of one lead [T] belong to P, QRS, T or lie between them: bool [4, T]; None if delineation fails."""
     try:
         import neurokit2
     except ImportError:
@@ -198,7 +198,7 @@ def delineate(signal: NDArray[np.float32], rate: float) -> Bools | None:
             clean = neurokit2.ecg_clean(signal.astype(float), sampling_rate=rate)
             _, peaks = neurokit2.ecg_peaks(clean, sampling_rate=rate)
             _, found = neurokit2.ecg_delineate(clean, peaks["ECG_R_Peaks"], sampling_rate=rate, method="dwt")
-    except Exception:  # the library raises whatever numpy does on a signal without beats
+    except Exception:  # on a signal without beats NeuroKit2 passes on any numpy error
         return None
     waves = np.zeros((len(WAVES), len(signal)), bool)
     for w, name in enumerate(("P", "R", "T")):
@@ -214,20 +214,20 @@ def lift(masks: NDArray[np.float32], wave: Bools, patient: NDArray[np.int64], co
     inside, size = (masks * wave).sum(1).astype(np.float64), wave.sum(1).astype(np.float64)
     whole, length = masks.sum(1).astype(np.float64), np.full(len(masks), masks.shape[1], np.float64)
 
-    def of(weight: NDArray[Any]) -> NDArray[np.float64]:
+    def ratio(weight: NDArray[Any]) -> NDArray[np.float64]:
         with np.errstate(invalid="ignore", divide="ignore"):
             return (weight @ inside / (weight @ size)) / (weight @ whole / (weight @ length))
 
-    values = np.concatenate([of(w.astype(np.float64)) for w in patient_resamples(patient, count, 0)])
-    return (float(of(np.ones((1, len(masks))))[0]), *interval(values))
+    values = np.concatenate([ratio(w.astype(np.float64)) for w in patient_resamples(patient, count, 0)])
+    return (float(ratio(np.ones((1, len(masks))))[0]), *interval(values))
 
 
 def markdown(rows: Sequence[Lift]) -> str:
-    """One table a group: a line a kind of mask, a column a wave."""
+    """One table per group: a row per kind of mask, a column per wave."""
     parts = []
     for group in dict.fromkeys(row.group for row in rows):
         mine = [row for row in rows if row.group == group]
-        lines = [f"{group}: {mine[0].ecgs} ECGs; hidden share of a wave over that of the whole ECG", ""]
+        lines = [f"{group}: {mine[0].ecgs} ECGs; hidden fraction of a wave / hidden fraction of the whole ECG", ""]
         lines += ["| masks | " + " | ".join(WAVES) + " |", "|---" * (1 + len(WAVES)) + "|"]
         for kind in dict.fromkeys(row.masks for row in mine):
             cells = [f"{r.lift:.2f} ({r.low:.2f} to {r.high:.2f})" for r in mine if r.masks == kind]

@@ -1,4 +1,4 @@
-"""What a run directory says of its run: `config.yaml` and `run.json`, written and read here alone."""
+"""The record of a run in its directory: `config.yaml` and `run.json`, written and read here alone."""
 
 from __future__ import annotations
 

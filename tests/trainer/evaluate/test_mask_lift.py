@@ -117,7 +117,7 @@ def test_masks_are_those_of_the_checkpoint(run):
     ("words", "said"),
     [
         ([], "say what to draw: python -m trainer.figures masks RUN"),
-        (["masks"], "say which run"),
+        (["masks"], "run is not set"),
         (["masks", "RUN", "lead=V9"], "lead=V9 is not among the leads"),
         (["masks", "RUN", "by=rythm"], "by=rythm: .* does not exist"),
         (["masks", "RUN", "data=/no/where"], "/no/where"),
