@@ -77,12 +77,14 @@ def identity(value: str) -> str:
 
 @lru_cache(maxsize=4096)
 def age(value: str) -> float:
-    """Whole years; over 89 becomes 90 (PTB-XL writes 300 for that); NaN for anything that is not an age."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(?:y|yrs?|years?)?\s*", value, re.IGNORECASE)
+    """Whole years; over 89 becomes 90 (PTB-XL writes 300 for that, others `>89` or `90+`); NaN for anything else."""
+    match = re.fullmatch(r"\s*(>=?)?\s*(\d+(?:\.\d*)?)\s*(\+)?\s*(?:y|yrs?|years?)?\s*", value, re.IGNORECASE)
     if not match:
         return math.nan
-    years = float(match.group(1))
-    return 90.0 if years > 89 else float(math.floor(years))
+    years, open_ended = float(match[2]), bool(match[1] or match[3])
+    if open_ended and years < 89:
+        return math.nan  # an age group: no age
+    return 90.0 if years > 89 or open_ended else float(math.floor(years))
 
 
 def sex(value: str, values: Mapping[str, str] = {}) -> str | None:

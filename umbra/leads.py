@@ -22,16 +22,18 @@ INDEPENDENT = tuple(lead for lead in CANONICAL if lead not in DERIVED)
 
 _BY_LOWER = {lead.lower(): lead for lead in CANONICAL}
 _NUMERALS = {"d1": "I", "d2": "II", "d3": "III", "di": "I", "dii": "II", "diii": "III", "1": "I", "2": "II", "3": "III"}
-_PREFIX = re.compile(r"^(ecg|ekg|lead)[ _:.-]*", re.IGNORECASE)
+_PREFIX = re.compile(r"^(ecg|ekg|lead)(?: - |-|[ _:.]*)", re.IGNORECASE)  # a - behind a space is a sign: `Lead -aVR`
+_REFERENCE = re.compile(r"[ -]ref(erence)?$", re.IGNORECASE)  # EDF: `EKG I-Ref`
 
 
 @lru_cache(maxsize=4096)
 def canonical(name: str) -> str | None:
     """The canonical name of a lead, ignoring case and a prefix `lead` or `ECG`; None for any other signal.
 
-    Modified leads (MLII, MV1, CM5) are different views of the heart, not aliases of standard leads.
+    -aVR, the inverted lead of the Cabrera order, is a signal of its own, not an alias of aVR. Modified leads (MLII,
+    MV1, CM5) are other views of the heart, not aliases of standard leads.
     """
-    bare = name.strip()
+    bare = _REFERENCE.sub("", name.strip())
     for _ in range(2):
         bare = _PREFIX.sub("", bare)
     prefixed = "lead" in name.lower()  # ECG1 and ECG2 are unnamed channels

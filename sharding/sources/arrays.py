@@ -54,8 +54,17 @@ def millivolts(units: str) -> float | None:
     return value if 0 < value < 1e9 else None
 
 
+def two_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """`shape` without axes of length 1, as far as two axes are left (EchoNext's records are `[1, samples, leads]`)."""
+    axes = list(shape)
+    while len(axes) > 2 and 1 in axes:
+        axes.remove(1)
+    return tuple(axes)
+
+
 def check_shape(shape: Sequence[int], options: ArrayConfig, names: Sequence[str]) -> int:
     """Samples per lead of an array of this shape and lead names. Raises `Rejected` if they do not match."""
+    shape = two_axes(shape)
     if len(shape) != 2:
         raise Rejected("shape", f"an array of shape {tuple(shape)}, not two-dimensional")
     rows, samples = (shape[1], shape[0]) if options.leads_last else (shape[0], shape[1])
@@ -84,6 +93,7 @@ def recording(
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise Rejected("format", f"an array of {values.dtype}, not of real numbers")
     check_shape(values.shape, options, names)
+    values = values.reshape(two_axes(values.shape))
     try:
         rows = lead_names.index(names)
     except ValueError as error:

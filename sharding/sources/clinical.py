@@ -65,6 +65,9 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
     except ValueError as error:
         raise Rejected("duplicate_lead", str(error)) from error
     if absent := lead_names.missing(rows, wanted):
+        groups = len(parsed.raw_metadata.get("multiplex_groups", [])) - bool(parsed.median_beats)
+        if groups > 1:  # DICOM; the package decodes the first group only
+            raise Rejected("multi_segment", f"{groups} multiplex groups, of which the first lacks {' '.join(absent)}")
         raise Rejected("missing_lead", " ".join(absent))
     names = lead_names.needed(rows, wanted)
     chosen = [parsed.leads[rows[name]] for name in names]

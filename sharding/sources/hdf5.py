@@ -6,7 +6,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -163,10 +163,12 @@ def _open(root: Path, path: str, options: ArrayConfig) -> _Opened:
     stale = [old for old in _opened if old[0] != key[0] or old[1] == full] or list(_opened)[: -OPEN_FILES + 1]
     for old in stale:
         _opened.pop(old).file.close()
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401  (registers its filters: blosc, bitshuffle, zstd, ...)
     file = h5py.File(full, "r", locking=False)
     try:
         opened = _Opened(file, _signals(file, options.signals))
-        if options.ids and isinstance(opened.signals, h5py.Dataset) and opened.signals.ndim == 3:
+        if options.ids and isinstance(opened.signals, h5py.Dataset) and opened.signals.ndim > 2:
             opened.ids, opened.rows = _sorted_ids(file, options.ids, len(opened.signals))
     except BaseException:
         file.close()
@@ -178,7 +180,7 @@ def _open(root: Path, path: str, options: ArrayConfig) -> _Opened:
 def _signals(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group:
     if name:
         found = _object(file, name)
-        return found if isinstance(found, h5py.Group) else _array(found, (2, 3))
+        return found if isinstance(found, h5py.Group) else _array(found, (2, 3, 4))
     dimensions: dict[str, int] = {}
 
     def note(name: str, item: h5py.Dataset | h5py.Group) -> bool | None:
@@ -233,6 +235,13 @@ def _array(dataset: h5py.Dataset | h5py.Group | h5py.Datatype, dimensions: tuple
 def _check_storage(dataset: h5py.Dataset) -> None:
     if dataset.is_virtual or dataset.external:
         raise Rejected("path", f"the values of '{dataset.name}' are stored in other files")
+    filters = dataset.id.get_create_plist()
+    for number, _, _, name in (filters.get_filter(i) for i in range(filters.get_nfilters())):
+        if not h5py.h5z.filter_avail(number):
+            known = name.decode("ascii", "replace").partition(";")[0] or "unnamed"
+            raise Rejected(
+                "format", f"'{dataset.name}' is compressed by filter {number} ({known}): pip install hdf5plugin"
+            )
     if dataset.chunks and prod(dataset.chunks) * dataset.dtype.itemsize > MAX_CHUNK:
         raise Rejected("too_large", f"'{dataset.name}' is stored in chunks of more than {MAX_CHUNK >> 20} MiB")
 

@@ -22,7 +22,7 @@ from umbra.errors import UserError
 FILES = {  # format -> the endings of its files
     "wfdb": ".hea",
     "hdf5": ".h5 or .hdf5",
-    "table": ".npy, .npz, .csv or .txt",
+    "table": ".npy, .npz, .mat, .csv or .txt",
     "tars": ".tar",
     "clinical": ".xml, .dcm, .scp or .edf",
 }

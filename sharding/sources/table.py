@@ -1,6 +1,8 @@
-"""Arrays of the user: a record is a `.npy`, `.npz`, `.csv` or `.txt` file, or a row (`FILE#ROW`) of a 3-D `.npy`.
+"""Arrays of the user: a record is a `.npy`, `.npz`, `.mat`, `.csv` or `.txt` file, or a row (`FILE#ROW`) of a 3-D
+`.npy`.
 
-In text files the columns are leads, which the first line may name; without names, the rows may be the leads instead.
+In text files the columns are leads, which the first line may name, with their unit (`II [uV]`) or without it; without
+names, the rows may be the leads instead.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from sharding import watchdog
-from sharding.sources import arrays
+from sharding import signal, watchdog
+from sharding.sources import arrays, matlab
 from sharding.sources.arrays import regular_file, usable
 from sharding.sources.protocol import ArrayConfig, Head, Recording, Rejected, SourceConfig, contained, files_below
 from umbra import leads as lead_names
 
-ENDINGS = (".npy", ".npz", ".csv", ".txt")
+ENDINGS = (".npy", ".npz", ".csv", ".txt", ".mat")
 MAX_TEXT = 1 << 29
 MAX_LINE = 1 << 22
 _NO_NUMBER = ("", "na", "n/a", "null", "none")
@@ -66,7 +68,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
         if path in options.table.file:
             continue
         watchdog.restart()
-        if path.lower().endswith((".npy", ".npz")):
+        if path.lower().endswith((".npy", ".npz", ".mat")):
             arrays.check_options(options.array, ["leads"])
         found += _rows(root, path)
     return sorted(found)
@@ -103,7 +105,7 @@ def _rows(root: Path, path: str) -> list[str]:
         shape = _memory_map(regular_file(root, path)).shape
     except (Rejected, OSError):
         return [path]
-    return [f"{path}#{row}" for row in range(shape[0])] if len(shape) == 3 else [path]
+    return [f"{path}#{row}" for row in range(shape[0])] if len(shape) > 2 else [path]
 
 
 def _located(root: Path, record: str) -> tuple[str, int | None]:
@@ -133,9 +135,12 @@ def _shape(full: str, row: int | None, options: ArrayConfig) -> tuple[Sequence[i
         if ending == ".npz":
             with zipfile.ZipFile(full) as archive, archive.open(_member(archive, options.signals)) as file:
                 return _npy_shape(file), options
+        if ending == ".mat":
+            return matlab.array(full, options.signals).shape, options
         layout = _layout(full, options)
     samples = layout.lines - layout.skip
-    return (samples, len(layout.columns)), replace(options, leads=layout.leads, leads_last=layout.leads_last)
+    own = replace(options, leads=layout.leads, leads_last=layout.leads_last, units=layout.units or options.units)
+    return (samples, len(layout.columns)), own
 
 
 def _values(full: str, row: int | None, options: ArrayConfig) -> NDArray:
@@ -145,6 +150,8 @@ def _values(full: str, row: int | None, options: ArrayConfig) -> NDArray:
     if ending == ".npz":
         with zipfile.ZipFile(full) as archive, archive.open(_member(archive, options.signals)) as file:
             return npy.read_array(file, allow_pickle=False)
+    if ending == ".mat":
+        return matlab.array(full, options.signals)
     return _numbers(full, _layout(full, options))
 
 
@@ -165,7 +172,7 @@ def _memory_map(full: str) -> np.memmap:
 def _record_of(values: NDArray, row: int | None) -> NDArray:
     if row is None:
         return values
-    if values.ndim != 3:
+    if values.ndim < 3:
         raise Rejected("shape", f"a row of an array of shape {values.shape}, not three-dimensional")
     if row >= len(values):
         raise Rejected("missing_file", f"row {row} of {len(values)}")
@@ -209,6 +216,7 @@ class _Layout:
     columns: list[int]
     leads: list[str]
     leads_last: bool = True
+    units: str = ""
 
 
 def _layout(full: str, options: ArrayConfig) -> _Layout:
@@ -220,18 +228,32 @@ def _layout(full: str, options: ArrayConfig) -> _Layout:
         lines = _lines(file)
     if len(first) >= MAX_LINE - 4:
         raise Rejected("header", "a line that does not end")
+    first = first.removeprefix("#").lstrip()  # numpy.savetxt writes its header as a comment
     delimiter = next((mark for mark in ";\t," if mark in first), "")
     decimal = "," if delimiter in (";", "\t") and "," in (second or first) else "."
     words = [word.strip().strip("\"'").strip() for word in (first.split(delimiter) if delimiter else first.split())]
     skip = int(_is_header(words, decimal))
-    columns = [i for i, word in enumerate(words) if skip and lead_names.canonical(word)]
+    named = [_name_and_unit(word) for word in words]
+    columns = [i for i, (name, _) in enumerate(named) if skip and lead_names.canonical(name)]
     if columns:
-        return _Layout(delimiter, decimal, skip, lines, len(words), columns, [words[i] for i in columns])
+        units = {named[i][1] for i in columns}
+        if len(units) > 1:
+            raise Rejected("units", f"columns in {', '.join(sorted(unit or 'no unit' for unit in units))}")
+        names = [named[i][0] for i in columns]
+        return _Layout(delimiter, decimal, skip, lines, len(words), columns, names, units=units.pop())
     if not options.leads:
         raise Rejected("missing_lead", "the first line names no lead, and source.array.leads is not set")
     columns = list(range(int(bool(skip and not words[0])), len(words)))
     turned = len(columns) != len(options.leads) == lines - skip
     return _Layout(delimiter, decimal, skip, lines, len(words), columns, options.leads, not turned)
+
+
+def _name_and_unit(word: str) -> tuple[str, str]:
+    """(name, unit) of a column's title such as `II [uV]` or `aVR (mV)`; the unit is empty if none is stated."""
+    match = re.fullmatch(r"(.*?)[\s_]*[\[(]([^\[\]()]+)[\])]", word)
+    if not match or signal.to_millivolt(match[2].strip()) is None:
+        return word, ""
+    return match[1], match[2].strip()
 
 
 def _is_header(words: list[str], decimal: str) -> bool:

@@ -170,11 +170,14 @@ _WORDS = {
 }
 
 
+_BRACKETED = re.compile(r"(?=<[\w ]+>)")  # INCART: `<age>: 65 <sex>: F` on one line
+
+
 def words_of(comments: list[str]) -> dict[str, str]:
     """The values of comments such as `# Age: 63` and `#<age>: 63`; all other comments are ignored."""
     found: dict[str, str] = {}
-    for comment in comments:
-        key, colon, value = comment.partition(":")
+    for part in (part for comment in comments for part in _BRACKETED.split(comment)):
+        key, colon, value = part.partition(":")
         kind = _WORDS.get(key.strip().strip("<>").lower())
         if colon and kind and kind not in found:
             found[kind] = value.strip()
