@@ -271,7 +271,7 @@ from trainer.data.stream import Stream
 root = sys.argv[1]
 shards = Shards(root, "train")
 stream = Stream(shards, Order(shards.counts, 0, 4, 4), 0, 4, 0, 1, torch.device("cpu"))
-print(len(list(stream)))
+print(len(list(stream)), flush=True)
 [opened] = shards.hold([0])
 opened.read_ahead()
 os.truncate(f"{root}/train-000000.tar", 0)
