@@ -349,7 +349,8 @@ def _timing(who: Patient, rhythm: str, beats: Array) -> tuple[Array, Array]:
     centres = np.broadcast_to(OFFSETS, widths.shape).copy()
     centres[:, QRS] *= qrs
     peak = _qt(who.qtc, rr) - ONSET * qrs - 2.2 * widths[:, 8]
-    centres[:, P] -= (np.minimum(who.pr, 0.30 * rr + 0.04) - ONSET * qrs - 0.045)[:, None]
+    pr = np.minimum(who.pr, 0.30 * rr + 0.04)  # from P onset to QRS onset; the P wave's centre is 45 ms after its onset
+    centres[:, P] -= (pr + ONSET * qrs - 0.045)[:, None]
     centres[:, 6:] *= stretch
     centres[:, T] += peak[:, None]
     centres[:, U] += peak[:, None]

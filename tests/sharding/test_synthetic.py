@@ -162,6 +162,18 @@ def test_fibrillation_has_f_waves_and_no_p_wave(
         assert (recordings[i].vectors[:, synthetic.P] == 0).all()
 
 
+def test_the_p_wave_begins_a_pr_interval_before_the_qrs() -> None:
+    """From the onset of P to that of QRS, each 2.2 widths before the centre of its first kernel."""
+    for patient in range(60):
+        recording = synthetic.draw(4, patient, 0, 5.0, RATE)
+        if recording.rhythm not in SINUS or np.diff(recording.beats).mean() < 0.7:
+            continue
+        normal = ~recording.ventricular
+        first = [k.start for k in (synthetic.P, synthetic.QRS)]
+        onset = [(recording.centres[normal, k] - 2.2 * recording.widths[normal, k]).mean() for k in first]
+        assert onset[1] - onset[0] == pytest.approx(recording.patient.pr, abs=0.03)
+
+
 def test_t_wave_comes_later_at_slow_rates_and_in_women() -> None:
     """QT measured in the signal as the time from R to the peak of the T loop, and as the drawn QTc."""
     rows = []
@@ -170,8 +182,9 @@ def test_t_wave_comes_later_at_slow_rates_and_in_women() -> None:
         if recording.rhythm in SINUS:
             silent = dataclasses.replace(recording, noise=np.zeros_like(recording.noise))
             size = np.linalg.norm(synthetic.render([silent])[0, 6:], axis=0)
-            beat = next(b for b in recording.beats if b > 0.5)
-            after = size[int((beat + 0.15) * RATE) : int((beat + 0.46) * RATE)]
+            beat, following = recording.beats[recording.beats > 0.5][:2]
+            p = following - 0.5 * (recording.patient.pr + 0.04) - 0.06  # at fast rates the next P comes soon
+            after = size[int((beat + 0.15) * RATE) : int(min(beat + 0.46, p) * RATE)]
             rr = np.diff(recording.beats).mean()
             rows.append((0.15 + after.argmax() / RATE, rr, recording.patient.sex == "Female"))
     t, rr, female = np.array(rows).T
