@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from sharding import build_state, deidentify, progress
+from sharding import build_state, deidentify, equal, progress
 from sharding import plan as planning
 from sharding.options import BuildConfig, named
 from sharding.plan import Plan, ShardPlan
@@ -83,7 +84,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         remove_partial(folder)
     write_text(output / MANIFEST, replace(manifest, content_hash=content_hash(manifest)).to_json())
     flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
-    remarks = progress.remarks(plan)
+    remarks = [*progress.remarks(plan), *equal.remarks(output)]
     kept_windows = sum(s.samples for s in shards)
     return Outcome("built", kept_windows, patients, len(shards), rejected, flags, plan.codes_left_out, remarks)
 
@@ -127,7 +128,7 @@ def _write_tables(
     output: Path, config: BuildConfig, plan: Plan, number: dict[str, int]
 ) -> tuple[Cells, int, Counter[str]]:
     """Writes both tables, shard by shard -> (cells of the kept windows, their patients, counts of the reasons)."""
-    cells, patients = new_cells(), 0
+    cells, patients, signals, whose = new_cells(), 0, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     rejected: Counter[str] = Counter()
     public, private = tables(output)
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
@@ -141,6 +142,8 @@ def _write_tables(
                 table = _samples_of_shard(rows, windows, config, number[shard.name])
                 samples.write(table)
                 count_cells(cells, table)
+                signals.append(_signals(windows))
+                whose.append(table.column("patient").to_numpy())
                 patients += pc.count_distinct(table.column("patient")).as_py()  # none has samples in another shard
             rejected.update(r for r in windows.column("reason").to_pylist() if r)
             over = sum(rows.column("over").to_pylist())
@@ -159,6 +162,7 @@ def _write_tables(
                 )
             )
     write_text(output / PRIVATE / RECORDS_HASH, f"{sha256(private)}  {private.name}\n")  # as sha256sum writes it
+    equal.write(output, np.concatenate(signals), np.concatenate(whose))
     return cells, patients, rejected
 
 
@@ -173,6 +177,15 @@ class _Tables:
         if self._writer is None:
             self._writer = self._stack.enter_context(pq.ParquetWriter(self._path, table.schema))
         self._writer.write_table(table)
+
+
+def _signals(windows: pa.Table) -> NDArray[np.int64]:
+    """Check sums of a shard's kept windows; `equal.UNKNOWN` where a version without them built the shard."""
+    kept = windows.filter(pc.is_valid(windows.column("key")))
+    if "signal" not in kept.column_names:
+        return np.full(len(kept), equal.UNKNOWN)
+    found: NDArray[np.int64] = kept.column("signal").to_numpy()
+    return found
 
 
 def _samples_of_shard(rows: pa.Table, windows: pa.Table, config: BuildConfig, number: int) -> pa.Table:
@@ -204,7 +217,7 @@ def _lists(column: pa.ChunkedArray, separator: str) -> pa.Array:
 
 def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa.Table:
     names, over = rows.column("record").to_pylist(), rows.column("over").to_pylist()
-    of, window, reason, detail, key = (windows.column(c).to_pylist() for c in WINDOW_COLUMNS)
+    of, window, reason, detail, key = (windows.column(c).to_pylist() for c in WINDOW_COLUMNS[:5])
     full = [i for i, n in enumerate(over) if n]
     return _records(
         [names[i] for i in of] + [names[i] for i in full],

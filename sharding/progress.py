@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sharding import equal
 from sharding.build_state import failure_path, finished
 from sharding.options import REASONS
 from sharding.plan import Plan, read_plan
@@ -88,5 +89,5 @@ def status(output: Path) -> str:
         rejected.update(stats["rejected"])
         flags.update(stats["flags"])
     lines.append(reasons_table(sum(s["samples"] for s in done.values()), rejected, flags))
-    lines += [f"  {line}" for line in remarks(plan)]
+    lines += [f"  {line}" for line in (*remarks(plan), *equal.remarks(output))]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sharding import build_state, headers, signal, watchdog
+from sharding import build_state, equal, headers, signal, watchdog
 from sharding import plan as planning
 from sharding.options import BuildConfig
 from sharding.plan import ShardPlan
@@ -33,8 +33,8 @@ from umbra.schema import Geometry
 
 # What a build reads of a planned record.
 ROW_COLUMNS = ("record", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp", "windows")
-WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key")
-Row = tuple[int, int | None, str, str, str | None]
+WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key", "signal")  # the last a check sum (`equal`)
+Row = tuple[int, int | None, str, str, str | None, int | None]
 
 
 @dataclass
@@ -52,11 +52,11 @@ class _Tally:
         return cls(np.zeros(leads, np.int64), np.zeros(leads, np.int64), np.zeros(leads, np.int64))
 
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
-        self.rows.append((row, window, reason, detail, None))
+        self.rows.append((row, window, reason, detail, None, None))
 
     def keep(self, row: int, window: int, key: str, units: NDArray[np.int16], samples: NDArray[np.int64]) -> None:
         """`samples` [leads]: how many of each lead are real (the others are zeros)."""
-        self.rows.append((row, window, "", "", key))
+        self.rows.append((row, window, "", "", key, equal.checksum(units)))
         self.counts += samples
         self.sums += units.sum(axis=1, dtype=np.int64)
         self.squares += np.square(units, dtype=np.int32).sum(axis=1, dtype=np.int64)
@@ -95,7 +95,7 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
 
 def write_rows(output: Path, shard: ShardPlan, rows: Sequence[Row]) -> None:
     """What became of each window of a shard, for the finish."""
-    types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string())
+    types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string(), pa.int64())
     columns = (pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types))
     with atomic(build_state.rows_path(output, shard.name)) as path:
         pq.write_table(pa.table(dict(zip(WINDOW_COLUMNS, columns))), path)
