@@ -29,6 +29,7 @@ from umbra.files import atomic, remove_partial, sha256, write_text
 from umbra.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, content_hash, fingerprint
 
 RECORDS_HASH = "records.sha256"
+Cells = dict[str, deidentify.CellCounts]
 
 
 @dataclass
@@ -58,16 +59,35 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
     if not any(s.split == "train" for s, _ in kept):
         reasons = sum((Counter(t["rejected"]) for t in stats), Counter[str]())
         raise UserError(f"no window of the train split passed the checks: {named(reasons) or 'the split is empty'}")
+    cells, patients, rejected = _write_tables(output, config, plan, {s.name: i for i, (s, _) in enumerate(kept)})
+    facts = (config.rate, config.leads, config.samples, config.resolution_uv)
+    write_manifest(output, plan, kept, cells, _public_config(plan.content), *facts)
+    flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
+    remarks = [*progress.remarks(plan), *equal.remarks(output)]
+    kept_windows = sum(t["samples"] for _, t in kept)
+    return Outcome("built", kept_windows, patients, len(kept), rejected, flags, plan.codes_left_out, remarks)
+
+
+def write_manifest(
+    output: Path,
+    plan: Plan,
+    kept: Sequence[tuple[ShardPlan, Mapping[str, Any]]],
+    cells: Cells,
+    config: dict[str, Any],
+    rate: float,
+    leads: list[str],
+    samples: int,
+    resolution_uv: float,
+) -> None:
+    """Writes the manifest of the `kept` shards, each with its stats, whose tables are written; removes left-overs."""
     shards = [Shard(s.name, s.split, t["samples"], t["bytes"], t["sha256"]) for s, t in kept]
-    cells, patients, rejected = _write_tables(output, config, plan, {s.name: i for i, s in enumerate(shards)})
-    mean, deviation = moments([t for s, t in kept if s.split == "train"], config.resolution_uv)
-    geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
+    mean, deviation = moments([t for s, t in kept if s.split == "train"], resolution_uv)
     manifest = Manifest(
-        fingerprint=fingerprint(shards, geometry, config.rate, config.leads, config.resolution_uv),
-        rate=config.rate,
-        leads=config.leads,
-        samples=config.samples,
-        resolution_uv=config.resolution_uv,
+        fingerprint=fingerprint(shards, Geometry(len(leads), samples, plan.meta_bytes), rate, leads, resolution_uv),
+        rate=rate,
+        leads=leads,
+        samples=samples,
+        resolution_uv=resolution_uv,
         meta_bytes=plan.meta_bytes,
         shards=shards,
         lead_mean_mv=mean,
@@ -75,18 +95,13 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         patient_ids=plan.patient_ids,
         key_id=plan.key_id,
         counts={kind: counts.merged() for kind, counts in cells.items()},
-        config=_public_config(plan.content),
+        config=config,
         versions=_versions(),
         tables={SAMPLES: sha256(tables(output)[0])},
     )
-    remove_partial(output)
-    for folder in (output / PRIVATE, output / PRIVATE / build_state.STATS):
+    for folder in (output, output / PRIVATE, output / PRIVATE / build_state.STATS):
         remove_partial(folder)
     write_text(output / MANIFEST, replace(manifest, content_hash=content_hash(manifest)).to_json())
-    flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
-    remarks = [*progress.remarks(plan), *equal.remarks(output)]
-    kept_windows = sum(s.samples for s in shards)
-    return Outcome("built", kept_windows, patients, len(shards), rejected, flags, plan.codes_left_out, remarks)
 
 
 def _public_config(content: dict[str, Any]) -> dict[str, Any]:
@@ -115,9 +130,6 @@ def moments(stats: Sequence[Mapping[str, Any]], resolution_uv: float) -> tuple[l
     unit = resolution_uv / 1000.0
     variances = [(q * n - s * s) / (n * n) for s, q, n in zip(sums, squares, counts)]
     return [s / n * unit for s, n in zip(sums, counts)], [v**0.5 * unit for v in variances]
-
-
-Cells = dict[str, deidentify.CellCounts]
 
 
 def new_cells() -> Cells:

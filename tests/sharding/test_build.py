@@ -617,8 +617,9 @@ def test_vanished_input_stops_the_shard_and_the_same_command_goes_on(tmp_path):
     data, times = moved.read_bytes(), moved.stat().st_mtime_ns
     moved.unlink()
     found = plan.read_plan(output)
+    job = partial(building.build_shard, config, found.meta_bytes)
     with pytest.raises(UserError, match=r"1 shard failed: .*r0005_0 has vanished"):
-        building._build_shards(config, found, found.shards, None)
+        building.workers.write_shards(output, found, found.shards, job, None, "record")
     moved.write_bytes(data)
     os.utime(moved, ns=(times, times))
     assert build(root, output, "samples_per_shard=4").kept == 20
