@@ -83,6 +83,8 @@ def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey
         if not (output / PRIVATE / planning.PLAN_JSON).is_file():
             return _new_plan(output, config, key, pool)
     plan = planning.read_plan(output)
+    if "join" in plan.content:
+        raise UserError(f"output={output} holds a joined data set: choose another output")
     changes.refuse_other_config(output, plan, config, key.key_id)
     changes.refuse_other_table(output, plan, config)
     if config.tasks > 1 and headers.listing(config) == plan.listing:

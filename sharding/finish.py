@@ -144,8 +144,8 @@ def _write_tables(
     rejected: Counter[str] = Counter()
     public, private = tables(output)
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
-        samples = _Tables(samples_path, stack)
-        records = _Tables(records_path, stack)
+        samples = TableWriter(samples_path, stack)
+        records = TableWriter(records_path, stack)
         for shard in plan.shards:
             rows = planning.rows_of_shard(output, shard.ordinal)
             windows = pq.read_table(build_state.rows_path(output, shard.name))
@@ -164,7 +164,7 @@ def _write_tables(
             reasons = rows.column("reason").to_pylist()
             rejected.update(reasons)
             records.write(
-                _records(
+                record_rows(
                     rows.column("record").to_pylist(),
                     [None] * len(rows),
                     reasons,
@@ -173,12 +173,18 @@ def _write_tables(
                     None,
                 )
             )
-    write_text(output / PRIVATE / RECORDS_HASH, f"{sha256(private)}  {private.name}\n")  # as sha256sum writes it
+    write_records_hash(output)
     equal.write(output, np.concatenate(signals), np.concatenate(whose))
     return cells, patients, rejected
 
 
-class _Tables:
+def write_records_hash(output: Path) -> None:
+    """As `sha256sum` writes it."""
+    private = tables(output)[1]
+    write_text(output / PRIVATE / RECORDS_HASH, f"{sha256(private)}  {private.name}\n")
+
+
+class TableWriter:
     """A parquet file that grows by tables of one schema."""
 
     def __init__(self, path: Path, stack: contextlib.ExitStack):
@@ -231,7 +237,7 @@ def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa
     names, over = rows.column("record").to_pylist(), rows.column("over").to_pylist()
     of, window, reason, detail, key = (windows.column(c).to_pylist() for c in WINDOW_COLUMNS[:5])
     full = [i for i, n in enumerate(over) if n]
-    return _records(
+    return record_rows(
         [names[i] for i in of] + [names[i] for i in full],
         window + [None] * len(full),
         reason + ["patient_overflow"] * len(full),
@@ -241,7 +247,7 @@ def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa
     )
 
 
-def _records(
+def record_rows(
     record: list[str],
     window: list[int | None],
     reason: list[str],
@@ -249,6 +255,7 @@ def _records(
     key: list[str | None],
     shard: ShardPlan | None,
 ) -> pa.Table:
+    """Rows of `records.parquet`; one with a key was kept."""
     place = [shard if k is not None else None for k in key]
     return pa.table(
         {

@@ -38,7 +38,7 @@ REASONS = {
     "duplicate_lead": "a lead comes twice",
     "missing_lead": "a lead is missing and cannot be derived",
     "short": "shorter than one window",
-    "duplicate_record": "the table or the tar lists the record more than once",
+    "duplicate_record": "the table, the tar or another part of a join holds the record as well",
     "no_split": "the config puts it into no split",
     "patient_overflow": "a patient has more windows than fit into one shard",
     "nan": "missing samples",

@@ -371,7 +371,11 @@ def write_plan(output: Path, plan: Plan, rows: Iterator[pa.Table]) -> None:
             if writer is None:
                 writer = stack.enter_context(pq.ParquetWriter(path, part.schema))
             writer.write_table(part, row_group_size=len(part))
-    write_text(private / PLAN_JSON, plan.to_json())
+    write_json(output, plan)
+
+
+def write_json(output: Path, plan: Plan) -> None:
+    write_text(output / PRIVATE / PLAN_JSON, plan.to_json())
 
 
 def read_plan(output: Path) -> Plan:

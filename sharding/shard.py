@@ -38,7 +38,7 @@ Row = tuple[int, int | None, str, str, str | None, int | None]
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What a shard gathers as it is written: sums of the int16 units (exact), rows, reasons, remarks."""
 
     sums: NDArray[np.int64]
@@ -48,7 +48,7 @@ class _Tally:
     flags: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of_leads(cls, leads: int) -> _Tally:
+    def of_leads(cls, leads: int) -> Tally:
         return cls(np.zeros(leads, np.int64), np.zeros(leads, np.int64), np.zeros(leads, np.int64))
 
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
@@ -76,6 +76,13 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
             write_text(build_state.failure_path(output, shard.name), f"{error}\n")
         raise
     write_rows(output, shard, tally.rows)
+    write_stats(output, shard, tally, count, shard_hash, geometry, started)
+
+
+def write_stats(
+    output: Path, shard: ShardPlan, tally: Tally, count: int, shard_hash: str, geometry: Geometry, started: float
+) -> None:
+    """What a finished shard holds. Without it the shard is not finished."""
     stats = {
         "name": shard.name,
         "samples": count,
@@ -101,13 +108,11 @@ def write_rows(output: Path, shard: ShardPlan, rows: Sequence[Row]) -> None:
         pq.write_table(pa.table(dict(zip(WINDOW_COLUMNS, columns))), path)
 
 
-def _write_shard(
-    config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: Any
-) -> tuple[_Tally, str, int, Geometry]:
+def _write_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: Any) -> tuple[Tally, str, int, Geometry]:
     output = Path(config.output)
     source = protocol.module(config.source.format)
     geometry = Geometry(len(config.leads), config.samples, meta_bytes)
-    tally = _Tally.of_leads(geometry.leads)
+    tally = Tally.of_leads(geometry.leads)
     table = planning.rows_of_shard(output, shard.ordinal, ROW_COLUMNS)
     rows = [dict(zip(ROW_COLUMNS, row)) for row in zip(*map(planning.values, table.columns))]
     with atomic(output / shard.name) as path:
@@ -196,7 +201,7 @@ def _read(source: protocol.Source, config: BuildConfig, row: dict[str, Any], pie
 def _add_record(
     config: BuildConfig,
     writer: ShardWriter,
-    tally: _Tally,
+    tally: Tally,
     number: int,
     row: dict[str, Any],
     recording: protocol.Recording,

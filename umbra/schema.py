@@ -86,9 +86,9 @@ class Manifest:
     """What `manifest.json` holds. Written last: without it the data set does not exist.
 
     `rate` in Hz, `samples` per lead and window, `resolution_uv` microvolt per int16 unit, `lead_mean_mv` and
-    `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order. `tables`: the
-    sha256 of `samples.parquet`, `content_hash`: that of all other fields (both empty in data sets of before they were
-    kept).
+    `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order. `key_id`: the
+    pseudonym key's public name (of a joined set those of all keys, with + between). `tables`: the sha256 of
+    `samples.parquet`, `content_hash`: that of all other fields (both empty in data sets of before they were kept).
     """
 
     fingerprint: str

@@ -72,6 +72,10 @@ def report(output: Path, input: Path | None = None) -> Path:
     if input is not None and not input.is_dir():
         raise UserError(f"input={input} is no folder: give the one that the data set was built from")
     manifest = read_manifest(output)
+    if input is not None and "parts" in manifest.config:
+        raise UserError(
+            f"input={input}: {output} was joined and has no one input; draw a report of the part with its input"
+        )
     counts = count(output, manifest)
     measured = {name: measure(output, manifest, rows) for name, rows in counts.picked.items()}
     found = _summary(output, manifest, counts, measured)

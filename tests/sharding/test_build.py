@@ -555,8 +555,8 @@ def test_a_patient_of_two_parts_is_one(tmp_path):
     assert (outcome.kept, outcome.patients) == (24, 12)
 
 
-def test_data_sets_are_joined_by_reading_their_shards(tmp_path):
-    """As README has it: the windows of two built sets, each with its source's name, spread over new shards."""
+def test_shards_are_read_back_as_tars(tmp_path):
+    """The windows of two built sets, each with its source's name, spread over new shards with new splits."""
     for n, name in enumerate(("one", "two")):
         write_folder(tmp_path / name, 20 * (n + 1), 2)
         build(tmp_path / name, tmp_path / "built" / name, f"source.name={name}")
