@@ -17,7 +17,7 @@ USAGE = """python -m sharding COMMAND
   synth key=value ...                   write synthetic WFDB recordings (output=FOLDER)
   build CONFIG.yaml key=value ...       recordings -> shards (input=FOLDER output=FOLDER rate=100 seconds=10 workers=2)
   build CONFIG.yaml ... --dry-run       print the resolved config and what would be done
-  join PART PART ... output=FOLDER      built sets -> one, with their splits and labels (workers=2; --dry-run)
+  join PART PART ... output=FOLDER      built sets -> one, with their splits and labels (workers=2 --dry-run)
   status FOLDER                         how far a build is
   verify FOLDER                         re-read a finished data set and compare it with its manifest
   report FOLDER [input=FOLDER]          a page of pictures and numbers (with the input: examples of the rejected)

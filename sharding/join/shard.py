@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sharding.join.place import NONE, Base
 from sharding.join.state import State, read
 from sharding.plan import ShardPlan
 from sharding.shard import Tally, write_stats
+from sharding.sources.protocol import read_at
 from sharding.writer import ShardWriter
 from umbra.errors import UserError
 from umbra.files import atomic, sha256, write_text
@@ -106,24 +107,20 @@ def _write_tar(
     geometry = Geometry(len(first.leads), first.samples, max(part.manifest.meta_bytes for part in state.parts))
     tally, leads = Tally.of_leads(geometry.leads), np.array(first.leads)
     _refuse_damaged(state, base)
-    came = set(rows.filter(pc.not_equal(_places(rows), _place(base))).column("patient").to_pylist())
-    seen: set[tuple[int, int]] = set()
-    with contextlib.ExitStack() as stack, atomic(output / shard.name) as path:
-        file = stack.enter_context(open(path, "wb", buffering=1 << 20))
-        writer, tars = ShardWriter(file, geometry, shard.ordinal), _Tars(state.parts, stack)
+    tars, present = [_Tars(part) for part in state.parts], lru_cache(partial(np.isin, leads))
+    repeated = _repeated(rows, base)
+    with atomic(output / shard.name) as path, open(path, "wb", buffering=1 << 20) as file:
+        writer = ShardWriter(file, geometry, shard.ordinal)
         columns = (rows.column(c).to_pylist() for c in ("part", "shard", "index", "key", "patient", "leads"))
         for place, (part, number, index, key, patient, there) in enumerate(zip(*columns)):
-            units, meta = tars.sample(part, number, index, key)
-            this = (patient, equal.checksum(units))
-            if patient in came and this in seen and (part, number) != (base.part, base.number):
+            units, meta = tars[part].sample(number, index, key)
+            if repeated(patient, units, (part, number)):
                 tally.reject(place, None, "duplicate_record", "an equal window of this patient stands in another part")
             else:
                 flags = json.loads(meta).get("flags", [])
-                real = np.isin(leads, there) * (_length(units) if "padded" in flags else geometry.samples)
+                real = present(tuple(there)) * (_length(units) if "padded" in flags else geometry.samples)
                 tally.keep(place, 0, writer.add(units, meta.ljust(geometry.meta_bytes)), units, real)
                 tally.flags.update(flags)
-            if patient in came:
-                seen.add(this)
             if tick is not None:
                 tick(1)
         digest = writer.close()
@@ -131,6 +128,22 @@ def _write_tar(
         (output / shard.name).unlink()
     _take_counts(state, base, tally, rows)
     return tally, writer.count, digest, geometry
+
+
+def _repeated(rows: pa.Table, base: Base) -> Callable[[int, NDArray[np.int16], tuple[int, int]], bool]:
+    """A test, in the order of `rows`, whether a window that came from elsewhere is one that its patient has already."""
+    came = set(rows.filter(pc.not_equal(_places(rows), _place(base))).column("patient").to_pylist())
+    seen: set[tuple[int, int]] = set()
+
+    def repeated(patient: int, units: NDArray[np.int16], where: tuple[int, int]) -> bool:
+        if patient not in came:
+            return False
+        this = (patient, equal.checksum(units))
+        known = this in seen
+        seen.add(this)
+        return known and where != (base.part, base.number)
+
+    return repeated
 
 
 def _places(rows: pa.Table) -> pa.Array:
@@ -174,32 +187,26 @@ def _refuse_damaged(state: State, base: Base) -> None:
 
 
 class _Tars:
-    """The parts' tars, opened as they are needed."""
+    """The samples of a part's tars."""
 
-    def __init__(self, parts: Sequence[Part], stack: contextlib.ExitStack):
-        self._parts, self._stack = parts, stack
-        self._open: dict[tuple[int, int], int] = {}
+    def __init__(self, part: Part):
+        g, self._part = part.manifest.geometry, part
+        self._first, self._stride, self._header = g.first, g.stride, npy_header(g.leads, g.samples)
+        self._shape, self._end = (g.leads, g.samples), g.first + g.array_bytes
+        self._meta = slice(g.stride - -(-g.meta_bytes // BLOCK) * BLOCK, None)
 
-    def sample(self, part: int, number: int, index: int, key: str) -> tuple[NDArray[np.int16], bytes]:
-        """(int16 `[leads, samples]`, metadata) of a sample. Raises `UserError` if it is not there."""
-        manifest = self._parts[part].manifest
-        g, path = manifest.geometry, self._parts[part].path / manifest.shards[number].name
-        if (part, number) not in self._open:
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise UserError(f"{path} is missing: copy or build that part again") from error
-            self._stack.callback(os.close, handle)
-            self._open[part, number] = handle
-        data = os.pread(self._open[part, number], g.stride, index * g.stride)
-        array, meta = data[g.first : g.first + g.array_bytes], data[-(-g.meta_bytes // BLOCK) * -BLOCK :]
-        if (
-            len(data) < g.stride
-            or not data.startswith(f"{key}.ecg.npy\0".encode())
-            or (data[BLOCK : g.first] != npy_header(g.leads, g.samples))
-        ):
+    def sample(self, number: int, index: int, key: str) -> tuple[NDArray[np.int16], bytes]:
+        """(int16 `[leads, samples]`, metadata) of a sample of a shard. Raises `UserError` if it is not there."""
+        path = self._part.path / self._part.manifest.shards[number].name
+        try:
+            data = read_at(str(path), index * self._stride, self._stride)
+        except FileNotFoundError:
+            data = b""
+        good = len(data) == self._stride and data[BLOCK : self._first] == self._header
+        if not good or not data.startswith(f"{key}.ecg.npy\0".encode()):
             raise UserError(f"{path}: sample {key} is not where it should be: copy or build that part again")
-        return np.frombuffer(array, DTYPE).reshape(g.leads, g.samples), meta[: g.meta_bytes].rstrip()
+        array = np.frombuffer(data[self._first : self._end], DTYPE).reshape(self._shape)
+        return array, data[self._meta].rstrip(b" \0")
 
 
 # ---- the tables ----

@@ -64,9 +64,9 @@ class SourceConfig:
     """Folder -> the name of the source (a site, a set) whose records lie below any folder of that name; the others
     are `name`'s."""
     patient_pattern: str = ""
-    """A regular expression with one group, searched for in each record's path below the input (without `.hea`): the
-    group is the patient's id, as `^([^/]+)/` makes it the first folder. Where it matches, it goes before the table and
-    the header (empty: these alone name patients)."""
+    """A regular expression with one group, searched for in each record's path below the input (without `.hea`; of a
+    file of many, `FILE#ID`): the group is the patient's id, as `^([^/]+)/` makes it the first folder. Where it matches,
+    it goes before the table and the header (empty: these alone name patients)."""
     vocabulary: list[str] = field(default_factory=list)
     """Codes and words that may leave `private/` beside those of sharding/vocabulary.py (CinC's SNOMED CT concepts,
     PTB-XL's statements)."""

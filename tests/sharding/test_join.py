@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -29,6 +30,7 @@ from sharding.join import JoinConfig, place
 from sharding.options import BuildConfig
 from sharding.report import report, summary
 from sharding.verify import verify
+from tests.support.handmade import make_shards
 from tests.support.recordings import LEADS, beats, write_folder, write_record
 from trainer.data.exclude import changes
 from trainer.data.metadata import Metadata
@@ -509,6 +511,37 @@ def test_the_command_line(sets, joined, tmp_path, capsys, monkeypatch):
     build(sets / "two", tmp_path / "built")
     with pytest.raises(UserError, match="was built, not joined"):
         join(tmp_path / "built", *map(Path, parts))
+
+
+def test_sets_of_other_versions(tmp_path):
+    """Smaller places for the metadata, no column of leads, no hash of the table, no private/, no name."""
+    old = make_shards(tmp_path / "old", {s: ["SR", "AFIB", "STACH"] * 4 for s in SPLITS}, shards_of_train=3)
+    table = pq.read_table(old / "samples.parquet")
+    with pq.ParquetWriter(old / "samples.parquet", table.schema) as writer:  # a row group a shard, as builds have it
+        for number in range(len(read_manifest(old).shards)):
+            writer.write_table(table.filter(pc.equal(table.column("shard"), number)))
+    write_folder(tmp_path / "in", 6)
+    build(tmp_path / "in", tmp_path / "new", "seconds=2.56")
+    join(tmp_path / "out", old, tmp_path / "new")
+    found, known = windows(tmp_path / "out"), windows(old)
+    assert read_manifest(tmp_path / "out").meta_bytes == 512
+    assert len(found) == 36 + 18
+    of_old = {w["bytes"]: (w["split"], w["row"]["patient"], w["row"]["codes"]) for w in known}
+    assert {w["bytes"]: (w["split"], w["row"]["patient"], w["row"]["codes"]) for w in found if not w["meta"]} == of_old
+    assert all(w["row"]["leads"] == list(LEADS) for w in found)
+    train = np.stack([w["x"] for w in found if w["split"] == "train"]).astype(float) / 1000
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.lead_mean_mv == pytest.approx(train.mean(axis=(0, 2)).tolist(), abs=1e-12)
+    assert manifest.lead_std_mv == pytest.approx(train.std(axis=(0, 2)).tolist(), rel=1e-9)
+    assert Shards(tmp_path / "out", "train").count == len(train)
+
+
+def test_parts_that_were_treated_differently_are_told(sets, tmp_path):
+    write_folder(tmp_path / "in", 8)
+    build(tmp_path / "in", tmp_path / "flat", "source.name=flat", "high_pass=0.5")
+    outcome = join(tmp_path / "out", sets / "wide", tmp_path / "flat")
+    assert "parts were built with different high_pass: 0.5 (flat), 0.0 (wfdb)" in outcome.remarks
+    assert "parts were built with different min_seconds: 0.0 (flat), 5.0 (wfdb)" in outcome.remarks
 
 
 def test_nothing_of_the_parts_paths_leaves_private(sets, joined):
