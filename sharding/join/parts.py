@@ -19,10 +19,10 @@ from umbra.schema import PRIVATE, SAMPLE_COLUMNS, Manifest, content_hash, finger
 
 # What must be equal, and the key of a build that makes it so.
 ALIKE = {
-    "rate": ("rate", "{:g} Hz"),
+    "rate": ("rate", "{:.9g} Hz"),
     "leads": ("leads", "{}"),
     "samples": ("seconds", "{} samples a window"),
-    "resolution_uv": ("resolution_uv", "{:g} µV a step"),
+    "resolution_uv": ("resolution_uv", "{:.9g} µV a step"),
 }
 TREATED = ("high_pass", "min_seconds", "missing_leads")  # may differ, and is told
 
@@ -99,11 +99,11 @@ def refuse_unlike(parts: Sequence[Part], distinct_patients: bool) -> None:
     first = parts[0]
     for part in parts[1:]:
         for name, (key, form) in ALIKE.items():
-            one, other = (form.format(getattr(p.manifest, name)) for p in (first, part))
+            one, other = (getattr(p.manifest, name) for p in (first, part))
             if one != other:
                 wanted = _as_word(key, first.manifest)
                 way = f"build {part.label} again, from its recordings, with {wanted}"
-                raise UserError(f"{first.label} has {one}, {part.label} {other}: {way}")
+                raise UserError(f"{first.label} has {form.format(one)}, {part.label} {form.format(other)}: {way}")
     label_types(parts)
     keys: dict[str, str] = {}
     for leaf in (leaf for part in parts for leaf in part.leaves):
