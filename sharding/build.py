@@ -1,4 +1,4 @@
-"""From recordings to shards, by any number of workers, machines and restarts: plan -> `shard` -> `finish`."""
+"""Builds shards from recordings, with any number of workers, machines and restarts: plan -> `shard` -> `finish`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 
 def build(config: BuildConfig, pool: Executor | None = None) -> Outcome:
-    """Builds the data set at `config.output`, or what is left of it. Raises `UserError` for what the user can fix.
+    """Builds the data set at `config.output`, or what remains to be built. Raises `UserError`.
 
-    `pool`: workers that are there already; by default it starts `config.workers` of its own.
+    `pool`: existing workers; by default `config.workers` are started.
     """
     config = validated(config)
     if pool is None:
@@ -46,7 +46,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
             if (output / MANIFEST).is_file():
                 if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
                     return Outcome("already built")
-                (output / MANIFEST).unlink()  # something was lost since: it is built again
+                (output / MANIFEST).unlink()  # something has been deleted since and is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         job = partial(build_shard, config, plan.meta_bytes)
         workers.write_shards(output, plan, todo, job, pool, "record")
@@ -61,7 +61,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
 
 
 def dry_run(config: BuildConfig) -> str:
-    """What `build` would do, from the headers, without writing anything."""
+    """What `build` would do, as text; reads the headers and writes nothing."""
     config = validated(config)
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
     known = headers.survey(config, planning.wanted_split)
@@ -78,7 +78,7 @@ def dry_run(config: BuildConfig) -> str:
 
 
 def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey, pool: Executor | None) -> Plan:
-    """The plan of the output: read and compared if there is one, else made by the first task that comes."""
+    """The plan of the output: read and checked if it exists, otherwise made by the first task to get the lock."""
     with lock(output / PRIVATE / "plan.lock"):
         if not (output / PRIVATE / planning.PLAN_JSON).is_file():
             return _new_plan(output, config, key, pool)
@@ -88,7 +88,7 @@ def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey
     changes.refuse_other_config(output, plan, config, key.key_id)
     changes.refuse_other_table(output, plan, config)
     if config.tasks > 1 and headers.listing(config) == plan.listing:
-        return plan  # each task sees to the files of its own shards, as it reads them
+        return plan  # each task checks the files of its own shards when it reads them
     known = headers.survey(config, planning.wanted_split)
     changes.refuse_other_records(output, known)
     if config.tasks == 1:

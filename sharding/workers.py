@@ -37,7 +37,7 @@ def guarded(output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _out_of_space(output: Path) -> Iterator[None]:
-    """Disk trouble at the output is the user's to fix: one line, and the same command goes on afterwards."""
+    """Converts write errors at the output that the user can fix to `UserError`; the same command then resumes."""
     try:
         yield
     except OSError as error:
@@ -62,7 +62,7 @@ def worker_pool(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     context = multiprocessing.get_context("forkserver")
-    # pyarrow imports pandas, if it is there, as soon as it makes an array
+    # pyarrow imports pandas, if installed, when it creates its first array
     context.set_forkserver_preload(["sharding.build", "sharding.sources.wfdb", "scipy.signal", "scipy.fft", "pandas"])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
     try:
@@ -72,7 +72,7 @@ def worker_pool(workers: int) -> Iterator[Executor | None]:
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed ends as well."""
+    """Ends this worker when its parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -119,12 +119,12 @@ def write_shards(
 
 @contextlib.contextmanager
 def _broken_workers(output: Path) -> Iterator[None]:
-    """The end of a worker is reported with what it noted before."""
+    """Reports a dead worker with the failure that it recorded, if any."""
     try:
         yield
     except BrokenProcessPool as error:
         noted = [
             path.read_text().strip() for path in sorted(build_state.failure_path(output, "x").parent.glob("*.failed"))
         ]
-        why = noted[0] if noted else "a worker ended (out of memory, or a read that hangs?): fewer workers need less"
+        why = noted[0] if noted else "a worker died (out of memory, or a hanging read?): fewer workers need less memory"
         raise UserError(f"{why}; fix that and run the same command again") from error

@@ -134,7 +134,7 @@ def _refuse_damaged(state: State, base: Base) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing: copy or build that part again")
     if sha256(path) != shard.sha256:
-        raise UserError(f"{path} has another sha256 than its manifest says: copy or build that part again")
+        raise UserError(f"{path} does not have the sha256 in its manifest: copy or build that part again")
 
 
 class _Tars:

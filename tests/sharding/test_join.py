@@ -438,7 +438,7 @@ def test_damaged_parts_are_named(sets, tmp_path):
     data = bytearray(shard.read_bytes())
     data[30_000] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(UserError, match=r"1 shard failed: .*wide/train-000001.tar has another sha256"):
+    with pytest.raises(UserError, match=r"1 shard failed: .*wide/train-000001.tar does not have the sha256"):
         join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert "1 failed" in progress.status(tmp_path / "out")
@@ -446,7 +446,7 @@ def test_damaged_parts_are_named(sets, tmp_path):
     join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
     assert verify(tmp_path / "out")
     (tmp_path / "wide" / "samples.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match=r"wide/samples.parquet has another sha256"):
+    with pytest.raises(UserError, match=r"wide/samples.parquet does not have the sha256"):
         join(tmp_path / "new", tmp_path / "site", tmp_path / "wide")
     manifest = tmp_path / "site" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"samples": 7', '"samples": 6'))
@@ -459,7 +459,7 @@ def test_verify_finds_what_was_changed(joined, tmp_path):
     path = tmp_path / "out" / "private" / "records.parquet"
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
-    with pytest.raises(UserError, match=r"records.parquet has another sha256"):
+    with pytest.raises(UserError, match=r"records.parquet does not have the sha256"):
         verify(tmp_path / "out")
 
 
