@@ -85,7 +85,7 @@ def pretend_shards(folder: str) -> None:
     output = Path(folder) / "out"
     for planned in plan.read_plan(output).shards:
         keys = (writer.key(planned.ordinal, i) for i in range(planned.windows))
-        shard.write_rows(output, planned, [(i, 0, "", "", key) for i, key in enumerate(keys)])
+        shard.write_rows(output, planned, [(i, 0, "", "", key, i) for i, key in enumerate(keys)])
         sums = {name: [1] * len(CANONICAL) for name in ("sums", "squares", "counts")}
         stats = {"samples": planned.windows, "bytes": 0, "sha256": "", "rejected": {}, "flags": {}, **sums}
         write_text(build_state.stats_path(output, planned.name), json.dumps({"name": planned.name, **stats}))

@@ -84,7 +84,7 @@ def build(root: Path, output: Path, target: int, workers: int) -> float:
     """Records per second of a whole build: headers, plan, shards, tables, manifest."""
     words = [f"input={root}", f"output={output}", f"rate={target}", f"workers={workers}", "source.public=true"]
     config = load(BuildConfig, None, [*words, "samples_per_shard=500"])
-    with building.worker_pool(workers) as pool:
+    with building.workers.worker_pool(workers) as pool:
         if pool is not None:
             list(pool.map(time.sleep, [0.5] * workers))  # until the workers have finished their imports
         started = time.perf_counter()

@@ -1,18 +1,23 @@
-"""`python -m sharding synth | build | status | verify | report`: from recordings to a sharded data set."""
+"""`python -m sharding synth | build | join | status | verify | report`: from recordings to a sharded data set."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from umbra.config import command, dump, load, split_words
 from umbra.errors import UserError
+
+if TYPE_CHECKING:
+    from sharding.finish import Outcome
 
 USAGE = """python -m sharding COMMAND
 
   synth key=value ...                   write synthetic WFDB recordings (output=FOLDER)
   build CONFIG.yaml key=value ...       recordings -> shards (input=FOLDER output=FOLDER rate=100 seconds=10 workers=2)
   build CONFIG.yaml ... --dry-run       print the resolved config and what would be built
+  join PART PART ... output=FOLDER      join built data sets, keeping splits and labels (workers=2 --dry-run)
   status FOLDER                         show the progress of a build
   verify FOLDER                         re-read a finished data set and compare it with its manifest
   report FOLDER [input=FOLDER]          write an HTML report (with the input: examples of rejected records)
@@ -20,7 +25,7 @@ USAGE = """python -m sharding COMMAND
 
 
 def main(words: list[str]) -> int:
-    commands = {"synth": synth, "build": build, "status": status, "verify": verify, "report": report}
+    commands = {"synth": synth, "build": build, "join": join, "status": status, "verify": verify, "report": report}
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -41,7 +46,6 @@ def synth(words: list[str]) -> None:
 def build(words: list[str]) -> None:
     from sharding import build as building
     from sharding.options import BuildConfig
-    from sharding.progress import reasons_table
 
     dry = "--dry-run" in words
     config = load(BuildConfig, *split_words([word for word in words if word != "--dry-run"]))
@@ -55,11 +59,33 @@ def build(words: list[str]) -> None:
     if outcome.state == "waiting":
         print(f"task {config.task} of {config.tasks} is done; the task that finishes last writes the manifest")
         return
+    _tell(outcome, config.output)
+
+
+def join(words: list[str]) -> None:
+    from sharding import join as joining
+
+    given = [word for word in words if word != "--dry-run"]
+    config = load(joining.JoinConfig, None, [word for word in given if "=" in word])
+    config.parts += [word for word in given if "=" not in word]
+    if "--dry-run" in words:
+        print(joining.dry_run(config))
+        return
+    outcome = joining.join(config)
+    if outcome.state == "already built":
+        print(f"{config.output} is already joined from these parts: nothing to do")
+        return
+    _tell(outcome, config.output)
+
+
+def _tell(outcome: Outcome, output: str) -> None:
+    from sharding.progress import reasons_table
+
     print(reasons_table(outcome.kept, outcome.rejected, outcome.flags))
     for line in outcome.remarks:
         print(f"  {line}")
     print(
-        f"{outcome.kept:,} windows of {outcome.patients:,} patients in {outcome.shards} shards at {config.output}, "
+        f"{outcome.kept:,} windows of {outcome.patients:,} patients in {outcome.shards} shards at {output}, "
         f"{outcome.seconds:.1f} s"
     )
 

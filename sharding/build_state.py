@@ -21,6 +21,11 @@ def rows_path(output: Path, shard: str) -> Path:
     return output / PRIVATE / STATS / f"{shard}.parquet"
 
 
+def records_path(output: Path, shard: str) -> Path:
+    """What became of the records of a joined shard."""
+    return output / PRIVATE / STATS / f"{shard}.records.parquet"
+
+
 def failure_path(output: Path, shard: str) -> Path:
     return output / PRIVATE / STATS / f"{shard}.failed"
 

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from sharding import build_state, deidentify, progress
+from sharding import build_state, deidentify, equal, progress
 from sharding import plan as planning
 from sharding.options import BuildConfig, named
 from sharding.plan import Plan, ShardPlan
@@ -28,6 +29,7 @@ from umbra.files import atomic, remove_partial, sha256, write_text
 from umbra.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, content_hash, fingerprint
 
 RECORDS_HASH = "records.sha256"
+Cells = dict[str, deidentify.CellCounts]
 
 
 @dataclass
@@ -57,16 +59,35 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
     if not any(s.split == "train" for s, _ in kept):
         reasons = sum((Counter(t["rejected"]) for t in stats), Counter[str]())
         raise UserError(f"no window of the train split passed the checks: {named(reasons) or 'the split is empty'}")
+    cells, patients, rejected = _write_tables(output, config, plan, {s.name: i for i, (s, _) in enumerate(kept)})
+    facts = (config.rate, config.leads, config.samples, config.resolution_uv)
+    write_manifest(output, plan, kept, cells, _public_config(plan.content), *facts)
+    flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
+    remarks = [*progress.remarks(plan), *equal.remarks(output)]
+    kept_windows = sum(t["samples"] for _, t in kept)
+    return Outcome("built", kept_windows, patients, len(kept), rejected, flags, plan.codes_left_out, remarks)
+
+
+def write_manifest(
+    output: Path,
+    plan: Plan,
+    kept: Sequence[tuple[ShardPlan, Mapping[str, Any]]],
+    cells: Cells,
+    config: dict[str, Any],
+    rate: float,
+    leads: list[str],
+    samples: int,
+    resolution_uv: float,
+) -> None:
+    """Writes the manifest of the `kept` shards, each with its stats, whose tables are written; removes left-overs."""
     shards = [Shard(s.name, s.split, t["samples"], t["bytes"], t["sha256"]) for s, t in kept]
-    cells, patients, rejected = _write_tables(output, config, plan, {s.name: i for i, s in enumerate(shards)})
-    mean, deviation = moments([t for s, t in kept if s.split == "train"], config.resolution_uv)
-    geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
+    mean, deviation = moments([t for s, t in kept if s.split == "train"], resolution_uv)
     manifest = Manifest(
-        fingerprint=fingerprint(shards, geometry, config.rate, config.leads, config.resolution_uv),
-        rate=config.rate,
-        leads=config.leads,
-        samples=config.samples,
-        resolution_uv=config.resolution_uv,
+        fingerprint=fingerprint(shards, Geometry(len(leads), samples, plan.meta_bytes), rate, leads, resolution_uv),
+        rate=rate,
+        leads=leads,
+        samples=samples,
+        resolution_uv=resolution_uv,
         meta_bytes=plan.meta_bytes,
         shards=shards,
         lead_mean_mv=mean,
@@ -74,18 +95,13 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         patient_ids=plan.patient_ids,
         key_id=plan.key_id,
         counts={kind: counts.merged() for kind, counts in cells.items()},
-        config=_public_config(plan.content),
+        config=config,
         versions=_versions(),
         tables={SAMPLES: sha256(tables(output)[0])},
     )
-    remove_partial(output)
-    for folder in (output / PRIVATE, output / PRIVATE / build_state.STATS):
+    for folder in (output, output / PRIVATE, output / PRIVATE / build_state.STATS):
         remove_partial(folder)
     write_text(output / MANIFEST, replace(manifest, content_hash=content_hash(manifest)).to_json())
-    flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
-    remarks = progress.remarks(plan)
-    kept_windows = sum(s.samples for s in shards)
-    return Outcome("built", kept_windows, patients, len(shards), rejected, flags, plan.codes_left_out, remarks)
 
 
 def _public_config(content: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +132,6 @@ def moments(stats: Sequence[Mapping[str, Any]], resolution_uv: float) -> tuple[l
     return [s / n * unit for s, n in zip(sums, counts)], [v**0.5 * unit for v in variances]
 
 
-Cells = dict[str, deidentify.CellCounts]
-
-
 def new_cells() -> Cells:
     return {kind: deidentify.CellCounts() for kind in ("source", "sex", "age", "codes")}
 
@@ -127,12 +140,12 @@ def _write_tables(
     output: Path, config: BuildConfig, plan: Plan, number: dict[str, int]
 ) -> tuple[Cells, int, Counter[str]]:
     """Writes both tables, shard by shard -> (cells of the kept windows, number of patients, rejections by reason)."""
-    cells, patients = new_cells(), 0
+    cells, patients, signals, whose = new_cells(), 0, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     rejected: Counter[str] = Counter()
     public, private = tables(output)
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
-        samples = _Tables(samples_path, stack)
-        records = _Tables(records_path, stack)
+        samples = TableWriter(samples_path, stack)
+        records = TableWriter(records_path, stack)
         for shard in plan.shards:
             rows = planning.rows_of_shard(output, shard.ordinal)
             windows = pq.read_table(build_state.rows_path(output, shard.name))
@@ -141,6 +154,8 @@ def _write_tables(
                 table = _samples_of_shard(rows, windows, config, number[shard.name])
                 samples.write(table)
                 count_cells(cells, table)
+                signals.append(_signals(windows))
+                whose.append(table.column("patient").to_numpy())
                 patients += pc.count_distinct(table.column("patient")).as_py()  # no patient is in two shards
             rejected.update(r for r in windows.column("reason").to_pylist() if r)
             over = sum(rows.column("over").to_pylist())
@@ -149,7 +164,7 @@ def _write_tables(
             reasons = rows.column("reason").to_pylist()
             rejected.update(reasons)
             records.write(
-                _records(
+                record_rows(
                     rows.column("record").to_pylist(),
                     [None] * len(rows),
                     reasons,
@@ -158,11 +173,18 @@ def _write_tables(
                     None,
                 )
             )
-    write_text(output / PRIVATE / RECORDS_HASH, f"{sha256(private)}  {private.name}\n")  # as sha256sum writes it
+    write_records_hash(output)
+    equal.write(output, np.concatenate(signals), np.concatenate(whose))
     return cells, patients, rejected
 
 
-class _Tables:
+def write_records_hash(output: Path) -> None:
+    """In the format of `sha256sum`."""
+    private = tables(output)[1]
+    write_text(output / PRIVATE / RECORDS_HASH, f"{sha256(private)}  {private.name}\n")
+
+
+class TableWriter:
     """A parquet file to which tables of one schema are appended."""
 
     def __init__(self, path: Path, stack: contextlib.ExitStack):
@@ -173,6 +195,15 @@ class _Tables:
         if self._writer is None:
             self._writer = self._stack.enter_context(pq.ParquetWriter(self._path, table.schema))
         self._writer.write_table(table)
+
+
+def _signals(windows: pa.Table) -> NDArray[np.int64]:
+    """Check sums of a shard's kept windows; `equal.UNKNOWN` where a version without them built the shard."""
+    kept = windows.filter(pc.is_valid(windows.column("key")))
+    if "signal" not in kept.column_names:
+        return np.full(len(kept), equal.UNKNOWN)
+    found: NDArray[np.int64] = kept.column("signal").to_numpy()
+    return found
 
 
 def _samples_of_shard(rows: pa.Table, windows: pa.Table, config: BuildConfig, number: int) -> pa.Table:
@@ -204,9 +235,9 @@ def _lists(column: pa.ChunkedArray, separator: str) -> pa.Array:
 
 def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa.Table:
     names, over = rows.column("record").to_pylist(), rows.column("over").to_pylist()
-    of, window, reason, detail, key = (windows.column(c).to_pylist() for c in WINDOW_COLUMNS)
+    of, window, reason, detail, key = (windows.column(c).to_pylist() for c in WINDOW_COLUMNS[:5])
     full = [i for i, n in enumerate(over) if n]
-    return _records(
+    return record_rows(
         [names[i] for i in of] + [names[i] for i in full],
         window + [None] * len(full),
         reason + ["patient_overflow"] * len(full),
@@ -216,7 +247,7 @@ def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa
     )
 
 
-def _records(
+def record_rows(
     record: list[str],
     window: list[int | None],
     reason: list[str],
@@ -224,6 +255,7 @@ def _records(
     key: list[str | None],
     shard: ShardPlan | None,
 ) -> pa.Table:
+    """Rows of `records.parquet`; one with a key was kept."""
     place = [shard if k is not None else None for k in key]
     return pa.table(
         {

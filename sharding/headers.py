@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -108,10 +109,8 @@ def table_notes(config: BuildConfig, known: Survey) -> list[str]:
     lists = {kind: getattr(options, kind) for kind in ("patient", "age", "sex", "codes")}
     asked = {k: names for k, names in lists.items() if k == "patient" or names != getattr(metadata.TableConfig(), k)}
     lacking = [f"{k}=[{','.join(names)}]" for k, names in asked.items() if names and k not in known.table.words]
-    no_patient = bool(lacking) and lacking[0].startswith("patient")
-    own = ": a record whose header names no patient counts as its own patient" if no_patient else ""
     name = Path(known.table.path).name
-    return [f"{name} lacks the columns of source.table {' '.join(lacking)}{own}"] if lacking else []
+    return [f"{name} lacks the columns of source.table {' '.join(lacking)}"] if lacking else []
 
 
 def listing(config: BuildConfig) -> str:
@@ -234,7 +233,7 @@ def _describe(
     sex = deidentify.sex(words.get("sex", ""), config.source.table.sex_values)
     if sex is None and (word := deidentify.identity(words.get("sex", ""))):
         unknown["sex", word[:40]] += 1
-    patient = deidentify.identity(words.get("patient", ""))
+    patient = patient_in(record, config.source.patient_pattern) or deidentify.identity(words.get("patient", ""))
     whom = ("patient", patient) if patient else ("record", record)
     pattern = file_pattern(record, files or [record.partition("#")[0]])
     return (
@@ -254,6 +253,12 @@ def _describe(
         pattern,
         *stamp(root, record, pattern),
     )
+
+
+def patient_in(record: str, pattern: str) -> str:
+    """The patient's id in a record's path by `source.patient_pattern`; empty where there is none."""
+    match = re.search(pattern, record) if pattern else None
+    return deidentify.identity(match[1] or "") if match else ""
 
 
 def _part(record: str, source: protocol.SourceConfig) -> str:
@@ -336,4 +341,7 @@ def survey(config: BuildConfig, wanted_split: Callable[[BuildConfig, Table | Non
         raise UserError(f"labels: {SAMPLES} already has a column '{taken[0]}': leave it out or rename it")
     splits = wanted_split(config, table)
     labels = {name: label(table, name, config.source.vocabulary) for name in config.labels} if table else {}
-    return Survey(table, all_records(config, table), splits, labels)
+    records, pattern = all_records(config, table), config.source.patient_pattern
+    if pattern and not any(patient_in(record.as_py(), pattern) for record in records):
+        raise UserError(f"source.patient_pattern={pattern} finds no id in any record's path, as {records[0].as_py()}")
+    return Survey(table, records, splits, labels)

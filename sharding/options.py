@@ -38,7 +38,7 @@ REASONS = {
     "duplicate_lead": "a lead occurs twice",
     "missing_lead": "a lead is missing and cannot be derived",
     "short": "shorter than one window",
-    "duplicate_record": "the table or the tar lists the record more than once",
+    "duplicate_record": "the table, the tar or another part of a join also has the record",
     "no_split": "the config assigns it to no split",
     "patient_overflow": "a patient has more windows than fit into one shard",
     "nan": "missing samples",
@@ -147,6 +147,7 @@ def validated(config: BuildConfig) -> BuildConfig:
             raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _, because it is public")
     if paths := [folder for folder in config.source.parts if "/" in folder]:
         raise UserError(f"source.parts: '{paths[0]}' is a path: give the bare name of one folder")
+    _check_pattern(config.source.patient_pattern)
     protocol.module(config.source.format).check(config.source)
     return dataclasses.replace(config, leads=names)
 
@@ -160,6 +161,15 @@ def _check_input(config: BuildConfig) -> None:
         raise UserError(f"input={config.input} is not a folder")
     if not any(os.scandir(config.input)):
         raise UserError(f"input folder {config.input} is empty")
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise UserError(f"source.patient_pattern={pattern} is no regular expression: {error}") from error
+    if pattern and groups != 1:
+        raise UserError(f"source.patient_pattern={pattern} has {groups} groups: put ( ) around the patient's id alone")
 
 
 def content(config: BuildConfig, key_id: str) -> dict[str, Any]:

@@ -315,9 +315,23 @@ def draw_up(
         unlisted=len(unlisted),
         unlisted_examples=unlisted[:3].to_pylist(),
         listing=listing,
-        notes=[*_missing_parts(config, rows), *headers.table_notes(config, known)],
+        notes=[*_nameless(rows, decided), *_missing_parts(config, rows), *headers.table_notes(config, known)],
     )
     return plan, ordered(plan, order, rows, decided | {LABEL + name: values for name, values in known.labels.items()})
+
+
+def _nameless(rows: pa.Table, decided: dict[str, pa.Array]) -> list[str]:
+    """A line on how many usable records name no patient."""
+    usable = rows.column("own").filter(pc.equal(decided["reason"].cast(pa.string()), ""))
+    own = pc.sum(usable).as_py() or 0
+    if not own:
+        return []
+    which = (
+        f"{own:,} of {len(usable):,} usable records name no patient"
+        if own < len(usable)
+        else "no record names a patient"
+    )
+    return [f"{which}: each record counts as its own patient (source.patient_pattern takes an id from the path)"]
 
 
 def _missing_parts(config: BuildConfig, rows: pa.Table) -> list[str]:
@@ -357,7 +371,11 @@ def write_plan(output: Path, plan: Plan, rows: Iterator[pa.Table]) -> None:
             if writer is None:
                 writer = stack.enter_context(pq.ParquetWriter(path, part.schema))
             writer.write_table(part, row_group_size=len(part))
-    write_text(private / PLAN_JSON, plan.to_json())
+    write_json(output, plan)
+
+
+def write_json(output: Path, plan: Plan) -> None:
+    write_text(output / PRIVATE / PLAN_JSON, plan.to_json())
 
 
 def read_plan(output: Path) -> Plan:

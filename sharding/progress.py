@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sharding import equal
 from sharding.build_state import failure_path, finished
 from sharding.options import REASONS
 from sharding.plan import Plan, read_plan
@@ -74,7 +75,7 @@ def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
 def status(output: Path) -> str:
     """What is done, running, failed and left, with the speed and the remaining time."""
     plan = read_plan(output)
-    done = finished(output, plan)
+    done, joined = finished(output, plan), "join" in plan.content
     running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*") if not left_over(p)}
     failures = {s.name: failure_path(output, s.name) for s in plan.shards if s.name not in done}
     failed = {name: path.read_text().strip() for name, path in failures.items() if path.is_file()}
@@ -83,12 +84,16 @@ def status(output: Path) -> str:
     lines = [
         f"{output}: {'complete' if (output / MANIFEST).is_file() else 'not complete'}",
         f"  shards   {len(done)} of {len(plan.shards)} done, {len(running)} being written, {len(failed)} failed",
-        f"  records  {records:,} of {total:,} done; {plan.records - total:,} rejected by their headers",
+        f"  samples  {records:,} of {total:,} done"
+        if joined
+        else f"  records  {records:,} of {total:,} done; {plan.records - total:,} rejected by their headers",
     ]
     if done and records < total:
         seconds = max(busy_seconds([(s["started"], s["started"] + s["seconds"]) for s in done.values()]), 1e-3)
         left = (total - records) / records * seconds / 60
-        lines.append(f"  pace     {records / seconds:,.0f} records/s, about {left:.0f} min left")
+        lines.append(
+            f"  pace     {records / seconds:,.0f} {'samples' if joined else 'records'}/s, about {left:.0f} min left"
+        )
     lines += [f"  failed   {name}: {why}" for name, why in sorted(failed.items())[:5]]
     rejected: Counter[str] = Counter()
     flags: Counter[str] = Counter()
@@ -96,5 +101,5 @@ def status(output: Path) -> str:
         rejected.update(stats["rejected"])
         flags.update(stats["flags"])
     lines.append(reasons_table(sum(s["samples"] for s in done.values()), rejected, flags))
-    lines += [f"  {line}" for line in remarks(plan)]
+    lines += [f"  {line}" for line in (*remarks(plan), *equal.remarks(output))]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sharding import build_state, headers, signal, watchdog
+from sharding import build_state, equal, headers, signal, watchdog
 from sharding import plan as planning
 from sharding.options import BuildConfig
 from sharding.plan import ShardPlan
@@ -33,12 +33,12 @@ from umbra.schema import Geometry
 
 # The columns of the plan that a build reads.
 ROW_COLUMNS = ("record", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp", "windows")
-WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key")
-Row = tuple[int, int | None, str, str, str | None]
+WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key", "signal")  # the last a check sum (`equal`)
+Row = tuple[int, int | None, str, str, str | None, int | None]
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Running totals of a shard: exact sums of the int16 units, one row per window, and flags."""
 
     sums: NDArray[np.int64]
@@ -48,15 +48,15 @@ class _Tally:
     flags: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of_leads(cls, leads: int) -> _Tally:
+    def of_leads(cls, leads: int) -> Tally:
         return cls(np.zeros(leads, np.int64), np.zeros(leads, np.int64), np.zeros(leads, np.int64))
 
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
-        self.rows.append((row, window, reason, detail, None))
+        self.rows.append((row, window, reason, detail, None, None))
 
     def keep(self, row: int, window: int, key: str, units: NDArray[np.int16], samples: NDArray[np.int64]) -> None:
         """`samples` [leads]: number of recorded samples of each lead (the others are zero-filled)."""
-        self.rows.append((row, window, "", "", key))
+        self.rows.append((row, window, "", "", key, equal.checksum(units)))
         self.counts += samples
         self.sums += units.sum(axis=1, dtype=np.int64)
         self.squares += np.square(units, dtype=np.int32).sum(axis=1, dtype=np.int64)
@@ -76,6 +76,13 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
             write_text(build_state.failure_path(output, shard.name), f"{error}\n")
         raise
     write_rows(output, shard, tally.rows)
+    write_stats(output, shard, tally, count, shard_hash, geometry, started)
+
+
+def write_stats(
+    output: Path, shard: ShardPlan, tally: Tally, count: int, shard_hash: str, geometry: Geometry, started: float
+) -> None:
+    """What a finished shard holds. Without it the shard is not finished."""
     stats = {
         "name": shard.name,
         "samples": count,
@@ -95,19 +102,17 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
 
 def write_rows(output: Path, shard: ShardPlan, rows: Sequence[Row]) -> None:
     """Writes the outcome of each window of a shard, for `finish`."""
-    types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string())
+    types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string(), pa.int64())
     columns = (pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types))
     with atomic(build_state.rows_path(output, shard.name)) as path:
         pq.write_table(pa.table(dict(zip(WINDOW_COLUMNS, columns))), path)
 
 
-def _write_shard(
-    config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: Any
-) -> tuple[_Tally, str, int, Geometry]:
+def _write_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: Any) -> tuple[Tally, str, int, Geometry]:
     output = Path(config.output)
     source = protocol.module(config.source.format)
     geometry = Geometry(len(config.leads), config.samples, meta_bytes)
-    tally = _Tally.of_leads(geometry.leads)
+    tally = Tally.of_leads(geometry.leads)
     table = planning.rows_of_shard(output, shard.ordinal, ROW_COLUMNS)
     rows = [dict(zip(ROW_COLUMNS, row)) for row in zip(*map(planning.values, table.columns))]
     with atomic(output / shard.name) as path:
@@ -196,7 +201,7 @@ def _read(source: protocol.Source, config: BuildConfig, row: dict[str, Any], pie
 def _add_record(
     config: BuildConfig,
     writer: ShardWriter,
-    tally: _Tally,
+    tally: Tally,
     number: int,
     row: dict[str, Any],
     recording: protocol.Recording,

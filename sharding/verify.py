@@ -33,8 +33,8 @@ from umbra.schema import (
     read_manifest,
 )
 
-FIX = "delete it with its private/stats files and the manifest, and run the same build again"
-FIX_TABLE = "delete it and run the same build again"
+FIX = "delete it with its private/stats files and the manifest, and run the same build or join again"
+FIX_TABLE = "delete it and run the same build or join again"
 COPIED = ("patient", "source", "age", "sex", "codes")  # in a sample's metadata and in its table row
 
 
@@ -44,7 +44,7 @@ def verify(output: Path) -> Manifest:
     found = fingerprint(manifest.shards, manifest.geometry, manifest.rate, manifest.leads, manifest.resolution_uv)
     if found != manifest.fingerprint:
         raise UserError(f"{output}: the manifest's fingerprint {manifest.fingerprint} should be {found}")
-    samples = _samples(output, manifest)
+    samples = samples_file(output, manifest)
     cells, sums = new_cells(), []
     with progress.bar(sum(s.bytes for s in manifest.shards), "B", "verify") as bar:
         for number, shard in enumerate(manifest.shards):
@@ -66,7 +66,8 @@ def verify(output: Path) -> Manifest:
     return manifest
 
 
-def _samples(output: Path, manifest: Manifest) -> pq.ParquetFile:
+def samples_file(output: Path, manifest: Manifest) -> pq.ParquetFile:
+    """`samples.parquet`, one row group a shard. Raises `UserError` if it is not as the manifest says."""
     path = tables(output)[0]
     if not path.is_file():
         raise UserError(f"{path} is missing: {FIX_TABLE}")

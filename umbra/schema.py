@@ -86,9 +86,10 @@ class Manifest:
     """Contents of `manifest.json`, which is written last: without it the data set is incomplete.
 
     `rate` in Hz, `samples` per lead and window, `resolution_uv` microvolts per int16 unit, `lead_mean_mv` and
-    `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order. `tables`: the
-    sha256 of `samples.parquet`, `content_hash`: that of all other fields (both empty in data sets written before these
-    fields existed).
+    `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order. `key_id`: the
+    public name of the pseudonym key (of a joined set: of all keys, with + between). `tables`: the sha256 of
+    `samples.parquet`, `content_hash`: that of all other fields (both empty in data sets written before these fields
+    existed).
     """
 
     fingerprint: str

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sharding.plan import read_plan
+from sharding import equal, progress
+from sharding.plan import PLAN_JSON, read_plan
 from sharding.report.examples import examples
 from sharding.report.page import by_size, render
 from sharding.report.pictures import draw_ecg, draw_histograms
@@ -56,7 +57,9 @@ def _summary(output: Path, manifest: Manifest, counts: Counts, measured: Mapping
         "counts": {kind: dict(getattr(counts, kind)) for kind in ("source", "sex", "age", "codes")},
         "rejected": None if rejected is None else dict(rejected[0]),
         "sources": of_sources,
-        "findings": findings(of_sources, manifest.samples / manifest.rate),
+        "findings": [*findings(of_sources, manifest.samples / manifest.rate), *equal.remarks(output)],
+        "equal_signals": equal.count(output),
+        "notes": progress.remarks(read_plan(output)) if (output / PRIVATE / PLAN_JSON).is_file() else [],
     }
 
 
@@ -69,6 +72,10 @@ def report(output: Path, input: Path | None = None) -> Path:
     if input is not None and not input.is_dir():
         raise UserError(f"input={input} is not a folder: give the one that the data set was built from")
     manifest = read_manifest(output)
+    if input is not None and "parts" in manifest.config:
+        raise UserError(
+            f"input={input}: {output} was joined and has no one input; draw a report of the part with its input"
+        )
     counts = count(output, manifest)
     measured = {name: measure(output, manifest, rows) for name, rows in counts.picked.items()}
     found = _summary(output, manifest, counts, measured)

@@ -82,7 +82,7 @@ def render(
         f"<h1>{_text(name)}</h1>"
         f"<p class=soft>Data set report, fingerprint <code>{_text(manifest.fingerprint)}</code>. "
         "This page contains record names and signals: keep it in <code>private/</code>.</p>"
-        f"<nav>{links}</nav>{_headline(manifest, found)}{_findings(found)}{body}"
+        f"<nav>{links}</nav>{_headline(manifest, found)}{_findings(found)}{_notes(found)}{body}"
         f"<p class=soft style='margin-top:3rem'>Built with {_text(versions)}.</p></body></html>\n"
     )
 
@@ -115,6 +115,11 @@ def _findings(found: Mapping[str, Any]) -> str:
         return f"<div class=note><b>Nothing looks wrong</b> in {what}.</div>"
     listed = "".join(f"<li>{_text(line)}</li>" for line in found["findings"])
     return f"<div class='note bad'><b>Check this first</b> ({what}):<ul>{listed}</ul></div>"
+
+
+def _notes(found: Mapping[str, Any]) -> str:
+    """What the build said in the terminal."""
+    return "".join(f"<p class=soft>{_text(line)}.</p>" for line in found["notes"])
 
 
 def _contents(found: Mapping[str, Any]) -> str:

@@ -63,6 +63,10 @@ class SourceConfig:
     parts: dict[str, str] = field(default_factory=dict)
     """Maps folder names to names of sources (sites, data sets): a record below such a folder is of that source, any
     other of `name`."""
+    patient_pattern: str = ""
+    """A regular expression with one group that extracts the patient's id from a record's path relative to the input
+    (without `.hea`; `FILE#ID` in a file of many): `^([^/]+)/` takes the first folder. It takes precedence
+    over the table and the header where it matches (empty: not used)."""
     vocabulary: list[str] = field(default_factory=list)
     """Codes and words that are allowed outside `private/` besides those of sharding/vocabulary.py (CinC's SNOMED CT
     concepts, PTB-XL's statements)."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal as signals
 import subprocess
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sharding import build as building
-from sharding import plan
+from sharding import deidentify, plan
 from sharding.options import BuildConfig, validated
 from sharding.verify import verify
 from tests.support.recordings import LEADS, beats, write_folder, write_record
@@ -328,8 +329,9 @@ def test_columns_that_the_table_lacks_and_tables_that_are_not_read_are_told(tmp_
     root = tmp_path / "in"
     ptbxl_folder(root, "labels.csv", ";")
     lacking = ("source.table.patient=[nobody]", "source.table.sex=[gender]")
-    line = "labels.csv lacks the columns of source.table patient=[nobody] sex=[gender]: a record whose"
-    assert build(root, tmp_path / "a", *lacking, config="ptbxl").remarks[-1].startswith(line)
+    said = build(root, tmp_path / "a", *lacking, config="ptbxl").remarks
+    assert said[-1] == "labels.csv lacks the columns of source.table patient=[nobody] sex=[gender]"
+    assert any(line.startswith("no record names a patient: each record counts as its own patient") for line in said)
     line = "labels.csv has patient ids, but is not used: set source.table.file=[labels.csv]"
     assert build(root, tmp_path / "b").remarks[-1] == line
     (root / "labels.csv").write_text("record,age\na,3\n")
@@ -347,6 +349,48 @@ def test_unknown_sexes_are_told(tmp_path, capsys):
     assert plan.read_plan(tmp_path / "out").unknown_words["sex"] == {"weiblich": 2}
     outcome = build(tmp_path / "in", tmp_path / "new", "source.table.sex_values={weiblich: female}")
     assert outcome.remarks[0].startswith("2 usable records")
+
+
+def test_records_without_a_patient_are_told_and_a_pattern_names_him(tmp_path, capsys):
+    """Of a WFDB folder `PATIENT/RECORD` without ids each record is its own; by the pattern each folder is one."""
+    from sharding.__main__ import main
+
+    for n in range(12):
+        write_record(tmp_path / "in" / f"p{n // 3}", f"r{n}", beats(n), comments=("Sex: F",))
+    words = [f"input={tmp_path / 'in'}", "source.public=true"]
+    main(["build", str(CONFIGS / "wfdb.yaml"), *words, f"output={tmp_path / 'own'}"])
+    assert "no record names a patient: each record counts as its own patient (source.pat" in capsys.readouterr().out
+    main(["status", str(tmp_path / "own")])
+    assert "each record counts as its own patient" in capsys.readouterr().out
+    assert not read_manifest(tmp_path / "own").patient_ids
+    outcome = build(tmp_path / "in", tmp_path / "out", "source.patient_pattern=^([^/]+)/")
+    assert (outcome.kept, outcome.patients, outcome.remarks) == (12, 4, [])
+    assert read_manifest(tmp_path / "out").patient_ids
+    name_of = {r["key"]: r["record"] for r in pq.read_table(tmp_path / "out/private/records.parquet").to_pylist()}
+    rows = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    key = deidentify.load_key("", True, tmp_path)
+    for row in rows:
+        assert row["patient"] == deidentify.pseudonym(key, "wfdb", "patient", name_of[row["key"]].split("/")[0])
+    write_record(tmp_path / "in", "r12", beats(12), comments=("Sex: F", "Patient ID: p0"))
+    write_record(tmp_path / "in", "r13", beats(13), comments=("Sex: F",))
+    outcome = build(tmp_path / "in", tmp_path / "mixed", "source.patient_pattern=^([^/]+)/")
+    assert (outcome.kept, outcome.patients) == (14, 5)  # where it does not match, the header's word counts
+    assert outcome.remarks[0].startswith("1 of 14 usable records name no patient: each")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("p[0-9+", "is no regular expression"),
+        ("p[0-9]+", "has 0 groups: put"),
+        ("(p)([0-9]+)", "has 2 groups: put"),
+        ("^(q[0-9])", "finds no id in any record's path, as r0000_0"),
+    ],
+)
+def test_wrong_patient_patterns(folder, tmp_path, pattern, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        build(folder[0], tmp_path / "out", f"source.patient_pattern={pattern}")
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("change", ["is new", "is gone"])
@@ -511,8 +555,8 @@ def test_a_patient_of_two_parts_is_one(tmp_path):
     assert (outcome.kept, outcome.patients) == (24, 12)
 
 
-def test_data_sets_are_joined_by_reading_their_shards(tmp_path):
-    """As README has it: the windows of two built sets, each with its source's name, spread over new shards."""
+def test_shards_are_read_back_as_tars(tmp_path):
+    """The windows of two built sets, each with its source's name, spread over new shards with new splits."""
     for n, name in enumerate(("one", "two")):
         write_folder(tmp_path / name, 20 * (n + 1), 2)
         build(tmp_path / name, tmp_path / "built" / name, f"source.name={name}")
@@ -573,8 +617,9 @@ def test_vanished_input_stops_the_shard_and_the_same_command_goes_on(tmp_path):
     data, times = moved.read_bytes(), moved.stat().st_mtime_ns
     moved.unlink()
     found = plan.read_plan(output)
+    job = partial(building.build_shard, config, found.meta_bytes)
     with pytest.raises(UserError, match=r"1 shard failed: .*r0005_0 has vanished"):
-        building._build_shards(config, found, found.shards, None)
+        building.workers.write_shards(output, found, found.shards, job, None, "record")
     moved.write_bytes(data)
     os.utime(moved, ns=(times, times))
     assert build(root, output, "samples_per_shard=4").kept == 20

@@ -1,0 +1,82 @@
+"""Windows of equal signal under different patients: one recording that stands in the data set under two ids.
+
+`private/equal_signals.parquet` has one row a window of them: record, key, patient and the check sum of the signal.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from umbra.files import atomic
+from umbra.schema import PRIVATE, SAMPLES
+
+FILE = "equal_signals.parquet"
+UNKNOWN = np.int64(-1)
+
+
+def checksum(units: NDArray[np.int16]) -> int:
+    """63 bits, CRC-32 and Adler-32, of a window's int16 units: among 10 million windows none is equal by chance."""
+    data = units.tobytes()
+    return zlib.crc32(data) << 31 ^ zlib.adler32(data)
+
+
+def of_two_patients(signals: NDArray[np.int64], patients: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of the windows whose signal another patient has as well, those of one signal together."""
+    order = np.lexsort((patients, signals))
+    same = (signals[order][1:] == signals[order][:-1]) & (signals[order][1:] != UNKNOWN)
+    group = np.concatenate([[0], np.cumsum(~same)]).astype(np.int64)[: len(order)]
+    other = same & (patients[order][1:] != patients[order][:-1])
+    return order[np.isin(group, group[1:][other])]
+
+
+def write(output: Path, signals: NDArray[np.int64], patients: NDArray[np.int64]) -> None:
+    """Writes the list of a data set whose tables are written; `signals` and `patients` by row of `samples.parquet`."""
+    rows = of_two_patients(signals, patients)
+    keys = (
+        pq.read_table(output / SAMPLES, columns=["key"]).column("key").take(rows)
+        if len(rows)
+        else pa.array([], pa.string())
+    )
+    record = _records(output, keys)
+    table = {"record": record, "key": keys, "patient": patients[rows], "signal": signals[rows]}
+    with atomic(output / PRIVATE / FILE) as path:
+        pq.write_table(pa.table(table), path)
+
+
+def _records(output: Path, keys: Any) -> pa.Array:
+    """The records' names of some samples, by their keys."""
+    name: dict[str, str] = {}
+    if len(keys):
+        with pq.ParquetFile(output / PRIVATE / "records.parquet") as file:
+            for batch in file.iter_batches(columns=["record", "key"]):
+                found = batch.filter(pc.is_in(batch.column("key"), pa.chunked_array(keys).combine_chunks()))
+                name.update(zip(found.column("key").to_pylist(), found.column("record").to_pylist()))
+    return pa.array([name.get(key) for key in keys.to_pylist()], pa.string())
+
+
+def count(output: Path) -> dict[str, int]:
+    """`records`, `windows` and `patients` of the list; empty where there is none, or it is empty."""
+    path = output / PRIVATE / FILE
+    table = pq.read_table(path) if path.is_file() else pa.table({"record": []})
+    if not len(table):
+        return {}
+    records, patients = (len(table.column(name).unique()) for name in ("record", "patient"))
+    return {"records": records, "windows": len(table), "patients": patients}
+
+
+def remarks(output: Path) -> list[str]:
+    """A line on what was found, if anything."""
+    if not (found := count(output)):
+        return []
+    return [
+        f"{found['records']:,} records of {found['patients']:,} patients hold a signal that another patient has too: "
+        f"is a recording there under two ids, and so in two splits? private/{FILE} lists them"
+    ]
