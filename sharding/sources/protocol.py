@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,16 +84,30 @@ class Rejected(Exception):
         self.files: list[str] = []
 
 
+class Segment(NamedTuple):
+    """The samples from `first` to before `last` of a record, and the names of the signals that are there."""
+
+    first: int
+    last: int
+    leads: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Head:
     """What a header says: `rate` in Hz, `samples` per lead, signal names, `files` (relative, the header first), and the
-    raw words for patient, age, sex and codes (empty where there are none)."""
+    raw words for patient, age, sex and codes (empty where there are none).
+
+    `segments`: those of a record of several, in order, what lies between them are gaps (none: all leads are there all
+    the time). `reader`: which one reads the samples, where a source has several.
+    """
 
     rate: float
     samples: int
     leads: list[str]
     files: list[str]
     words: dict[str, str] = field(default_factory=dict)
+    segments: list[Segment] = field(default_factory=list)
+    reader: str = ""
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from scipy.signal import butter, filtfilt
 
 from sharding import build as building
 from sharding.options import BuildConfig
-from sharding.sources import wfdb
+from sharding.sources import wfdb, wfdb_signals
 from sharding.sources.protocol import files_below
 from tests.support.recordings import LEADS, beats, write_folder, write_record
 from umbra.config import load
@@ -80,14 +80,14 @@ def test_long_records_are_read_in_pieces(tmp_path, monkeypatch, words, most):
     write_record(tmp_path / "in", "holter", bad, rate=500)
     write_record(tmp_path / "in", "short", beats(4, 5000, 500.0), rate=500)
     whole = build(tmp_path / "in", tmp_path / "whole", *words.split())
-    reads, reading = [], wfdb._read_file
+    reads, reading = [], wfdb_signals._read_file
 
     def counted(root, record, lines, first, last):
         reads.append((record, last - first))
         return reading(root, record, lines, first, last)
 
     monkeypatch.setattr(wfdb, "MAX_READ", 12 * 5000 * 10)
-    monkeypatch.setattr(wfdb, "_read_file", counted)
+    monkeypatch.setattr(wfdb_signals, "_read_file", counted)
     pieces = build(tmp_path / "in", tmp_path / "pieces", *words.split())
     assert [record for record, _ in reads].count("holter") == 6
     assert max(length for _, length in reads) * 12 <= wfdb.MAX_READ
