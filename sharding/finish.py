@@ -155,6 +155,7 @@ def _write_tables(
                     reasons,
                     rows.column("detail").to_pylist(),
                     [None] * len(rows),
+                    rows.column("reader").to_pylist(),
                     None,
                 )
             )
@@ -203,7 +204,7 @@ def _lists(column: pa.ChunkedArray, separator: str) -> pa.Array:
 
 
 def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa.Table:
-    names, over = rows.column("record").to_pylist(), rows.column("over").to_pylist()
+    names, over, reader = (rows.column(c).to_pylist() for c in ("record", "over", "reader"))
     of, window, reason, detail, key = (windows.column(c).to_pylist() for c in WINDOW_COLUMNS)
     full = [i for i, n in enumerate(over) if n]
     return _records(
@@ -212,6 +213,7 @@ def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa
         reason + ["patient_overflow"] * len(full),
         detail + [f"{over[i]} windows" for i in full],
         key + [None] * len(full),
+        [reader[i] for i in of] + [reader[i] for i in full],
         shard,
     )
 
@@ -222,8 +224,10 @@ def _records(
     reason: list[str],
     detail: list[str],
     key: list[str | None],
+    reader: list[str],
     shard: ShardPlan | None,
 ) -> pa.Table:
+    """Rows of `private/records.parquet`; `reader`: the one of a source's several that read the samples."""
     place = [shard if k is not None else None for k in key]
     return pa.table(
         {
@@ -235,6 +239,7 @@ def _records(
             "key": pa.array(key, pa.string()),
             "split": pa.array([s and s.split for s in place], pa.string()),
             "shard": pa.array([s and s.name for s in place], pa.string()),
+            "reader": pa.array([r or None for r in reader], pa.string()),
         }
     )
 

@@ -19,7 +19,7 @@ from sharding import build as building
 from sharding.options import BuildConfig
 from sharding.sources import wfdb, wfdb_signals
 from sharding.sources.protocol import files_below
-from tests.support.recordings import LEADS, beats, write_folder, write_record
+from tests.support.recordings import LEADS, arrays, beats, write_folder, write_record
 from umbra.config import load
 from umbra.errors import UserError
 from umbra.leads import canonical
@@ -31,17 +31,6 @@ GAP = -32768
 def build(root: Path, output: Path, *words: str) -> building.Outcome:
     fixed = [f"input={root}", f"output={output}", "source.public=true", "split.train=1", "split.val=0", "split.test=0"]
     return building.build(load(BuildConfig, None, [*fixed, *words]))
-
-
-def arrays(output: Path) -> np.ndarray:
-    """All windows of a data set in order, int16 `[n, leads, samples]`."""
-    manifest = read_manifest(output)
-    geometry, parts = manifest.geometry, []
-    for shard in manifest.shards:
-        raw = (output / shard.name).read_bytes()
-        starts = [geometry.first + i * geometry.stride for i in range(shard.samples)]
-        parts += [np.frombuffer(raw, "<i2", geometry.leads * geometry.samples, s) for s in starts]
-    return np.stack(parts).reshape(-1, geometry.leads, geometry.samples)
 
 
 def reasons(output: Path) -> list[tuple]:
