@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,16 +132,33 @@ def _head_of_segments(root: Path, record: str, header: Header, files: list[str])
     ]
     reader = LIBRARY if any(wfdb_signals.reader(part.header) == LIBRARY for part in joined.parts) else FAST
     rate = _checked_rate(joined.rate * n)
-    return Head(rate, joined.frames * n, joined.names, files, words_of(joined.comments), segments, reader)
+    return Head(rate, joined.frames * n, [*joined.names], files, words_of(joined.comments), segments, reader)
 
 
 def _joined(root: Path, record: str, header: Header) -> Joined:
-    """Reads the headers of all segments. The first, if it has no samples, names all signals. Raises `Rejected`."""
+    """A record of the segments that `header` names. Raises `Rejected`."""
+    times = tuple(_changed(root, _beside(record, name)) for name, _ in header.segments if name != GAP)
+    return _join(root, record, header.rate, tuple(header.segments), tuple(header.comments), times)
+
+
+@lru_cache(maxsize=4)
+def _join(
+    root: Path,
+    record: str,
+    rate: float,
+    segments: tuple[tuple[str, int], ...],
+    comments_of_all: tuple[str, ...],
+    times: tuple[int, ...],
+) -> Joined:
+    """Reads the headers of all segments, which were written at `times`: a record of hundreds is read in as many pieces.
+
+    The first segment, if it has no samples, names all signals.
+    """
     names: list[str] = []
-    comments = [*header.comments]
+    comments = [*comments_of_all]
     parts: list[Part] = []
     first = 0
-    for number, (name, frames) in enumerate(header.segments):
+    for number, (name, frames) in enumerate(segments):
         if name == GAP or (number and not frames):
             first += frames
             continue
@@ -150,12 +168,20 @@ def _joined(root: Path, record: str, header: Header) -> Joined:
         comments += part.comments
         names += _unknown([line.name for line in part.signals], names)
         if frames:
-            parts.append(Part(_beside(record, name), _fitting(part, header.rate, frames, number), first))
+            parts.append(Part(_beside(record, name), _fitting(part, rate, frames, number), first))
         first += frames
     lines = [line for part in parts for line in part.header.signals]
     if first * max(len(names), 1) * common_per_frame(lines) > MAX_VALUES:
         raise Rejected("too_large", f"{first} samples of {len(names)} signals")
-    return Joined(header.rate, first, common_per_frame(lines), names, comments, parts)
+    return Joined(rate, first, common_per_frame(lines), names, comments, parts)
+
+
+def _changed(root: Path, record: str) -> int:
+    """When a header was written, in ns; -1 where none can be read."""
+    try:
+        return os.stat(_header_file(contained(root, record))).st_mtime_ns
+    except (OSError, ValueError):
+        return -1
 
 
 def _beside(record: str, name: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.sources.protocol import Rejected, read_at
+from sharding.sources.wfdb_formats import FORMATS
 
 FLAC_BITS = {"508": 8, "516": 16, "524": 24}
 STREAM_BITS = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}
@@ -50,7 +51,8 @@ def samples(
     frames = np.concatenate(columns, axis=1)
     if form == "311":  # wfdb 4.3.1 counts an unused bit of each group to its third sample, and does not take its sign
         frames = ((frames + 512) & 1023) - 512
-    return frames if form in ("8", "524") else frames.astype(np.int16)  # as wide as from `wfdb_fast`
+    narrow = FORMATS[form].lowest >= -(1 << 15)
+    return frames.astype(np.int16) if narrow else frames  # as wide as from `wfdb_fast`
 
 
 def _decoded(record: str, first: int, last: int) -> list[NDArray[np.integer]]:

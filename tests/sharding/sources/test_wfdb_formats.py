@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import wfdb as reference
 
-from sharding.sources import wfdb, wfdb_signals
+from sharding.sources import wfdb, wfdb_fast, wfdb_library, wfdb_signals
 from sharding.sources.protocol import Rejected
 from sharding.sources.wfdb_formats import FORMATS
 from tests.support import wfdb_files
@@ -315,10 +315,35 @@ real_data = os.environ.get("UMBRA_REAL_DATA")
 
 
 @pytest.mark.skipif(not real_data, reason="UMBRA_REAL_DATA names no folder of WFDB records")
+def test_both_readers_decode_real_files_alike():
+    """The package is made to read what the fast reader is used for."""
+    root = Path(real_data)
+    for record in random.Random(2).sample(wfdb.find(root), 20):
+        lines = wfdb._read_header(root, record).signals
+        path, form, offset = str((root / record).parent / lines[0].file), lines[0].layout.format, lines[0].layout.offset
+        width, frames = len(lines), wfdb.head(root, record).samples
+        for first, last in ((0, frames), (7, frames - 11)):
+            fast = wfdb_fast.samples(path, form, offset, first * width, last * width).reshape(-1, width)
+            library = wfdb_library.samples(path, form, offset, [0] * width, [1] * width, first, last)
+            assert fast.dtype == library.dtype
+            assert np.array_equal(fast, library), record
+
+
+@pytest.mark.parametrize("form", ["16", "24", "32", "80", "160", "212"])
+def test_both_readers_decode_each_fast_format_alike(tmp_path, form):
+    signals = [noise(form, 601), noise(form, 1202, 1)]
+    wfdb_files.write_signals(tmp_path / "r.dat", form, signals, (1, 2), (0, 0), 5)
+    for first, last in ((0, 601), (1, 600), (100, 101)):
+        fast = wfdb_fast.samples(str(tmp_path / "r.dat"), form, 5, first * 3, last * 3).reshape(-1, 3)
+        library = wfdb_library.samples(str(tmp_path / "r.dat"), form, 5, (0, 0), (1, 2), first, last)
+        assert np.array_equal(fast, library)
+
+
+@pytest.mark.skipif(not real_data, reason="UMBRA_REAL_DATA names no folder of WFDB records")
 def test_real_signals_in_other_formats_give_the_same_recording(tmp_path):
     """Real samples, as FLAC (12 leads are two files) and in the coarser formats: both readers and wfdb agree."""
     root = Path(real_data)
-    for record in random.Random(1).sample(wfdb.find(root), 12):
+    for record in random.Random(1).sample(wfdb.find(root), 5):
         stored, names = wfdb.digital(root, record), wfdb.head(root, record).leads
         for form in BITS:
             top = 1 << BITS[form] - 1
