@@ -29,7 +29,7 @@ GAP = "~"
 
 
 class Part(NamedTuple):
-    """A segment of a record: its own name and header, and where it begins, in frames."""
+    """A segment of a record: its own name and header, and its first frame in the record."""
 
     record: str
     header: Header
@@ -42,8 +42,8 @@ class Part(NamedTuple):
 
 @dataclass
 class Joined:
-    """A record of several segments: `parts` in order, of `frames` in all (those of none are gaps), the `names` of all
-    their signals. `per_frame`: samples of a frame that all its ECG leads have."""
+    """A multi-segment record: its `parts` in order, its length in `frames` (those without a part are gaps) and the
+    `names` of all signals. `per_frame`: samples per frame that are common to all ECG leads."""
 
     rate: float
     frames: int
@@ -54,21 +54,21 @@ class Joined:
 
 
 def check(options: SourceConfig) -> None:
-    """WFDB headers leave nothing unsaid."""
+    """WFDB needs no options."""
 
 
 def find(root: Path, without: str = "", options: SourceConfig | None = None) -> list[str]:
     """Names (relative paths without `.hea`) of all headers under `root`, sorted. See `files_below`.
 
-    A header whose ending has capitals keeps it in its record's name.
+    An ending with capitals (`.HEA`) stays part of the record's name.
     """
     return sorted(name.removesuffix(".hea") for name in files_below(root, without, ENDINGS))
 
 
 def head(root: Path, record: str, options: SourceConfig | None = None) -> Head:
-    """What the header says; the length is the signal file's where the header gives none. See `Head`.
+    """Reads the header; the length is taken from the signal file if the header has none. See `Head`.
 
-    Where ECG leads have several samples a frame, the rate is that of these samples (see `common_per_frame`).
+    If the ECG leads have several samples per frame, the rate is that of these samples (see `common_per_frame`).
     """
     files = [_header_file(record)]
     try:
@@ -94,7 +94,7 @@ def read(
     options: SourceConfig | None = None,
     span: tuple[int, int] | None = None,
 ) -> Recording:
-    """The leads that `wanted` needs, in millivolt; of `span` only, from a sample to one past the last."""
+    """The leads needed for `wanted`, in millivolts; of `span` only, if given (exclusive end)."""
     header = _read_header(root, record)
     if header.segments:
         return _read_segments(root, _joined(root, record, header), wanted, span)
@@ -104,7 +104,7 @@ def read(
 
 
 def digital(root: Path, record: str) -> list[NDArray[np.integer]]:
-    """All samples of each signal of a record of one segment, as they are stored."""
+    """All samples of each signal of a single-segment record, as stored."""
     return wfdb_signals.digital(root, record, _read_header(root, record))
 
 
@@ -119,7 +119,7 @@ def _checked_rate(rate: float) -> float:
 
 
 def _head_of_segments(root: Path, record: str, header: Header, files: list[str]) -> Head:
-    """See `Head`; `files` grows by those of the segments."""
+    """Reads the headers of all segments and appends their files to `files`. See `Head`."""
     files += dict.fromkeys(_header_file(_beside(record, name)) for name, _ in header.segments if name != GAP)
     joined = _joined(root, record, header)
     for part in joined.parts:
@@ -136,7 +136,7 @@ def _head_of_segments(root: Path, record: str, header: Header, files: list[str])
 
 
 def _joined(root: Path, record: str, header: Header) -> Joined:
-    """A record of the segments that `header` names. Raises `Rejected`."""
+    """The segments that the header of a multi-segment record names, joined. Raises `Rejected`."""
     times = tuple(_changed(root, _beside(record, name)) for name, _ in header.segments if name != GAP)
     return _join(root, record, header.rate, tuple(header.segments), tuple(header.comments), times)
 
@@ -150,9 +150,9 @@ def _join(
     comments_of_all: tuple[str, ...],
     times: tuple[int, ...],
 ) -> Joined:
-    """Reads the headers of all segments, which were written at `times`: a record of hundreds is read in as many pieces.
+    """Reads the headers of all segments; cached by their modification `times`, because such a record is read in pieces.
 
-    The first segment, if it has no samples, names all signals.
+    A first segment without samples is the layout, which names all signals.
     """
     names: list[str] = []
     comments = [*comments_of_all]
@@ -177,7 +177,7 @@ def _join(
 
 
 def _changed(root: Path, record: str) -> int:
-    """When a header was written, in ns; -1 where none can be read."""
+    """Modification time of a header in ns; -1 if there is none."""
     try:
         return os.stat(_header_file(contained(root, record))).st_mtime_ns
     except (OSError, ValueError):
@@ -193,7 +193,7 @@ def _beside(record: str, name: str) -> str:
 
 
 def _unknown(names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The names that stand, under whatever alias, for none of the `known` signals. Raises `Rejected`."""
+    """The names that are not those, or aliases, of `known` signals. Raises `Rejected` if a lead occurs twice."""
     try:
         lead_names.index(names)
     except ValueError as error:
@@ -203,7 +203,7 @@ def _unknown(names: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def _fitting(part: Header, rate: float, frames: int, number: int) -> Header:
-    """A segment's header with the length that its record gives it. Raises `Rejected` for one of another rate."""
+    """A segment's header with the length that its record states. Raises `Rejected` if they contradict each other."""
     if not math.isclose(part.rate, rate, rel_tol=1e-6):
         raise Rejected("multi_segment", f"segment {number + 1} of {part.rate:g} Hz in a record of {rate:g} Hz")
     if part.frames and part.frames != frames:
@@ -212,7 +212,7 @@ def _fitting(part: Header, rate: float, frames: int, number: int) -> Header:
 
 
 def _read_segments(root: Path, joined: Joined, wanted: Sequence[str], span: tuple[int, int] | None) -> Recording:
-    """A record of several segments: samples are missing wherever there is no segment with all leads."""
+    """Reads a multi-segment record; samples are missing wherever no segment has all leads."""
     n = joined.per_frame
     first, last = span or (0, joined.frames * n)
     if (last - first) * len(joined.names) > MAX_READ:
@@ -251,8 +251,8 @@ def _read_header(root: Path, record: str) -> Header:
     path = _header_file(contained(root, record))
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Rejected("unreadable", "header is no regular file")
-        data = read_at(path, 0, 1 << 14)  # few are longer, and a large buffer costs more than the file
+            raise Rejected("unreadable", "header is not a regular file")
+        data = read_at(path, 0, 1 << 14)  # few headers are longer, and a large buffer would cost more than the read
         data += read_at(path, len(data), MAX_HEADER + 1 - len(data)) if len(data) == 1 << 14 else b""
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Rejected("missing_file", "header") from error

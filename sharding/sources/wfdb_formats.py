@@ -1,4 +1,4 @@
-"""The sample formats of WFDB signal files, and which reader takes each.
+"""The sample formats of WFDB signal files and the reader of each.
 
 Format of the samples: https://www.physionet.org/physiotools/wag/signal-5.htm.
 """
@@ -22,7 +22,7 @@ class Format:
         return -self.lowest - 1
 
 
-# The lowest value of each format means "no sample here"; 8, of differences, has no such value, and never gets there.
+# The lowest value of each format marks a missing sample. Format 8 (differences) has no marker and never gets that low.
 FORMATS = {
     "8": Format(-(1 << 31), LIBRARY),
     "16": Format(-(1 << 15)),

@@ -1,6 +1,6 @@
-"""The signals of one WFDB header (a record of one segment, or one segment of many): lengths, samples, millivolt.
+"""Reads the signals of one WFDB header, that of a single-segment record or of one segment: length, samples, millivolts.
 
-Signal files are decoded by `wfdb_fast` or, in the formats that it does not know, by the package wfdb (`wfdb_library`).
+Signal files are decoded by `wfdb_fast` or, in formats that it does not support, by the package wfdb (`wfdb_library`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class FileLayout:
-    """How the signals of one file lie in it: `per_frame` samples of each in turn, those of a frame together."""
+    """The layout of a signal file: frame by frame, and in each frame `per_frame` samples of each signal in turn."""
 
     form: str
     offset: int
@@ -48,7 +48,7 @@ class FileLayout:
 
 
 def reader(header: Header) -> str:
-    """Which reader a header's signal files need: `wfdb` if one of them does, else `fast`."""
+    """The reader of a header's signal files: `wfdb` if at least one needs it, else `fast`."""
     forms = {line.layout.format for line in header.signals}
     return LIBRARY if any(FORMATS[form].reader == LIBRARY for form in forms if form in FORMATS) else FAST
 
@@ -61,7 +61,7 @@ def signal_files(record: str, header: Header) -> list[str]:
 
 
 def length(root: Path, record: str, header: Header) -> int:
-    """Frames of a header's signals, checked against their files. Raises `Rejected`."""
+    """Number of frames of a header's signals, checked against the file sizes. Raises `Rejected`."""
     lengths = [header.frames] if header.frames else []
     for _, lines in _by_file(header.signals):
         layout = _file_layout(tuple([line.layout for line in lines]))
@@ -78,7 +78,7 @@ def length(root: Path, record: str, header: Header) -> int:
 
 
 def digital(root: Path, record: str, header: Header) -> list[NDArray[np.integer]]:
-    """All samples of each signal as they are stored, the lowest value of its format where skew leaves none."""
+    """All samples of each signal as stored, aligned by skew; missing samples are the lowest value of the format."""
     frames = header.frames or length(root, record, header)
     return list(_digital(root, record, replace(header, frames=frames), range(len(header.signals)), 0, frames)[0])
 
@@ -86,9 +86,9 @@ def digital(root: Path, record: str, header: Header) -> list[NDArray[np.integer]
 def recording(
     root: Path, record: str, header: Header, per_frame: int, wanted: Sequence[str], span: tuple[int, int] | None
 ) -> Recording:
-    """The leads that `wanted` needs, at `per_frame` samples a frame, in millivolt; of a `span` of samples only.
+    """The leads needed for `wanted`, in millivolts, at `per_frame` samples per frame; of `span` only, if given.
 
-    A lead of more samples a frame has the means of its samples, gaps left out. Raises `Rejected`.
+    Leads with more samples per frame are averaged over blocks, ignoring missing samples. Raises `Rejected`.
     """
     names, picked = _picked(tuple([s.name for s in header.signals]), tuple(wanted))
     if not header.frames:
@@ -109,7 +109,7 @@ def recording(
         flags.append("derived")
     values, gap, limit = _evened(stored, lines, per_frame)
     mv = _millivolt(values, lines)
-    here = slice(first - begin * per_frame, last - begin * per_frame)  # all of it, but for a part of a frame
+    here = slice(first - begin * per_frame, last - begin * per_frame)  # drops samples of incomplete frames
     missing: Bools | None = None
     saturated: Bools | None = None
     if gap is not None and limit is not None:
@@ -121,7 +121,7 @@ def recording(
 
 @lru_cache(maxsize=4096)
 def _picked(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(leads, their rows among the signals) that `wanted` is made of. Raises `Rejected`."""
+    """(leads, their rows among the signals) needed for `wanted`. Raises `Rejected`."""
     try:
         rows = lead_names.index(signals)
     except ValueError as error:
@@ -138,10 +138,8 @@ def _picked(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[st
 def _evened(
     stored: Sequence[NDArray[np.integer]] | NDArray[np.integer], lines: list[SignalLine], per_frame: int
 ) -> tuple[NDArray, Bools | None, Bools | None]:
-    """(values `[rows, samples]`, where they are missing, where they stand at the converter's limits; None: nowhere).
-
-    All rows have `per_frame` samples a frame then: of more, each block's mean is taken.
-    """
+    """(values `[rows, samples]` at `per_frame` samples per frame, mask of missing ones, mask of those at the limits of
+    the format); the masks are None if there are no such samples."""
     lowest = [FORMATS[line.layout.format].lowest for line in lines]
     blocks = [line.layout.per_frame // per_frame for line in lines]
     if max(blocks) > 1:
@@ -155,12 +153,13 @@ def _evened(
 
 
 def _marks(values: NDArray[np.integer], lowest: NDArray[np.integer] | int) -> tuple[Bools, Bools]:
-    """(where values are missing, where they stand at the converter's limits)."""
+    """(mask of missing values, mask of values at the limits of the format)."""
     return values == lowest, (values == lowest + 1) | (values == -lowest - 1)
 
 
 def _block_means(values: NDArray[np.integer], lowest: int, block: int) -> tuple[NDArray[np.float64], Bools, Bools]:
-    """(the mean of the samples that are there of each `block`, blocks without any, blocks with one at the limits)."""
+    """(mean of each block without its missing samples, mask of empty blocks, mask of blocks with a sample at the
+    limits of the format)."""
     blocks = values.reshape(-1, block)
     gap, limit = _marks(blocks, lowest)
     there = block - gap.sum(axis=1)
@@ -180,7 +179,7 @@ def _millivolt(values: NDArray, lines: list[SignalLine]) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=4096)
 def _scale(layouts: tuple[Layout, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(millivolts per step, baselines), each `[signals, 1]`, of signals in units of voltage."""
+    """(millivolts per step, baselines), each `[signals, 1]`, of signals in voltage units."""
     factors = [signal.to_millivolt(layout.units) for layout in layouts]
     scale = np.array([[f / layout.gain] for f, layout in zip(factors, layouts)], np.float64)  # type: ignore[operator]
     return scale, np.array([[layout.baseline] for layout in layouts], np.float64)
@@ -192,9 +191,9 @@ def _scale(layouts: tuple[Layout, ...]) -> tuple[NDArray[np.float64], NDArray[np
 def _digital(
     root: Path, record: str, header: Header, rows: Sequence[int], first: int, last: int
 ) -> tuple[list[NDArray[np.integer]] | NDArray[np.integer], NDArray[np.int16]]:
-    """(samples of each row from frame `first` to before `last`, the 16 low bits of the sum of all that was read).
+    """(samples of each row for frames `first` to `last` (exclusive), the 16 low bits of the sums of all samples read).
 
-    Skew is taken out: the sample that is so many frames further on in the file belongs to a frame.
+    A signal with skew is shifted: its frame 0 is `skew` frames into the file.
     """
     groups = _by_file(header.signals)
     if len(groups) == 1 and list(rows) == list(range(len(header.signals))):
@@ -216,7 +215,7 @@ def _digital(
 
 
 def _shifted(values: NDArray[np.integer], layout: Layout, frames: int) -> NDArray[np.integer]:
-    """`frames` frames of a signal from its skew on; behind its last sample, missing ones."""
+    """`frames` frames of a signal, starting at its skew; padded at the end with missing samples."""
     count = frames * layout.per_frame
     if not layout.skew:
         return values[:count]
@@ -225,21 +224,21 @@ def _shifted(values: NDArray[np.integer], layout: Layout, frames: int) -> NDArra
 
 
 def _by_file(signals: list[SignalLine]) -> list[tuple[int, list[SignalLine]]]:
-    """Signals of one file are interleaved in it and stand on consecutive lines: (first row, its lines) a file."""
+    """(first row, signal lines) of each file; its signals are interleaved and must be on consecutive lines."""
     groups: list[tuple[int, list[SignalLine]]] = []
     row = 0
     for _, lines in groupby(signals, attrgetter("file")):
         groups.append((row, list(lines)))
         row += len(groups[-1][1])
     if len({lines[0].file for _, lines in groups}) < len(groups):
-        raise Rejected("header", "the signals of one file do not stand on consecutive lines")
+        raise Rejected("header", "the signals of one file are not on consecutive lines")
     return groups
 
 
 def _signals(
     root: Path, record: str, lines: list[SignalLine], picked: list[int], first: int, last: int
 ) -> list[NDArray[np.integer]]:
-    """The samples of some signals of one file; of a wide one, no more than `MAX_READ` values are decoded at once."""
+    """The samples of some signals of one file, decoded in steps of at most `MAX_READ` values."""
     places = [0, *accumulate(line.layout.per_frame for line in lines)]
     step = max(MAX_READ // places[-1], 1)
     parts = []
@@ -250,7 +249,7 @@ def _signals(
 
 
 def _read_file(root: Path, record: str, lines: list[SignalLine], first: int, last: int) -> NDArray[np.integer]:
-    """Frames `first` to before `last` of one signal file, `[last - first, samples a frame of all its signals]`."""
+    """Frames `first` to `last` (exclusive) of one signal file, `[frames, samples per frame of all signals]`."""
     layout = _file_layout(tuple([line.layout for line in lines]))
     path = _signal_path(root, record, lines[0].file)
     try:
@@ -268,7 +267,7 @@ def _read_file(root: Path, record: str, lines: list[SignalLine], first: int, las
 
 @lru_cache(maxsize=4096)
 def _file_layout(layouts: tuple[Layout, ...]) -> FileLayout:
-    """The layout of one file's signals. Raises `Rejected` for what cannot be read."""
+    """The layout of one file's signals. Raises `Rejected` if it is not supported."""
     first = layouts[0]
     if len({(layout.format, layout.offset) for layout in layouts}) > 1:
         raise Rejected("header", "signals of one file with several formats or offsets")
@@ -279,10 +278,10 @@ def _file_layout(layouts: tuple[Layout, ...]) -> FileLayout:
 
 
 def _held(path: str, layout: FileLayout) -> int:
-    """Samples in a signal file, of all its signals together. Raises `Rejected`."""
+    """Number of samples in a signal file, of all signals together. Raises `Rejected`."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Rejected("unreadable", "signal file is no regular file")
+            raise Rejected("unreadable", "signal file is not a regular file")
         if FORMATS[layout.form].reader == LIBRARY:
             return wfdb_library.held(path, layout.form, layout.offset, layout.per_frame)
         return wfdb_fast.held(path, layout.form, layout.offset)
