@@ -2,4 +2,5 @@
 
 from umbra.errors import require_extra
 
-require_extra("shard", "omegaconf", "yaml", "pyarrow", "scipy", "h5py", "openpyxl", "tqdm", "matplotlib")
+PACKAGES = ("omegaconf", "yaml", "pyarrow", "scipy", "h5py", "openpyxl", "tqdm", "matplotlib", "soundfile", "wfdb")
+require_extra("shard", *PACKAGES)

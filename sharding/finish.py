@@ -170,6 +170,7 @@ def _write_tables(
                     reasons,
                     rows.column("detail").to_pylist(),
                     [None] * len(rows),
+                    rows.column("reader").to_pylist(),
                     None,
                 )
             )
@@ -234,7 +235,7 @@ def _lists(column: pa.ChunkedArray, separator: str) -> pa.Array:
 
 
 def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa.Table:
-    names, over = rows.column("record").to_pylist(), rows.column("over").to_pylist()
+    names, over, reader = (rows.column(c).to_pylist() for c in ("record", "over", "reader"))
     of, window, reason, detail, key = (windows.column(c).to_pylist() for c in WINDOW_COLUMNS[:5])
     full = [i for i, n in enumerate(over) if n]
     return record_rows(
@@ -243,6 +244,7 @@ def _records_of_shard(rows: pa.Table, windows: pa.Table, shard: ShardPlan) -> pa
         reason + ["patient_overflow"] * len(full),
         detail + [f"{over[i]} windows" for i in full],
         key + [None] * len(full),
+        [reader[i] for i in of] + [reader[i] for i in full],
         shard,
     )
 
@@ -253,9 +255,10 @@ def record_rows(
     reason: list[str],
     detail: list[str],
     key: list[str | None],
+    reader: list[str],
     shard: ShardPlan | None,
 ) -> pa.Table:
-    """Rows of `records.parquet`; one with a key was kept."""
+    """Rows of `private/records.parquet`; `reader`: the reader of the samples, if the source has several."""
     place = [shard if k is not None else None for k in key]
     return pa.table(
         {
@@ -267,6 +270,7 @@ def record_rows(
             "key": pa.array(key, pa.string()),
             "split": pa.array([s and s.split for s in place], pa.string()),
             "shard": pa.array([s and s.name for s in place], pa.string()),
+            "reader": pa.array([r or None for r in reader], pa.string()),
         }
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import re
 from collections import Counter, deque
@@ -20,7 +21,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sharding import deidentify, metadata, signal, watchdog
 from sharding.metadata import Table, label, read_table
@@ -32,6 +35,7 @@ from umbra.schema import SAMPLE_COLUMNS, SAMPLES
 
 CHUNK = 1024
 MOST_WORDS = 1000
+MOST_WINDOWS = (1 << 31) - 1
 Unknown = tuple[str, str]
 # Permanent errors; any other (EIO, ESTALE, ...) stops the planning, so that no record is dropped by mistake.
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
@@ -50,6 +54,8 @@ COLUMNS = {
     "part": _WORD,  # name of the source, by `source.parts`
     "leads": _WORD,  # wanted leads that are present or derivable, joined by spaces
     "windows": pa.int32(),
+    "stretches": _WORD,  # FIRST-LAST of each stretch that windows are cut from; empty: the whole record, read at once
+    "reader": _WORD,  # which of a source's readers decodes the samples
     "files": _WORD,  # joined by newlines; * stands for the record's name
     "bytes": pa.int64(),  # of all its files; -1: one is missing
     "stamp": pa.int64(),  # hash of their sizes and modification times
@@ -209,19 +215,25 @@ def _describe(
     words: dict[str, str],
 ) -> tuple[Any, ...]:
     """The values of `COLUMNS` of one record; counts unknown words in `unknown`."""
-    present, windows = "", 0
+    present, windows, cut, reader = "", 0, "", ""
     try:
         with watchdog.limit(config.timeout, lambda: f"the header of {record} {watchdog.HANGS}"):
             head = source.head(root, record, config.source)
-        files = head.files
+        files, reader = head.files, head.reader
         words = {**head.words, **{k: v for k, v in words.items() if deidentify.identity(v)}}
         reason, detail, present = _leads(tuple(head.leads), tuple(config.leads), config.missing_leads)
         if not reason and not signal.can_resample(head.rate, config.rate):
             reason, detail = "rate", f"{head.rate:.9g} Hz has no simple ratio to {config.rate:g} Hz"
         if not reason:
-            windows = planned_windows(head.samples, head.rate, config.rate, config.samples, config.min_seconds)
-            if not windows:
-                reason, detail = "short", f"{head.samples / head.rate:.4g} s"
+            runs = stretches(head, present.split())
+            longest = max((last - first for first, last in runs), default=0)
+            windows = _windows(config, head.rate, runs)
+            if not runs:
+                reason, detail = "missing_lead", "no segment has all leads"
+            elif not windows:
+                reason, detail = "short", f"{longest / head.rate:.4g} s"
+            if head.segments or head.samples * len(head.leads) > getattr(source, "MAX_READ", math.inf):
+                cut = " ".join(f"{first}-{last}" for first, last in runs)
     except protocol.Rejected as error:
         reason, detail, files = error.reason, error.detail, error.files
     except OSError as error:
@@ -250,6 +262,8 @@ def _describe(
         _part(record, config.source),
         present,
         windows,
+        cut,
+        reader,
         pattern,
         *stamp(root, record, pattern),
     )
@@ -289,11 +303,42 @@ def planned_windows(samples: int, rate: float, target_rate: float, window: int, 
     length = signal.resampled_length(samples, rate, target_rate)
     if length < window:
         return int(0 < min_seconds <= samples / rate)
-    return min(length // window, (1 << 31) - 1)
+    return min(length // window, MOST_WINDOWS)
+
+
+def _windows(config: BuildConfig, rate: float, runs: list[tuple[int, int]]) -> int:
+    """Number of windows in the stretches of a record."""
+    fitting = (config.rate, config.samples, config.min_seconds)
+    return min(sum(planned_windows(last - first, rate, *fitting) for first, last in runs), MOST_WINDOWS)
+
+
+def stretches(head: protocol.Head, wanted: Sequence[str]) -> list[tuple[int, int]]:
+    """(first, last) samples, last exclusive, of each stretch of adjacent segments that have all wanted leads."""
+    if not head.segments:
+        return [(0, head.samples)]
+    runs: list[tuple[int, int]] = []
+    for first, last, names in head.segments:
+        if leads.missing(leads.index(names), wanted):
+            continue
+        begin = runs.pop()[0] if runs and runs[-1][1] == first else first
+        runs.append((begin, last))
+    return runs
 
 
 def name_hash(record: str) -> int:
     return int.from_bytes(hashlib.blake2b(record.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
+
+
+def segments_of_others(rows: pa.Table) -> NDArray[np.int64]:
+    """The rows that are segments of another row's record: their headers are among its files."""
+    files = pa.array(rows.column("files").combine_chunks())
+    several = [i for i, pattern in enumerate(files.dictionary.to_pylist()) if pattern.count(".hea") > 1]
+    whole = np.flatnonzero(np.isin(files.indices.to_numpy(), several))
+    parts: list[int] = []
+    for record, pattern in zip(*(rows.column(c).take(pa.array(whole)).to_pylist() for c in ("record", "files"))):
+        names = files_of(record, pattern)[1:]
+        parts += [name_hash(name.removesuffix(".hea")) for name in names if name.endswith(".hea")]
+    return np.setdiff1d(np.flatnonzero(np.isin(rows.column("name").to_numpy(), parts)), whole)
 
 
 # ---- has an input changed? ----
@@ -305,13 +350,18 @@ def file_pattern(record: str, files: Sequence[str]) -> str:
     return "\n".join(f.removeprefix(folder + slash).replace(name, "*", 1) for f in files)
 
 
+def files_of(record: str, pattern: str) -> list[str]:
+    """The files of a record, relative to the input: the inverse of `file_pattern`."""
+    folder, slash, name = record.partition("#")[0].rpartition("/")
+    return [folder + slash + file.replace("*", name, 1) for file in pattern.split("\n")]
+
+
 def stamp(root: Path, record: str, pattern: str) -> tuple[int, int]:
     """(bytes of all files, hash of their sizes and modification times); (-1, 0) if one is missing."""
-    folder, slash, name = record.partition("#")[0].rpartition("/")
     total, parts = 0, ""
-    for file in pattern.split("\n"):
+    for file in files_of(record, pattern):
         try:
-            status = os.stat(protocol.contained(root, folder + slash + file.replace("*", name, 1)))
+            status = os.stat(protocol.contained(root, file))
             total += status.st_size
             parts += f"{status.st_size} {status.st_mtime_ns} "
         except (OSError, ValueError, protocol.Rejected):

@@ -36,7 +36,10 @@ META_BYTES = 512
 MOST_UNKNOWN = 100
 PLAN_JSON, PLAN_ROWS = "plan.json", "plan.parquet"
 LABEL = "label:"
-ROWS = ("record", "reason", "detail", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp")
+ROWS = (
+    *("record", "reason", "detail", "patient", "age", "sex", "codes", "part", "leads", "stretches", "reader", "files"),
+    *("bytes", "stamp"),
+)
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,7 @@ def make_plan(
     reasons = _Reasons(rows.column("reason"))
     if known.table is not None:
         reasons.give(_repeated(rows), "duplicate_record")
+    reasons.give(headers.segments_of_others(rows), "segment")
     usable = np.flatnonzero(reasons.none())
     split, place = np.full(len(rows), -1, np.int8), np.zeros(len(rows), np.uint64)
     chosen = None if known.splits is None else known.splits.to_numpy()[usable]
@@ -404,8 +408,11 @@ def row_file(output: Path) -> pq.ParquetFile:
 
 
 def rows_of_shard(output: Path, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The planned records of one shard, in order; some `columns` of them (None: all)."""
-    return row_file(output).read_row_group(ordinal, columns)
+    """The planned records of one shard, in order; some `columns` of them (None: all). Raises `UserError`."""
+    file = row_file(output)
+    if lacking := [name for name in columns or ROWS if name not in file.schema_arrow.names]:
+        raise UserError(f"{output} was planned by another version (no column {lacking[0]}): delete it and build again")
+    return file.read_row_group(ordinal, columns)
 
 
 def values(column: pa.ChunkedArray) -> list[Any]:

@@ -32,7 +32,10 @@ from umbra.files import atomic, write_text
 from umbra.schema import Geometry
 
 # The columns of the plan that a build reads.
-ROW_COLUMNS = ("record", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp", "windows")
+ROW_COLUMNS = (
+    *("record", "patient", "age", "sex", "codes", "part", "leads", "stretches", "files", "bytes", "stamp"),
+    "windows",
+)
 WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key", "signal")  # the last a check sum (`equal`)
 Row = tuple[int, int | None, str, str, str | None, int | None]
 
@@ -144,37 +147,58 @@ def _hangs(config: BuildConfig, shard: ShardPlan, record: str) -> str:
 
 class Piece(NamedTuple):
     """Windows `first` to `last` (exclusive) of a record. `span`: the source samples to read, with a margin (None: the
-    whole record); `start`: where `span` begins, in samples at the target rate."""
+    whole record); `start`: where `span` begins, in samples at the target rate.
+
+    Each stretch of a record has its own grid of windows: `base` is its first window, `origin` its first source sample,
+    from which `start` counts.
+    """
 
     first: int
     last: int
     span: tuple[int, int] | None = None
     start: int = 0
+    base: int = 0
+    origin: int = 0
 
 
 def _pieces(
     source: protocol.Source, config: BuildConfig, row: dict[str, Any], expired: Callable[[], str]
 ) -> list[Piece]:
-    """The record as one piece or, if too long to be read at once, as several with margins for the filters."""
-    most = source.MAX_READ if isinstance(source, protocol.PiecewiseSource) else row["bytes"]
-    if row["bytes"] <= most:
+    """The record as one piece, or one piece per stretch of the plan; a stretch that is too long to be read at once as
+    several, with margins for the filters."""
+    if not row["stretches"] or not isinstance(source, protocol.PiecewiseSource):
         return [Piece(0, row["windows"])]
     with watchdog.limit(config.timeout, expired):
         head = source.head(Path(config.input), row["record"], config.source)
-    if head.samples * len(head.leads) <= most:
-        return [Piece(0, row["windows"])]
+    pieces: list[Piece] = []
+    base = 0
+    for words in row["stretches"].split():
+        origin, end = map(int, words.split("-"))
+        planned = headers.planned_windows(end - origin, head.rate, config.rate, config.samples, config.min_seconds)
+        last = min(base + planned, row["windows"])
+        stretch = Piece(base, last, (origin, end), 0, base, origin)
+        if (end - origin) * len(head.leads) > source.MAX_READ:
+            pieces += _pieces_of_stretch(config, head, source.MAX_READ, stretch)
+        elif base < last:
+            pieces.append(stretch)
+        base = last
+    return pieces
+
+
+def _pieces_of_stretch(config: BuildConfig, head: protocol.Head, most: int, stretch: Piece) -> list[Piece]:
+    """Splits a stretch of more than `most` values into pieces with margins for the filters."""
+    assert stretch.span is not None
     up, down = signal.ratio(head.rate, config.rate)
     around = signal.PERIODS * max(up, down) // up + round(10 * head.rate / config.high_pass if config.high_pass else 0)
     windows = max(most // 4 // len(head.leads) * up // (config.samples * down), 1)
-    pieces = []
-    for first in range(0, row["windows"], windows):
-        last = min(first + windows, row["windows"])
-        begin, end = (
-            signal.span(first, config.samples, head.rate, config.rate)[0],
-            -(-last * config.samples * down // up),
-        )
+    samples, pieces = stretch.span[1] - stretch.origin, []
+    for first in range(stretch.first, stretch.last, windows):
+        last = min(first + windows, stretch.last)
+        begin = signal.span(first - stretch.base, config.samples, head.rate, config.rate)[0]
         begin = max(begin - around, 0) // (2 * down) * 2 * down
-        pieces.append(Piece(first, last, (begin, min(end + around, head.samples)), begin // down * up))
+        end = min(-(-(last - stretch.base) * config.samples * down // up) + around, samples)
+        span = (stretch.origin + begin, stretch.origin + end)
+        pieces.append(stretch._replace(first=first, last=last, span=span, start=begin // down * up))
     return pieces
 
 
@@ -216,7 +240,8 @@ def _add_record(
     meta = metadata_bytes(_metadata(config, row, recording.rate, flags), writer.geometry.meta_bytes)
     there = slice(None) if present.all() else present
     for window in range(piece.first, piece.last):
-        part = x[:, window * config.samples - piece.start : (window + 1) * config.samples - piece.start]
+        begin = (window - piece.base) * config.samples - piece.start
+        part = x[:, begin : begin + config.samples]
         reason, detail = _raw_reason(config, recording, window, piece)
         if part.shape[1] < config.samples:
             reason, detail = "short", f"{x.shape[1] / config.rate:.4g} s"
@@ -253,8 +278,9 @@ def _prepared(
 def _raw_reason(config: BuildConfig, recording: protocol.Recording, window: int, piece: Piece) -> tuple[str, str]:
     if recording.missing is None and recording.saturated is None:
         return "", ""
-    begin = piece.span[0] if piece.span else 0
-    first, last = (at - begin for at in signal.span(window, config.samples, recording.rate, config.rate))
+    begin = piece.span[0] - piece.origin if piece.span else 0
+    span = signal.span(window - piece.base, config.samples, recording.rate, config.rate)
+    first, last = (at - begin for at in span)
     if recording.missing is not None and (gaps := int(recording.missing[first:last].sum())):
         return "nan", f"{gaps} samples missing"
     if recording.saturated is not None and (limits := int(recording.saturated[first:last].sum())):

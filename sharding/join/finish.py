@@ -91,4 +91,5 @@ def _never_planned(parts: Sequence[Part]) -> Iterator[pa.Table]:
                 window, reason, detail, key = (
                     rows.column(c).to_pylist() for c in ("window", "reason", "detail", "key")
                 )
-                yield record_rows(names, window, reason, detail, key, None)
+                reader = rows.column("reader").to_pylist() if "reader" in rows.column_names else [""] * len(rows)
+                yield record_rows(names, window, reason, detail, key, reader, None)

@@ -31,7 +31,7 @@ COLUMNS = {
     "codes": pa.list_(pa.string()),
     "leads": pa.list_(pa.string()),
 }
-RECORD_COLUMNS = ("record", "window", "reason", "detail", "key")
+RECORD_COLUMNS = ("record", "window", "reason", "detail", "key", "reader")
 
 
 def of_shard(state: State, ordinal: int) -> pa.Table:
@@ -109,8 +109,8 @@ def _records(state: State, shard: ShardPlan, rows: pa.Table, tally: Tally) -> pa
     out = [known[part, key] | {"key": None} for (part, _), key in zip(where, keys)]
     for place, _, why, detail, key, _ in tally.rows:
         out[place] |= {"key": key, "reason": why, "detail": detail}
-    columns: list[Any] = [[row[name] for row in out + rest] for name in RECORD_COLUMNS]
-    return record_rows(columns[0], columns[1], columns[2], columns[3], columns[4], shard)
+    columns: list[Any] = [[row.get(name) for row in out + rest] for name in RECORD_COLUMNS]  # parts of 0.1.0 have no `reader`
+    return record_rows(columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], shard)
 
 
 def _group(part: Part, group: int, keys: set[str]) -> list[dict[str, Any]]:

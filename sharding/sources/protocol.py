@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,16 +88,30 @@ class Rejected(Exception):
         self.files: list[str] = []
 
 
+class Segment(NamedTuple):
+    """Samples `first` to `last` (exclusive) of a record, and the names of the signals present in them."""
+
+    first: int
+    last: int
+    leads: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Head:
     """Contents of a header: `rate` in Hz, `samples` per lead, signal names, `files` (relative, the header first), and
-    the raw words for patient, age, sex and codes (only those present)."""
+    the raw words for patient, age, sex and codes (only those present).
+
+    `segments`: of a multi-segment record, in order, with gaps between them (empty: all leads are present throughout).
+    `reader`: the reader of the samples, if the source has several.
+    """
 
     rate: float
     samples: int
     leads: list[str]
     files: list[str]
     words: dict[str, str] = field(default_factory=dict)
+    segments: list[Segment] = field(default_factory=list)
+    reader: str = ""
 
 
 @dataclass(slots=True)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from sharding import signal
 from sharding.sources.protocol import Rejected
+from umbra import leads as lead_names
 
 DEFAULT_GAIN = 200.0
 DEFAULT_RATE = 250.0
 MAX_SIGNALS = 1024
+MAX_PER_FRAME = 1 << 15
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -37,20 +39,36 @@ class Layout:
 
 
 class SignalLine(NamedTuple):
-    """One signal line: the location of its samples and their interpretation."""
+    """One signal line: the location of its samples and their interpretation. `initial`: the value before the first
+    sample, for format 8 only (else 0)."""
 
     file: str
     layout: Layout
     checksum: int | None
     name: str
+    initial: int = 0
 
 
 @dataclass(slots=True)
 class Header:
+    """`rate` in frames per second; `frames` is None if the header does not state the length.
+
+    A multi-segment record has no `signals` but `segments`: (record name, frames) of each; a gap is named `~`.
+    """
+
     rate: float
-    samples: int | None
+    frames: int | None
     signals: list[SignalLine]
     comments: list[str]
+    segments: list[tuple[str, int]] = field(default_factory=list)
+
+
+def common_per_frame(signals: Sequence[SignalLine]) -> int:
+    """The greatest common divisor of the ECG leads' numbers of samples per frame (1 without ECG leads)."""
+    per_frame = {line.layout.per_frame for line in signals}
+    if len(per_frame) > 1:
+        per_frame = {line.layout.per_frame for line in signals if lead_names.canonical(line.name)}
+    return math.gcd(*per_frame) or 1
 
 
 def parse_header(text: str) -> Header:
@@ -64,16 +82,35 @@ def parse_header(text: str) -> Header:
             lines.append(line)
     if not lines:
         raise Rejected("header", "empty")
-    name, count, rate, samples = _record_line(lines[0])
+    name, count, rate, frames = _record_line(lines[0])
     if "/" in name:
-        raise Rejected("multi_segment", "a record of several segments")
+        return Header(rate, frames, [], comments, _segments(name, lines[1:], frames))
     if not 1 <= count <= MAX_SIGNALS or len(lines) - 1 < count:
         raise Rejected("header", f"{count} signals announced, {len(lines) - 1} lines follow")
-    return Header(rate, samples, [_signal_line(line) for line in lines[1 : count + 1]], comments)
+    return Header(rate, frames, [_signal_line(line) for line in lines[1 : count + 1]], comments)
+
+
+def _segments(name: str, lines: list[str], frames: int | None) -> list[tuple[str, int]]:
+    """(record name, frames) of each segment line of the record `NAME/COUNT`. Raises `Rejected`."""
+    count = _integer(name.partition("/")[2], "number of segments")
+    if not 1 <= count <= len(lines):
+        raise Rejected("header", f"{count} segments announced, {len(lines)} lines follow")
+    segments = []
+    for line in lines[:count]:
+        words = line.split()
+        if len(words) < 2:
+            raise Rejected("header", "segment line without a length")
+        segments.append((words[0], _integer(words[1], "length of a segment")))
+    lengths = [length for _, length in segments]
+    if min(lengths) < 0 or not any(lengths):
+        raise Rejected("header", "segments of no length")
+    if frames and sum(lengths) != frames:
+        raise Rejected("header", f"segments of {sum(lengths)} samples in a record of {frames}")
+    return segments
 
 
 def _record_line(line: str) -> tuple[str, int, float, int | None]:
-    """(name, signals, rate, samples): base time and date, in any style, are ignored."""
+    """(name, signals, rate, frames): base time and date, in any style, are ignored."""
     words = line.split()
     if len(words) < 2:
         raise Rejected("header", "record line without the number of signals")
@@ -84,9 +121,6 @@ def _record_line(line: str) -> tuple[str, int, float, int | None]:
     samples = int(words[3]) if len(words) > 3 and re.fullmatch(r"[0-9]{1,18}", words[3]) else None
     if len(words) > 3 and samples is None and not re.fullmatch(r"\d[\w:./-]*", words[3], re.ASCII):
         raise Rejected("header", "number of samples is not a number")
-    low, high = signal.RATES
-    if not low <= rate <= high:
-        raise Rejected("rate", f"{rate:g} Hz")
     return words[0], count, rate, samples
 
 
@@ -94,11 +128,13 @@ def _signal_line(line: str) -> SignalLine:
     words = line.split(None, 8)
     if len(words) < 2:
         raise Rejected("header", "signal line without a format")
-    layout, named = _layout(words[1], words[2] if len(words) > 2 else "", words[4] if len(words) > 4 else "0")
+    zero = words[4] if len(words) > 4 else "0"
+    layout, named = _layout(words[1], words[2] if len(words) > 2 else "", zero)
     if named:
         return SignalLine(words[0], layout, None, " ".join(words[2:]))
     checksum = _integer(words[6], "checksum") if len(words) > 6 else None
-    return SignalLine(words[0], layout, checksum, words[8] if len(words) > 8 else "")
+    initial = _integer(words[5] if len(words) > 5 else zero, "initial value") if layout.format == "8" else 0
+    return SignalLine(words[0], layout, checksum, words[8] if len(words) > 8 else "", initial)
 
 
 @lru_cache(maxsize=4096)
@@ -120,6 +156,8 @@ def _format_word(word: str) -> tuple[str, int, int, int]:
     if not match:
         raise Rejected("header", "format is not a number")
     form, per_frame, skew, offset = match.groups()
+    if per_frame and not 1 <= int(per_frame) <= MAX_PER_FRAME:
+        raise Rejected("frames", f"{per_frame} samples per frame")
     return form, int(per_frame or 1), int(skew or 0), int(offset or 0)
 
 

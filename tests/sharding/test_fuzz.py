@@ -10,10 +10,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from sharding.options import REASONS
+from sharding.sources import wfdb
+from sharding.sources.protocol import Rejected
+from tests.support import wfdb_files
 from tests.support.recordings import LEADS, beats, write_record
 
 WORDS = [
@@ -115,3 +119,47 @@ def test_mutated_records_end_in_a_counted_reason(tmp_path):
     assert reasons[None] == found["kept"] > 100
     assert found["outside"] == []
     assert found["mib"] < 1024
+
+
+def read_whole_and_in_part(root: Path, record: str, dice: random.Random) -> str:
+    """Why a record is rejected; nothing if it is not, and any part of it is that part of the whole."""
+    try:
+        head = wfdb.head(root, record)
+        if head.samples * len(head.leads) > 1 << 22:
+            return ""
+        whole = wfdb.read(root, record, ["I", "II"]).mv
+        assert whole.shape == (2, head.samples)
+        first = dice.randrange(head.samples)
+        last = dice.randint(first + 1, head.samples)
+        assert np.array_equal(wfdb.read(root, record, ["I", "II"], span=(first, last)).mv, whole[:, first:last])
+    except Rejected as error:
+        return error.reason
+    return ""
+
+
+@pytest.mark.full
+def test_mutated_segments_frames_and_skews_end_in_a_reason(tmp_path):
+    """Of records in several formats; the headers of layout, record and segments change in turn."""
+    dice, rng = random.Random(0), np.random.default_rng(0)
+    x = rng.integers(-100, 100, (3, 800))
+    parts = []
+    for form in ("516", "8", "311", "212"):
+        signals = x[:, :400].cumsum(axis=1) if form == "8" else x[:, :400]
+        wfdb_files.write(tmp_path, f"f_{form}", [(form, signals, (1, 1, 1))], ("I", "II", "V1"), rate=100)
+        parts.append(f"f_{form} 400\n")
+    lines = "".join(f"~ 0 200/mV 16 0 0 0 0 {lead}\n" for lead in ("I", "II", "V1"))
+    (tmp_path / "f_layout.hea").write_text(f"f_layout 3 100 0\n{lines}")
+    (tmp_path / "f.hea").write_text("f/6 3 100 1650\nf_layout 0\n~ 50\n" + "".join(parts))
+    files = [("516", x[:2], (2, 2)), ("310", x[1:], (2, 2)), ("16", [x[0, :400]], (1,))]
+    wfdb_files.write(tmp_path, "g", files, ("I", "II", "V1", "V2", "PLETH"), rate=100, skew=(1, 0, 2))
+    headers = sorted(tmp_path.glob("*.hea"))
+    reasons: Counter[str] = Counter()
+    for _ in range(600):
+        path = dice.choice(headers)
+        text = path.read_text()
+        path.write_bytes(mutate_header(text, dice))
+        reasons.update(read_whole_and_in_part(tmp_path, record, dice) for record in ("f", "g"))
+        path.write_text(text)
+    assert set(reasons) <= {"", *REASONS}
+    assert reasons[""] > 300
+    assert len(reasons) > 6, reasons

@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ def row(record, patient="", windows=1, reason=""):
     whom = ("patient", patient) if patient else ("record", record)
     code = deidentify.pseudonym(KEY, "wfdb", *whom)
     return (record, name_hash(record), reason, "", code, not patient, 50.0, "male", "SR", 0, "a", "I II", windows,
-            "*", 1, 1)  # fmt: skip
+            "", "", "*", 1, 1)  # fmt: skip
 
 
 def planned(rows, splits=None, table=None, **options):
@@ -162,3 +163,29 @@ def test_leads_in_any_case(tmp_path):
     (tmp_path / "x").touch()
     config = BuildConfig(input=str(tmp_path), output="out", leads=["ii", "AVR"])
     assert validated(config).leads == ["II", "aVR"]
+
+
+def test_segments_of_another_record_are_no_records_of_their_own():
+    """Whatever became of the record that names them, whatever became of them; a record that names itself stays."""
+    rows = [row("d/whole"), row("d/part1", reason="path"), row("part2"), row("d/part2"), row("other"), row("loop")]
+    files = [
+        "*.hea\npart1.hea\npart2.hea\npart2.dat",
+        "*.hea",
+        "*.hea\n*.dat",
+        "*.hea\n*.dat",
+        "*.hea",
+        "*.hea\nother.hea",
+    ]
+    at = list(COLUMNS).index("files")
+    _, found = planned([(*r[:at], f, *r[at + 1 :]) for r, f in zip(rows, files)])
+    reasons = dict(zip(found.column("record").to_pylist(), found.column("reason").to_pylist()))
+    segments = {"d/part1", "d/part2", "other"}
+    assert reasons == {r[0]: "segment" if r[0] in segments else "" for r in rows}
+
+
+def test_a_plan_of_another_version_is_named(tmp_path):
+    (tmp_path / "private").mkdir()
+    pq.write_table(pa.table({"record": ["a"]}), tmp_path / "private" / plan.PLAN_ROWS)
+    assert plan.rows_of_shard(tmp_path, 0, ["record"]).column("record").to_pylist() == ["a"]
+    with pytest.raises(UserError, match=r"planned by another version \(no column reason\): delete it and build again"):
+        plan.rows_of_shard(tmp_path, 0)

@@ -17,9 +17,9 @@ from scipy.signal import butter, filtfilt
 
 from sharding import build as building
 from sharding.options import BuildConfig
-from sharding.sources import wfdb
+from sharding.sources import wfdb, wfdb_signals
 from sharding.sources.protocol import files_below
-from tests.support.recordings import LEADS, beats, write_folder, write_record
+from tests.support.recordings import LEADS, arrays, beats, write_folder, write_record
 from umbra.config import load
 from umbra.errors import UserError
 from umbra.leads import canonical
@@ -31,17 +31,6 @@ GAP = -32768
 def build(root: Path, output: Path, *words: str) -> building.Outcome:
     fixed = [f"input={root}", f"output={output}", "source.public=true", "split.train=1", "split.val=0", "split.test=0"]
     return building.build(load(BuildConfig, None, [*fixed, *words]))
-
-
-def arrays(output: Path) -> np.ndarray:
-    """All windows of a data set in order, int16 `[n, leads, samples]`."""
-    manifest = read_manifest(output)
-    geometry, parts = manifest.geometry, []
-    for shard in manifest.shards:
-        raw = (output / shard.name).read_bytes()
-        starts = [geometry.first + i * geometry.stride for i in range(shard.samples)]
-        parts += [np.frombuffer(raw, "<i2", geometry.leads * geometry.samples, s) for s in starts]
-    return np.stack(parts).reshape(-1, geometry.leads, geometry.samples)
 
 
 def reasons(output: Path) -> list[tuple]:
@@ -80,14 +69,14 @@ def test_long_records_are_read_in_pieces(tmp_path, monkeypatch, words, most):
     write_record(tmp_path / "in", "holter", bad, rate=500)
     write_record(tmp_path / "in", "short", beats(4, 5000, 500.0), rate=500)
     whole = build(tmp_path / "in", tmp_path / "whole", *words.split())
-    reads, reading = [], wfdb._read_file
+    reads, reading = [], wfdb_signals._read_file
 
     def counted(root, record, lines, first, last):
         reads.append((record, last - first))
         return reading(root, record, lines, first, last)
 
     monkeypatch.setattr(wfdb, "MAX_READ", 12 * 5000 * 10)
-    monkeypatch.setattr(wfdb, "_read_file", counted)
+    monkeypatch.setattr(wfdb_signals, "_read_file", counted)
     pieces = build(tmp_path / "in", tmp_path / "pieces", *words.split())
     assert [record for record, _ in reads].count("holter") == 6
     assert max(length for _, length in reads) * 12 <= wfdb.MAX_READ

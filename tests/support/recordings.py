@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sharding.sources.protocol import Rejected
+from umbra.schema import read_manifest
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
@@ -67,3 +68,14 @@ def reason_of(source, root: Path, record: str, options, wanted=("I", "II"), trim
     except Rejected as error:
         return error.reason
     return ""
+
+
+def arrays(output: Path) -> np.ndarray:
+    """All windows of a data set in order, int16 `[n, leads, samples]`."""
+    manifest = read_manifest(output)
+    geometry, parts = manifest.geometry, []
+    for shard in manifest.shards:
+        raw = (output / shard.name).read_bytes()
+        starts = [geometry.first + i * geometry.stride for i in range(shard.samples)]
+        parts += [np.frombuffer(raw, "<i2", geometry.leads * geometry.samples, s) for s in starts]
+    return np.stack(parts).reshape(-1, geometry.leads, geometry.samples)

@@ -13,7 +13,7 @@ TOPS = ("umbra", "sharding", "trainer")
 ALLOWED = {
     "umbra": {"torch", "numpy", "safetensors", "huggingface_hub", "omegaconf", "yaml", "matplotlib"},
     "sharding": {"umbra", "numpy", "scipy", "pyarrow", "yaml", "tqdm", "openpyxl", "omegaconf", "h5py", "matplotlib"}
-    | {"ecgdatakit", "pydicom", "hdf5plugin"},
+    | {"ecgdatakit", "pydicom", "hdf5plugin", "soundfile", "wfdb"},
     "trainer": {"umbra", "numpy", "torch", "safetensors", "deepspeed", "tqdm", "neurokit2", "pyarrow", "sklearn"}
     | {"matplotlib", "wandb", "webdataset", "yaml", "scipy"},
 }
