@@ -61,6 +61,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
     cells, patients, rejected = _write_tables(output, config, plan, {s.name: i for i, s in enumerate(shards)})
     mean, deviation = moments([t for s, t in kept if s.split == "train"], config.resolution_uv)
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
+    flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
     manifest = Manifest(
         fingerprint=fingerprint(shards, geometry, config.rate, config.leads, config.resolution_uv),
         rate=config.rate,
@@ -73,7 +74,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         lead_std_mv=deviation,
         patient_ids=plan.patient_ids,
         key_id=plan.key_id,
-        counts={kind: counts.merged() for kind, counts in cells.items()},
+        counts={kind: counts.merged() for kind, counts in cells.items()} | {"flags": dict(sorted(flags.items()))},
         config=_public_config(plan.content),
         versions=_versions(),
         tables={SAMPLES: sha256(tables(output)[0])},
@@ -82,8 +83,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
     for folder in (output / PRIVATE, output / PRIVATE / build_state.STATS):
         remove_partial(folder)
     write_text(output / MANIFEST, replace(manifest, content_hash=content_hash(manifest)).to_json())
-    flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
-    remarks = progress.remarks(plan)
+    remarks = progress.remarks(plan, flags)
     kept_windows = sum(s.samples for s in shards)
     return Outcome("built", kept_windows, patients, len(shards), rejected, flags, plan.codes_left_out, remarks)
 

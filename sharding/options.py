@@ -42,13 +42,28 @@ REASONS = {
     "no_split": "the config puts it into no split",
     "patient_overflow": "a patient has more windows than fit into one shard",
     "nan": "missing samples",
-    "saturated": "samples at the converter's limits",
+    "saturated": "a lead stays at a limit of the converter",
     "flat_lead": "a lead that never changes",
     "units": "units that are no voltage, or amplitudes of another unit",
     "amplitude": "a value beyond 20 mV",
     "clipped": "a value that does not fit int16 at this resolution",
     "metadata": "metadata larger than its place in the shard",
 }
+
+FLAGS = {  # remarks on windows that are kept
+    "checksum": "the header's check sum differs",
+    "derived": "limb leads derived from I and II",
+    "padded": "zeros at the end of a short record",
+    "at_limit": "single samples at a limit of the converter",
+    "still_ends": f"no lead changes for {signal.STILL_SECONDS:g} s or more at the start or end: padding?",
+}
+
+
+def padding_advice(form: str) -> str:
+    """What to do about `still_ends` in a source of this format."""
+    if form in ("wfdb", "clinical"):
+        return "cut it off in the files (private/records.parquet names the records, detail)"
+    return "source.array.trim=true cuts zeros off, and min_seconds keeps records that are then shorter than a window"
 
 
 def named(reasons: Counter[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sharding.build_state import failure_path, finished
-from sharding.options import REASONS
+from sharding.options import FLAGS, REASONS, padding_advice
 from sharding.plan import Plan, read_plan
 from umbra.files import TEMPORARY, left_over
 from umbra.schema import MANIFEST
@@ -31,19 +31,16 @@ def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, in
     rows += [
         (f"rejected: {r}", n, REASONS.get(r, "")) for r, n in sorted(rejected.items(), key=lambda x: (-x[1], x[0]))
     ]
-    remarks = {
-        "checksum": "the header's check sum differs",
-        "derived": "limb leads derived from I and II",
-        "padded": "zeros at the end of a short record",
-    }
-    rows += [(f"  kept, {f}", n, remarks.get(f, "")) for f, n in sorted(flags.items())]
+    rows += [(f"  kept, {f}", n, FLAGS.get(f, "")) for f, n in sorted(flags.items())]
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"  {name:<{width}} {n:>9,} {100 * n / max(total, 1):5.1f} %  {why}" for name, n, why in rows)
 
 
-def remarks(plan: Plan) -> list[str]:
-    """What a user should know of the input's words and files, a line each."""
+def remarks(plan: Plan, flags: Mapping[str, int] | None = None) -> list[str]:
+    """What a user should know of the input's words and files, and of the `flags` of kept windows, a line each."""
     lines = []
+    if still := (flags or {}).get("still_ends", 0):
+        lines.append(f"{still:,} kept windows look padded: {padding_advice(plan.content['source']['format'])}")
     if plan.codes_left_out:
         lines.append(
             f"{plan.codes_left_out:,} words in code fields are no known codes and stay behind: the most frequent are "
@@ -88,5 +85,5 @@ def status(output: Path) -> str:
         rejected.update(stats["rejected"])
         flags.update(stats["flags"])
     lines.append(reasons_table(sum(s["samples"] for s in done.values()), rejected, flags))
-    lines += [f"  {line}" for line in remarks(plan)]
+    lines += [f"  {line}" for line in remarks(plan, flags)]
     return "\n".join(lines)

@@ -100,8 +100,8 @@ class Head:
 class Recording:
     """`mv` [leads, samples] float32 with canonical lead names; `flags` are remarks on its quality.
 
-    `missing` and `saturated` [samples] bool: some lead has no value (0 in `mv`), or stands at the converter's limit;
-    None where none does.
+    `missing`, `saturated` and `at_limit` [samples] bool: some lead has no value (0 in `mv`), stays at a limit of its
+    converter, or is at one (see `sharding.saturation`); None where none does.
     """
 
     mv: NDArray[np.float32]
@@ -110,6 +110,7 @@ class Recording:
     missing: NDArray[np.bool_] | None = None
     saturated: NDArray[np.bool_] | None = None
     flags: tuple[str, ...] = ()
+    at_limit: NDArray[np.bool_] | None = None
 
 
 class Source(Protocol):

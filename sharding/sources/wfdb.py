@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
+from sharding.saturation import Limits, converter, saturation
 from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below, read_at
 from sharding.sources.wfdb_header import Header, Layout, SignalLine, parse_header, words_of
 from umbra import leads as lead_names
@@ -105,18 +106,20 @@ def read(
         flags.append("checksum")
     if not set(wanted) <= set(names):
         flags.append("derived")
-    missing = saturated = None
-    limits = [FORMATS[line.layout.format].lowest for line in lines]
-    extremes = zip(values.min(axis=1).tolist(), values.max(axis=1).tolist(), limits)
-    if any(low <= limit + 1 or high >= -limit - 1 for low, high, limit in extremes):
-        lowest = np.array(limits)[:, None]
-        gap = values == lowest
-        missing = gap.any(axis=0)
-        saturated = ((values == lowest + 1) | (values == -lowest - 1)).any(axis=0)
+    gap = values == np.array([[FORMATS[line.layout.format].lowest] for line in lines], values.dtype)
+    missing = gap.any(axis=0) if gap.any() else None
+    at_limit, saturated = saturation(values, *_limits(tuple([line.layout for line in lines])))
     mv = _millivolt(values, lines)
     if missing is not None:
         mv[gap] = 0.0
-    return Recording(mv, list(names), header.rate, missing, saturated, tuple(flags))
+    return Recording(mv, list(names), header.rate, missing, saturated, tuple(flags), at_limit)
+
+
+@lru_cache(maxsize=4096)
+def _limits(layouts: tuple[Layout, ...]) -> tuple[Limits, Limits]:
+    """(lowest and highest sample of each signal's converter, of its format)."""
+    widest = [(FORMATS[layout.format].lowest + 1, FORMATS[layout.format].highest) for layout in layouts]
+    return [converter(layout.resolution, layout.zero, wide) for layout, wide in zip(layouts, widest)], widest
 
 
 @lru_cache(maxsize=4096)

@@ -24,6 +24,8 @@ MAX_SIGNALS = 1024
 class Layout:
     """What a signal line says from format to units (`physical = (digital - baseline) / gain` units).
 
+    `resolution` and `zero` are the converter's: its bits (0: not stated) and the middle of its range.
+
     Lines of the same words share one, which is compared by identity: what follows from it is worked out once.
     """
 
@@ -34,6 +36,8 @@ class Layout:
     gain: float
     baseline: int
     units: str
+    resolution: int = 0
+    zero: int = 0
 
 
 class SignalLine(NamedTuple):
@@ -94,7 +98,8 @@ def _signal_line(line: str) -> SignalLine:
     words = line.split(None, 8)
     if len(words) < 2:
         raise Rejected("header", "signal line without a format")
-    layout, named = _layout(words[1], words[2] if len(words) > 2 else "", words[4] if len(words) > 4 else "0")
+    gain, bits, zero = (words[i] if len(words) > i else default for i, default in ((2, ""), (3, "0"), (4, "0")))
+    layout, named = _layout(words[1], gain, bits, zero)
     if named:
         return SignalLine(words[0], layout, None, " ".join(words[2:]))
     checksum = _integer(words[6], "checksum") if len(words) > 6 else None
@@ -102,7 +107,7 @@ def _signal_line(line: str) -> SignalLine:
 
 
 @lru_cache(maxsize=4096)
-def _layout(form: str, gain: str, zero: str) -> tuple[Layout, bool]:
+def _layout(form: str, gain: str, bits: str, zero: str) -> tuple[Layout, bool]:
     """(what the words from format to units say, whether the word after the format is no gain but a name)."""
     if not gain:
         return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), False
@@ -111,7 +116,9 @@ def _layout(form: str, gain: str, zero: str) -> tuple[Layout, bool]:
         return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), True
     value, baseline, units = parsed
     adc_zero = _integer(zero, "ADC zero")
-    return Layout(*_format_word(form), value, adc_zero if baseline is None else baseline, units), False
+    resolution = int(bits) if re.fullmatch("[0-9]{1,2}", bits) else 0
+    middle = adc_zero if baseline is None else baseline
+    return Layout(*_format_word(form), value, middle, units, resolution, adc_zero), False
 
 
 @lru_cache(maxsize=4096)
