@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: names the benchmarks."""
+"""`python -m benchmarks`: lists the benchmarks."""
 
 from pathlib import Path
 

@@ -1,6 +1,8 @@
-"""Where does a step wait for the device? `python -m benchmarks.host_reads [key=value]`: the places that read a tensor
-on the host, or copy one from it, in a step of the game under its engines with clipping; the project's own and
-DeepSpeed's, at each stage and precision. A CPU has nothing to wait for; on a GPU each ends the queue of kernels.
+"""Where does a step synchronise with the device? `python -m benchmarks.host_reads [key=value]`.
+
+Lists the code that reads a tensor on the host, or copies one from it, in a step of the game under DeepSpeed engines
+with gradient clipping: the project's own and DeepSpeed's, at each ZeRO stage and precision. On a GPU each of these
+drains the queue of kernels; on a CPU there is nothing to wait for.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from umbra.encoders.registry import build_encoder
 
 ROOT = Path(__file__).parents[1]
 aten = torch.ops.aten
-# Operations that wait: a value as a Python number, a result whose size depends on values, a tensor made of a list.
+# Operations that synchronise: a value as a Python number, a result whose size depends on values, a tensor from a list.
 OPERATIONS = {
     aten._local_scalar_dense: "item",
     aten.nonzero: "nonzero",
@@ -52,16 +54,16 @@ CALLS = {
 
 @dataclass
 class ReadsConfig:
-    """The games that are played."""
+    """The configurations to measure."""
 
     zero: list[int] = setting([0, 1, 2])
-    """ZeRO stages of DeepSpeed, each played in every `precision`."""
+    """ZeRO stages of DeepSpeed, each run in every `precision`."""
     precision: list[str] = setting(["fp32", "bf16"])
-    """Precisions, each played at every stage `zero`."""
+    """Precisions, each run at every stage `zero`."""
     game: GameConfig = field(default_factory=GameConfig)
-    """The dials of the game."""
+    """The settings of the game."""
     steps: int = setting(2, ">= 1")
-    """Steps that are counted, after a first one that builds what is built once."""
+    """Steps that are counted, after one warm-up step."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -74,7 +76,7 @@ Place = tuple[str, str]  # (file:line (function), what it does)
 
 
 class Reads:
-    """Counts, inside `with`, who waits: of the innermost frame that is not torch's."""
+    """Counts synchronisations inside `with`, by the innermost frame outside torch."""
 
     def __init__(self) -> None:
         self.found: Counter[Place] = Counter()
@@ -129,7 +131,7 @@ def _is_torch(path: str) -> bool:
 
 
 def _short(path: str) -> str:
-    if "/deepspeed/" in path:  # first: its environment may lie inside the repository
+    if "/deepspeed/" in path:  # checked first: the environment may be inside the repository
         return path[path.rfind("/deepspeed/") + 1 :]
     return str(Path(path).relative_to(ROOT)) if path.startswith(str(ROOT)) else path
 
@@ -141,7 +143,7 @@ def main(argv: list[str]) -> int:
     for zero, precision in product(cfg.zero, cfg.precision):
         found = {place: n / cfg.steps for place, n in sorted(reads_of(cfg, world, zero, precision).items())}
         if world.is_main:
-            print(f"zero={zero} {precision}, {world.size} x {world.device.type}, a step:")
+            print(f"zero={zero} {precision}, {world.size} x {world.device.type}, per step:")
             for (where, what), n in found.items():
                 print(f"{n:>6g} {what:<18}{where}", flush=True)
         theirs = sum(n for (where, _), n in found.items() if where.startswith("deepspeed/"))
@@ -154,7 +156,7 @@ def main(argv: list[str]) -> int:
 
 
 def reads_of(cfg: ReadsConfig, world: distributed.World, zero: int, precision: str) -> Counter[Place]:
-    """Who waits in `cfg.steps` steps of small networks, after a first step that builds what is built once."""
+    """Synchronisations in `cfg.steps` steps of small networks, after one warm-up step."""
     run, hop = PretrainConfig(zero=zero, precision=precision), cfg.game.hop(100)
     torch.manual_seed(0)
     backbone = build_encoder("resnet18", 12, 1000, {"width": 8, "embedding": 16})

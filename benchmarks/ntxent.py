@@ -1,8 +1,8 @@
 """What does NT-Xent cost at scale? `python -m benchmarks.ntxent`: tiled (ours) against dense (the [M, M] matrix).
 
-Time and peak memory of one forward and backward pass of B pairs of embeddings, each in a process of its own. The error
-is that of a few anchors' losses and of the gradient that they send to all embeddings, against the dense float64 formula
-of these anchors; relative to the largest entry.
+Time and peak memory of one forward and backward pass of B pairs of embeddings, each in a fresh process. The error is
+that of a few anchors' losses and of their gradient with respect to all embeddings, against the dense formula in
+float64; relative to the largest entry.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ TEMPERATURE = 0.1
 
 @dataclass
 class NtXentConfig:
-    """`pairs`: the batches, the last one is the reported one; `dense_up_to`: pairs that the dense side is run for.
+    """`pairs`: batch sizes, of which the last one is reported; `dense_up_to`: largest batch for the dense side.
 
-    `dim`: numbers per embedding; `checked`: anchors whose loss and gradient are compared; `threads`: 0 leaves torch's.
+    `dim`: embedding dimension; `checked`: anchors whose loss and gradient are compared; `threads`: 0 for torch's
+    default.
     """
 
     pairs: list[int] = field(default_factory=lambda: [2048, 8192, 32768])
@@ -39,7 +40,7 @@ class NtXentConfig:
 
 
 def embeddings(pairs: int, dim: int) -> tuple[Tensor, Tensor]:
-    """(unit vectors [2 B, dim], the positives nearer than chance; patient codes [2 B], some patients twice)."""
+    """(unit vectors [2 B, dim], positives closer than chance; patient codes [2 B], some patients twice)."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(pairs, dim, generator=generator)
     second = first + torch.randn(pairs, dim, generator=generator)
@@ -69,7 +70,7 @@ def run(side: str, pairs: int, config: NtXentConfig) -> dict[str, float]:
     z, ids = embeddings(pairs, config.dim)
     few = torch.arange(0, 2 * pairs, max(1, 2 * pairs // config.checked))
     z.requires_grad_()
-    (z[:8] @ z[:8].T).sum().backward()  # what torch loads at first use
+    (z[:8] @ z[:8].T).sum().backward()  # warms torch up
     z.grad = None
     before, began = memory("VmRSS"), time.perf_counter()
     losses = dense(z, ids, torch.arange(2 * pairs))[few] if side == "dense" else tiled(z, ids, few)
@@ -96,7 +97,7 @@ def memory(name: str) -> float:
 
 def main(words: list[str]) -> None:
     config = load(NtXentConfig, None, words)
-    print(f"one process, embeddings of {config.dim} numbers, fp32")
+    print(f"one process, embeddings of dimension {config.dim}, fp32")
     print(f"{'pairs':>8} {'side':>6} {'s':>9} {'peak MiB':>9} {'relative error':>15}")
     worst, figures, spawn = 0.0, {}, multiprocessing.get_context("spawn")
     for pairs in config.pairs:

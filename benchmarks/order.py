@@ -1,8 +1,8 @@
 """How well does the order of samples mix, and what does it cost? `python -m benchmarks.order`.
 
-Mixing: how far neighbours of the data set (samples i and i + 1) come to lie from each other in the sequence of training
-samples, and how often in one batch, against a uniform permutation of all samples (= 1). Cost: the processor time of one
-step's batch, for one rank of many and for all at once, over two epochs, in a process of its own.
+Mixing: how far apart neighbours of the data set (samples i and i + 1) are in the sequence of training samples, and how
+often they share a batch, relative to a uniform permutation of all samples (= 1). Cost: the CPU time of one step's
+batch, for one rank of many and for all at once, over two epochs, in a fresh process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PER_SHARD = 1000
 
 @dataclass
 class OrderConfig:
-    """`sizes`: samples of the data sets that are mixed, `blocks`: shards a block. Cost: `samples` for `world` ranks."""
+    """Mixing: `sizes` of data sets in samples, `blocks` in shards. Cost: `samples` for `world` ranks."""
 
     sizes: list[int] = field(default_factory=lambda: [20_000, 200_000, 2_000_000])
     blocks: list[int] = field(default_factory=lambda: [1, 2, 8, 32])
@@ -35,20 +35,20 @@ class OrderConfig:
 
 
 def neighbours(order: Order) -> tuple[float, float]:
-    """(median distance between neighbours, share of them in one batch), both relative to a uniform permutation."""
+    """(median distance between neighbours, fraction of them in one batch), both relative to a uniform permutation."""
     seen = order.steps(0, order.steps_per_epoch).reshape(order.steps_per_epoch, -1)
     place = np.full(sum(order.counts), -1)
     place[seen.ravel()] = np.arange(seen.size)
     both = (place[:-1] >= 0) & (place[1:] >= 0)
     distance = np.abs(place[1:] - place[:-1])[both]
     together = np.mean(place[1:][both] // order.batch == place[:-1][both] // order.batch)
-    uniform = seen.size * (1 - np.sqrt(0.5))  # the median of |x - y| of two uniform places
+    uniform = seen.size * (1 - np.sqrt(0.5))  # the median of |x - y| for two uniform positions
     return float(np.median(distance) / uniform), float(together / ((order.batch - 1) / (seen.size - 1)))
 
 
 def cost(config: OrderConfig) -> dict[str, float]:
     """Milliseconds and MiB of one rank's share of a step's batch, and of the whole batch of all ranks at once."""
-    Order((64, 64), 0, 16, 4).step(0)  # what numpy loads at first use
+    Order((64, 64), 0, 16, 4).step(0)  # warms numpy up
     before = memory()
     counts = (PER_SHARD,) * (config.samples // PER_SHARD)
     began = time.thread_time()
@@ -77,7 +77,7 @@ def timed(order: Order, step: int, rank: int, world: int) -> float:
 
 
 def memory() -> float:
-    """MiB of this process that no file stands behind."""
+    """Anonymous memory of this process in MiB."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition("RssAnon:")[2].split()[0]) / 1024
 

@@ -1,9 +1,9 @@
-"""How planning and the finish grow: `python -m benchmarks.planning [sizes=[100000,1000000,10000000]]`.
+"""How do planning and the finish scale? `python -m benchmarks.planning [sizes=[100000,1000000,10000000]]`.
 
-Each size is planned in a process of its own from that many made-up headers (patients of one to four records, twelve
-leads, age, sex and codes): everything that a build does before it reads signals, but for the reading of header files,
-which the last row shows by itself, on real WFDB headers written here. The plan is written to disk as in a build. Then
-another process finishes it, as if every shard had been built and every window kept: tables and manifest.
+Each size is planned in a fresh process from that many synthetic headers (patients with one to four records, twelve
+leads, age, sex and codes): everything that a build does before it reads signals, except reading header files, which is
+measured separately on WFDB headers written here (last row). The plan is written to disk as in a build. Then another
+process runs the finish (tables and manifest) as if every shard had been built and every window kept.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ CODES = ("426783006", "164889003", "426177001,39732003", "427084000")
 
 @dataclass
 class PlanningConfig:
-    """`sizes`: numbers of header entries; `files`: number of header files that are read."""
+    """`sizes`: numbers of header entries; `files`: number of header files to read."""
 
     sizes: list[int] = field(default_factory=lambda: [100_000, 1_000_000, 10_000_000])
     files: int = 4000
 
 
 def entries(count: int) -> types.ModuleType:
-    """A source of `count` records that are not there."""
+    """A source of `count` records without files."""
     module = types.ModuleType("sharding.sources.entries")
 
     def check(options: protocol.SourceConfig) -> None:
@@ -68,7 +68,7 @@ def settings(folder: str, count: int) -> BuildConfig:
 
 
 def plan_entries(folder: str, count: int) -> tuple[float, float, int]:
-    """(seconds, peak memory in GiB, shards) of one whole planning in this process."""
+    """(seconds, peak memory in GiB, shards) of planning in this process."""
     (Path(folder) / "in").mkdir()
     (Path(folder) / "in" / "x").touch()
     config = settings(folder, count)
@@ -81,7 +81,7 @@ def plan_entries(folder: str, count: int) -> tuple[float, float, int]:
 
 
 def pretend_shards(folder: str) -> None:
-    """What built shards leave for the finish, if every window is kept; no tars."""
+    """Writes what built shards leave for the finish if every window is kept, without the tar files."""
     output = Path(folder) / "out"
     for planned in plan.read_plan(output).shards:
         keys = (writer.key(planned.ordinal, i) for i in range(planned.windows))
@@ -103,7 +103,7 @@ def peak_gib() -> float:
 
 
 def read_headers(files: int) -> float:
-    """Header files per second, warm, described in full."""
+    """Header files read and described per second, from warm cache."""
     with tempfile.TemporaryDirectory() as folder:
         write(SynthConfig(output=f"{folder}/in", patients=files // 2))
         config = load(BuildConfig, None, [f"input={folder}/in", f"output={folder}/out"])
@@ -119,7 +119,7 @@ def main(words: list[str]) -> None:
     figures: dict[str, dict[str, float]] = {}
     print(f"{'':>12} {'planning':^29} {'':>8} {'finish':^19}")
     print(f"{'entries':>12} {'seconds':>9} {'µs each':>9} {'peak GiB':>9} {'shards':>8} {'seconds':>9} {'peak GiB':>9}")
-    fresh = partial(multiprocessing.get_context("spawn").Pool, 1, maxtasksperchild=1)  # peaks are of one task
+    fresh = partial(multiprocessing.get_context("spawn").Pool, 1, maxtasksperchild=1)  # peak memory is per task
     for size in config.sizes:
         with tempfile.TemporaryDirectory() as folder, fresh() as pool:
             seconds, gib, shards = pool.apply(plan_entries, (folder, size))

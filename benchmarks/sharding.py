@@ -1,8 +1,8 @@
 """How fast are recordings turned into shards? `python -m benchmarks.sharding [seconds=20]`.
 
-WFDB records (12 leads, 10 s, written here) are linked into as many folders as make one worker busy for `seconds`, and
-built: without resampling from 100 Hz, and from 500 to 250 Hz. Beside it the loop that everyone writes: `wfdb.rdrecord`,
-`scipy.signal.resample_poly` where it resamples, `webdataset.ShardWriter`. Imports are left out on both sides.
+WFDB records (12 leads, 10 s, written here) are linked into enough folders to keep one worker busy for `seconds`, and
+built: at 100 Hz without resampling, and from 500 to 250 Hz. The baseline is the usual loop: `wfdb.rdrecord`,
+`scipy.signal.resample_poly` if it resamples, `webdataset.ShardWriter`. Imports are not timed on either side.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WARM_UP = 200
 
 @dataclass
 class ShardingConfig:
-    """`seconds` that one worker is to be busy on either side; `patients` whose records are written."""
+    """`seconds`: target time of one worker on each side; `patients`: number of patients whose records are written."""
 
     seconds: float = 20.0
     patients: int = 250
@@ -71,7 +71,7 @@ def measure(config: ShardingConfig, folder: Path, rate: int, target: int) -> Sid
 
 
 def repeated(base: Path, root: Path, times: int) -> Path:
-    """Links to the files of `base` in `times` folders."""
+    """Hard links to the files of `base` in `times` folders."""
     for i in range(times):
         for path in base.rglob("*.*"):
             link = root / f"{i:04d}" / path.relative_to(base)
@@ -86,14 +86,14 @@ def build(root: Path, output: Path, target: int, workers: int) -> float:
     config = load(BuildConfig, None, [*words, "samples_per_shard=500"])
     with building.worker_pool(workers) as pool:
         if pool is not None:
-            list(pool.map(time.sleep, [0.5] * workers))  # they have imported what they need
+            list(pool.map(time.sleep, [0.5] * workers))  # until the workers have finished their imports
         started = time.perf_counter()
         outcome = building.build(config, pool)
         return outcome.kept / (time.perf_counter() - started)
 
 
 def plain(records: list[Path], output: Path, rate: int, target: int, seconds: float) -> float:
-    """Records per second of the plain loop, over the same records again and again."""
+    """Records per second of the plain loop, cycling through the same records."""
     import webdataset as wds
     import wfdb
     from scipy.signal import resample_poly

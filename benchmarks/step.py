@@ -1,7 +1,7 @@
 """What does the adversary cost? `python -m benchmarks.step [key=value]`: the adversarial step against plain SimCLR's,
-against the published schedule played honestly with the same networks, and against the published setting.
+against the published schedule with the same networks and a true adversary, and against the published setting.
 
-Same encoder, batch and precision, all under DeepSpeed in this one process, steps taken in turn; medians.
+Same encoder, batch and precision, all under DeepSpeed in this one process, in alternating steps; medians.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ SIMCLR, OURS, FIVE, PAPER = "SimCLR", "adversarial", "five passes", "paper"
 
 @dataclass
 class StepConfig:
-    """The steps to time: `batch` ECGs of `seconds` in each of `samples` with each of the `encoders`; `steps` of each
-    kind, after two warm ones. `clock`: wall, or cpu (the time of this process alone, for a machine that is not quiet;
-    best with `threads=1`). `compile`: all networks by `torch.compile`, except in counting FLOPs. `paper_width`: of the
-    published masker (0: leave it out), timed with `paper_batch` ECGs.
+    """The steps to time: `batch` ECGs of `seconds`, for each length in `samples` and each of `encoders`; `steps` of
+    each kind, after two warm-up steps. `clock`: wall, or cpu (the time of this process alone, for a busy machine; best
+    with `threads=1`). `compile`: all networks with `torch.compile`, except when counting FLOPs. `paper_width`: width of
+    the published masker (0: leave it out), timed with `paper_batch` ECGs.
     """
 
     encoders: list[str] = field(default_factory=lambda: ["resnet18", "vit_s"])
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
 def compare(
     cfg: StepConfig, world: distributed.World, name: str, samples: int, paper: bool = False
 ) -> dict[str, float]:
-    """Times the sides in turn, prints their table -> seconds a step of each."""
+    """Times the sides in turn, prints their table -> seconds per step of each."""
     gc.collect()
     batch, steps = (cfg.paper_batch, cfg.paper_steps) if paper else (cfg.batch, cfg.steps)
     sides: dict[str, Game] = {OURS: build(cfg, world, name, samples, GameConfig())}
@@ -109,9 +109,9 @@ def compare(
 
 
 def timed(played: dict[str, Step], pair: Pair, steps: int, warm: int, now: Callable[[], float]) -> dict[str, float]:
-    """The median seconds a step of each side; after `warm` steps of each, one of each in turn.
+    """Median seconds per step of each side, after `warm` warm-up steps of each; one step of each side per round.
 
-    Each round begins with the next side, so that none always follows the same one.
+    Each round begins with the next side, so that every side comes first equally often.
     """
     times: dict[str, list[float]] = {side: [] for side in played}
     sides = list(played)
@@ -154,8 +154,9 @@ def player(side: str, game: Game) -> Step:
 
 
 def five_passes(game: Game, pair: Pair) -> None:
-    """A step as published, but honest: the encoder learns from both views, one pass each, with the masks detached;
-    then the masker, the encoder frozen, from two passes more; a fifth pass looks at the clean second view."""
+    """A step on the published schedule, with a true adversary: the encoder is trained on both views, one pass each,
+    with detached masks; then the masker, with the encoder frozen, on two more passes; a fifth pass embeds the clean
+    view 2."""
     assert game.masker is not None
     loss, _ = _two_passes(game, game.encoder, pair, detached=True)
     game.encoder.backward(loss)
@@ -169,7 +170,7 @@ def five_passes(game: Game, pair: Pair) -> None:
 
 
 def _two_passes(game: Game, recognise: Any, pair: Pair, detached: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(NT-Xent of the two views, each passed by itself; the raw masks)."""
+    """(NT-Xent of the two views, in separate passes; the raw masks)."""
     assert game.masker is not None
     masks, chosen = game.hide(game.masker, pair)
     hidden = chosen[0].detach() if detached else chosen[0]
@@ -183,9 +184,9 @@ def make_pair(batch: int, samples: int, device: torch.device) -> Pair:
 
 
 def measured(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """GFLOP of a step's networks, forward and backward, and its peak memory in MiB beyond weights and optimiser.
+    """GFLOP of a step's networks, forward and backward, and its peak memory in MiB besides weights and optimiser.
 
-    On a GPU the peak is the allocator's; elsewhere it is what autograd keeps for the backward.
+    On a GPU the allocator's peak; elsewhere that of the tensors that autograd saves for the backward.
     """
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         step()
@@ -201,7 +202,7 @@ def measured(step: Callable[[], object], device: torch.device) -> tuple[float, f
 
 
 class Kept:
-    """Counts the bytes that autograd holds on to at a time, each storage once."""
+    """Tracks the peak number of bytes that autograd saves, counting each storage once."""
 
     def __init__(self) -> None:
         self.most, self._now = 0, 0

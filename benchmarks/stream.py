@@ -1,12 +1,12 @@
 """How fast do shards become batches? `python -m benchmarks.stream [key=value]`.
 
-On one core, out of warm files: `webdataset` as its users write it, `np.copyto` of the same bytes in the order of the
-files (into reused buffers, as the loader does; out of the mapped shards, and out of an array in memory), and our stream
-at its default settings: in the midst of a run, and started again for each epoch, with its threads, checks and mappings.
-Rounds in turn; medians. Seconds are those of the core, not of the clock, so that other work on the machine counts less.
-`fraction_of_copy` is the smaller of the two, against the copy out of the mapped shards.
+On one core, from cached files: `webdataset` in its usual form, `np.copyto` of the same bytes in file order (into
+reused buffers, as the loader does; from the mapped shards, and from an array in memory), and our stream at its default
+settings: in the middle of a run, and restarted for each epoch, with its threads, checks and mappings. Alternating
+rounds; medians. Seconds are CPU time, not wall time, so that other work on the machine matters less.
+`fraction_of_copy` is relative to the copy from the mapped shards, the smaller one of the two window lengths.
 
-Then cold files, read one sample after the other in the order of an epoch, and by the stream at the pace of a training:
+Then uncached files, read sample by sample in the order of an epoch, and by the stream at the pace of a training run:
 how much is read from the disk, and in how many requests.
 """
 
@@ -40,9 +40,9 @@ META = {"source": "benchmark", "age": 63.0, "sex": "female", "codes": ["42678300
 
 @dataclass
 class StreamConfig:
-    """`shards` of `mb` MB each; batches of `batch`; `rounds` of `seconds` for a side; `pace` of a training, samples/s.
+    """`shards` of `mb` MB each; batches of `batch`; `rounds` of `seconds` per side; `pace` of training in samples/s.
 
-    `folder`: where the shards are written for the time of the benchmark.
+    `folder`: where the shards are written temporarily.
     """
 
     shards: int = 12
@@ -103,7 +103,7 @@ def order_of(config: StreamConfig, shards: Shards) -> Order:
 
 
 def warm(config: StreamConfig, shards: Shards) -> dict[str, float]:
-    """Samples per second of processor time (all threads of this process together) of each side."""
+    """Samples per second of CPU time (over all threads of this process) of each side."""
     sides = {
         "webdataset": webdataset(config, shards),
         "copy, memory": copy(config, shards, mapped=False),
@@ -126,7 +126,7 @@ def warm(config: StreamConfig, shards: Shards) -> dict[str, float]:
 
 
 def webdataset(config: StreamConfig, shards: Shards) -> Generator[int]:
-    """Samples of each batch, without end."""
+    """Batch sizes, endlessly."""
     import webdataset as wds
 
     paths = [str(shards.root / shard.name) for shard in shards.shards]
@@ -137,7 +137,7 @@ def webdataset(config: StreamConfig, shards: Shards) -> Generator[int]:
 
 
 def copy(config: StreamConfig, shards: Shards, mapped: bool) -> Generator[int]:
-    """Samples of each batch, copied from one after the other into one of four buffers, without end."""
+    """Batch sizes, endlessly; batches are copied sequentially into four alternating buffers."""
     geometry = shards.manifest.geometry
     shape = (config.batch, geometry.array_bytes // DTYPE.itemsize)
     buffers = [np.zeros(shape, DTYPE) for _ in range(4)]
@@ -155,7 +155,7 @@ def copy(config: StreamConfig, shards: Shards, mapped: bool) -> Generator[int]:
 
 
 def stream(config: StreamConfig, shards: Shards, epochs: int) -> Generator[int]:
-    """Samples of each batch, by one stream after the other of so many epochs, without end."""
+    """Batch sizes, endlessly, from successive streams of so many epochs."""
     order, first = order_of(config, shards), 0
     while True:
         with contextlib.closing(some_epochs(shards, order, first, epochs)) as batches:
@@ -182,7 +182,7 @@ def print_speeds(shards: Shards, speeds: dict[str, float]) -> None:
 
 
 def print_memory(config: StreamConfig, shards: Shards) -> None:
-    """Memory of this process without files behind it, over an epoch, after one epoch of warming up."""
+    """Anonymous memory of this process over an epoch, after one warm-up epoch."""
     order = order_of(config, shards)
     for _ in some_epochs(shards, order, 0):
         pass
@@ -202,7 +202,7 @@ def status(name: str) -> int:
 
 
 def print_cold(config: StreamConfig, shards: Shards) -> None:
-    """One epoch out of cold files: samples read one by one, then the stream, at a pace."""
+    """One epoch from uncached files: samples read one by one, then the stream, at the given pace."""
     order = order_of(config, shards)
     print(f"{'cold, one epoch':<16} {'read MB':>12} {'of data':>9} {'requests':>10} {'KB each':>9}")
     for name in ("one by one", "stream"):
@@ -233,12 +233,12 @@ def evict(shards: Shards) -> None:
 
 
 def read_bytes() -> int:
-    """What this process has caused to be read from disks."""
+    """Bytes that this process has caused to be read from disks."""
     return int(Path("/proc/self/io").read_text().partition("read_bytes:")[2].split()[0])
 
 
 def disk_requests(folder: Path) -> int | None:
-    """Read requests that the disk of a folder has completed, whoever asked."""
+    """Read requests that the disk of a folder has completed, for all processes."""
     device = folder.stat().st_dev
     path = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
     return int(path.read_text().split()[0]) if path.is_file() else None

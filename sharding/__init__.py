@@ -1,4 +1,4 @@
-"""Recordings of any dialect -> shards."""
+"""Converts ECG recordings of many formats into shards."""
 
 from umbra.errors import require_extra
 

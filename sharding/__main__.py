@@ -1,4 +1,4 @@
-"""`python -m sharding synth | build | status | verify | report`: recordings in, a sharded data set out."""
+"""`python -m sharding synth | build | status | verify | report`: from recordings to a sharded data set."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ USAGE = """python -m sharding COMMAND
 
   synth key=value ...                   write synthetic WFDB recordings (output=FOLDER)
   build CONFIG.yaml key=value ...       recordings -> shards (input=FOLDER output=FOLDER rate=100 seconds=10 workers=2)
-  build CONFIG.yaml ... --dry-run       print the resolved config and what would be done
-  status FOLDER                         how far a build is
+  build CONFIG.yaml ... --dry-run       print the resolved config and what would be built
+  status FOLDER                         show the progress of a build
   verify FOLDER                         re-read a finished data set and compare it with its manifest
-  report FOLDER [input=FOLDER]          a page of pictures and numbers (with the input: examples of the rejected)
+  report FOLDER [input=FOLDER]          write an HTML report (with the input: examples of rejected records)
 """
 
 
@@ -75,7 +75,7 @@ def verify(words: list[str]) -> None:
 
     manifest = check(Path(_folder("verify", words)))
     count = sum(s.samples for s in manifest.shards)
-    print(f"{len(manifest.shards)} shards, {count:,} samples, fingerprint {manifest.fingerprint}: as the manifest says")
+    print(f"{len(manifest.shards)} shards, {count:,} samples, fingerprint {manifest.fingerprint}: as in the manifest")
 
 
 def report(words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""From recordings to shards, by any number of workers, machines and restarts: plan -> `shard` -> `finish`."""
+"""Builds shards from recordings, with any number of workers, machines and restarts: plan -> `shard` -> `finish`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 
 def build(config: BuildConfig, pool: Executor | None = None) -> Outcome:
-    """Builds the data set at `config.output`, or what is left of it. Raises `UserError` for what the user can fix.
+    """Builds the data set at `config.output`, or what remains to be built. Raises `UserError`.
 
-    `pool`: workers that are there already; by default it starts `config.workers` of its own.
+    `pool`: existing workers; by default `config.workers` are started.
     """
     config = validated(config)
     if pool is None:
@@ -53,7 +53,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
             if (output / MANIFEST).is_file():
                 if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
                     return Outcome("already built")
-                (output / MANIFEST).unlink()  # something was lost since: it is built again
+                (output / MANIFEST).unlink()  # something has been deleted since and is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         _build_shards(config, plan, todo, pool)
         if len(build_state.finished(output, plan)) < len(plan.shards):
@@ -67,7 +67,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
 
 
 def dry_run(config: BuildConfig) -> str:
-    """What `build` would do, from the headers, without writing anything."""
+    """What `build` would do, as text; reads the headers and writes nothing."""
     config = validated(config)
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
     known = headers.survey(config, planning.wanted_split)
@@ -93,7 +93,7 @@ def _refuse_foreign(output: Path) -> None:
 
 @contextlib.contextmanager
 def _out_of_space(output: Path) -> Iterator[None]:
-    """Disk trouble at the output is the user's to fix: one line, and the same command goes on afterwards."""
+    """Converts write errors at the output that the user can fix to `UserError`; the same command then resumes."""
     try:
         yield
     except OSError as error:
@@ -121,7 +121,7 @@ def worker_pool(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     context = multiprocessing.get_context("forkserver")
-    # pyarrow imports pandas, if it is there, as soon as it makes an array
+    # pyarrow imports pandas, if installed, when it creates its first array
     context.set_forkserver_preload(["sharding.build", "sharding.sources.wfdb", "scipy.signal", "scipy.fft", "pandas"])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
     try:
@@ -131,7 +131,7 @@ def worker_pool(workers: int) -> Iterator[Executor | None]:
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed ends as well."""
+    """Ends this worker when its parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -143,7 +143,7 @@ def _die_with_parent() -> None:
 
 
 def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey, pool: Executor | None) -> Plan:
-    """The plan of the output: read and compared if there is one, else made by the first task that comes."""
+    """The plan of the output: read and checked if it exists, otherwise made by the first task to get the lock."""
     with lock(output / PRIVATE / "plan.lock"):
         if not (output / PRIVATE / planning.PLAN_JSON).is_file():
             return _new_plan(output, config, key, pool)
@@ -151,7 +151,7 @@ def _ensure_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey
     changes.refuse_other_config(output, plan, config, key.key_id)
     changes.refuse_other_table(output, plan, config)
     if config.tasks > 1 and headers.listing(config) == plan.listing:
-        return plan  # each task sees to the files of its own shards, as it reads them
+        return plan  # each task checks the files of its own shards when it reads them
     known = headers.survey(config, planning.wanted_split)
     changes.refuse_other_records(output, known)
     if config.tasks == 1:
@@ -205,12 +205,12 @@ def _build_shards(config: BuildConfig, plan: Plan, todo: Sequence[ShardPlan], po
 
 @contextlib.contextmanager
 def _broken_workers(output: Path) -> Iterator[None]:
-    """The end of a worker is reported with what it noted before."""
+    """Reports a dead worker with the failure that it recorded, if any."""
     try:
         yield
     except BrokenProcessPool as error:
         noted = [
             path.read_text().strip() for path in sorted(build_state.failure_path(output, "x").parent.glob("*.failed"))
         ]
-        why = noted[0] if noted else "a worker ended (out of memory, or a read that hangs?): fewer workers need less"
+        why = noted[0] if noted else "a worker died (out of memory, or a hanging read?): fewer workers need less memory"
         raise UserError(f"{why}; fix that and run the same command again") from error

@@ -1,4 +1,4 @@
-"""The state of a build on disk: which shards are finished, by the stats files beside them."""
+"""The state of a build on disk: which shards are finished, according to their stats files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_stats(output: Path, shard: str) -> dict[str, Any] | None:
 
 
 def finished(output: Path, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Stats by shard name. A shard is finished when its stats are there and its tar has the size that they say."""
+    """Stats by shard name. A shard is finished if its stats exist and its tar has the size stated there."""
     done = {}
     for shard in plan.shards:
         stats = read_stats(output, shard.name)

@@ -1,4 +1,4 @@
-"""Whether the config and the input are still those of an output's plan, and what has changed if they are not."""
+"""Checks that config and input still match the plan of an output, and reports what has changed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from umbra.errors import UserError
 
 
 def refuse_other_config(output: Path, plan: Plan, config: BuildConfig, key_id: str) -> None:
-    """Raises `UserError`, naming the key that differs, if `config` is not the plan's."""
-    known = resume.flat(content(BuildConfig(), ""))  # a key that came later had its default
+    """Raises `UserError`, naming the key that differs, if `config` does not match the plan."""
+    known = resume.flat(content(BuildConfig(), ""))  # keys added since the plan was made have their defaults
     for change in resume.changes("build", known | resume.flat(plan.content), resume.flat(content(config, key_id))):
         old, new = (None if value is resume.UNSET else value for value in (change.old, change.new))
         if old != new:
@@ -28,24 +28,24 @@ def refuse_other_config(output: Path, plan: Plan, config: BuildConfig, key_id: s
 
 
 def refuse_other_table(output: Path, plan: Plan, config: BuildConfig) -> None:
-    """Raises `UserError` if the table is not the plan's, by its size and time."""
+    """Raises `UserError` if the table's size or modification time does not match the plan."""
     found = table_path(Path(config.input), config.source.table)
     if table_stamp(found) != plan.table:
-        raise UserError(f"{output} was planned from other input, {found} has changed: {_way_out(output)}")
+        raise UserError(f"{output} was planned from different input ({found} has changed): {_way_out(output)}")
 
 
 def refuse_other_records(output: Path, known: Survey) -> None:
-    """Raises `UserError`, naming one, if a folder without a table holds other records than the plan's."""
+    """Raises `UserError`, naming a record, if the records in a folder without a table do not match the plan."""
     if known.table is None and (difference := _found_difference(output, known)):
-        raise UserError(f"{output} was planned from other input, {difference}: {_way_out(output)}")
+        raise UserError(f"{output} was planned from different input ({difference}): {_way_out(output)}")
 
 
 def refuse_other_files(output: Path, config: BuildConfig, pool: Executor | None, tick: Callable[[int], object]) -> None:
-    """Raises `UserError`, naming one, if a file of a record is not as it was at planning."""
+    """Raises `UserError`, naming a record, if one of its files has changed since planning."""
     groups = iter(range(row_file(output).num_row_groups))
     for records, change in headers.in_order(partial(_changed_group, output, Path(config.input)), groups, pool):
         if change:
-            raise UserError(f"{output} was planned from other input, {change}: {_way_out(output)}")
+            raise UserError(f"{output} was planned from different input ({change}): {_way_out(output)}")
         tick(records)
 
 

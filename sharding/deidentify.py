@@ -1,4 +1,5 @@
-"""What may leave `private/`: keyed pseudonyms, capped ages, two sexes, codes of closed vocabularies, merged counts."""
+"""What is allowed outside `private/`: keyed pseudonyms, capped ages, two sexes, codes of closed vocabularies, merged
+counts."""
 
 from __future__ import annotations
 
@@ -38,10 +39,10 @@ class PseudonymKey:
 
 
 def load_key(key_file: str, public: bool, root: Path) -> PseudonymKey:
-    """The key of `key_file`, else of the variable UMBRA_KEY, else, for a source marked public, the fixed public one.
+    """The key in `key_file`, else in the variable UMBRA_KEY, else, for a source marked public, the fixed public one.
 
     A folder that `python -m sharding synth` wrote (it holds `synthetic.yaml`) has no patients and counts as public.
-    No key is ever invented. Raises `UserError` where there is none, or one under 16 characters.
+    Raises `UserError` if there is no key or it has fewer than 16 characters; none is ever generated.
     """
     if key_file:
         if not Path(key_file).is_file():
@@ -57,7 +58,7 @@ def load_key(key_file: str, public: bool, root: Path) -> PseudonymKey:
         return PseudonymKey(PUBLIC_KEY, "public")
     raise UserError(
         f"no pseudonym key: set the variable {KEY_VARIABLE} (or key_file=FILE) to a secret of at least {MIN_KEY} "
-        "characters and keep it, or say source.public=true if anyone may see these recordings' patient ids"
+        "characters and keep it, or set source.public=true if these recordings' patient ids are public"
     )
 
 
@@ -68,7 +69,7 @@ def pseudonym(key: PseudonymKey, source: str, kind: str, identity: str) -> int:
 
 
 def identity(value: str) -> str:
-    """A patient id as text, without the `.0` that a table of floats adds; empty if there is none."""
+    """A patient id as text, without the `.0` of a float column; empty if missing."""
     text = value.strip()
     text = text[:-2] if text.endswith(".0") else text
     return "" if text.lower() in ("", "nan", "none", "null", "unknown", "na", "n/a", "?") else text
@@ -76,16 +77,18 @@ def identity(value: str) -> str:
 
 @lru_cache(maxsize=4096)
 def age(value: str) -> float:
-    """Whole years; over 89 becomes 90 (PTB-XL writes 300 for that); NaN for anything that is no age."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(?:y|yrs?|years?)?\s*", value, re.IGNORECASE)
+    """Whole years; over 89 becomes 90 (PTB-XL writes 300 for that, others `>89` or `90+`); NaN for anything else."""
+    match = re.fullmatch(r"\s*(>=?)?\s*(\d+(?:\.\d*)?)\s*(\+)?\s*(?:y|yrs?|years?)?\s*", value, re.IGNORECASE)
     if not match:
         return math.nan
-    years = float(match.group(1))
-    return 90.0 if years > 89 else float(math.floor(years))
+    years, open_ended = float(match[2]), bool(match[1] or match[3])
+    if open_ended and years < 89:
+        return math.nan  # an age group: no age
+    return 90.0 if years > 89 or open_ended else float(math.floor(years))
 
 
 def sex(value: str, values: Mapping[str, str] = {}) -> str | None:
-    """`female`, `male` or None; `values` are a table's own words for them."""
+    """`female`, `male` or None; `values` maps a table's own words to them."""
     text = identity(value)
     return _SEXES.get(str(values.get(text, text)).lower())
 
@@ -94,8 +97,8 @@ def sex(value: str, values: Mapping[str, str] = {}) -> str | None:
 def codes(text: str, vocabulary: frozenset[str] = frozenset()) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(allowed codes, words left out) of `426783006,164889003`, `SR;NORM` or `{'NORM': 100.0}`.
 
-    Allowed are the words of `sharding/vocabulary.py` and of the config (`vocabulary`): nothing else, so that a name or
-    a number typed into the field stays behind.
+    Only the words of `sharding/vocabulary.py` and of the config (`vocabulary`) are allowed, so that a name or number
+    typed into the field is left out.
     """
     words = _dict_keys(text) if text.lstrip().startswith("{") else re.split(r"[;,|\s]+", text)
     words = [w.strip().strip("'\"[]") for w in words]
@@ -119,10 +122,10 @@ def age_band(years: float) -> str:
 
 
 class CellCounts:
-    """Samples and patients per cell (a sex, a code, ...), gathered part by part; a patient's samples in one part.
+    """Samples and patients per cell (a sex, a code, ...), added part by part; no patient is in two parts.
 
-    Memory grows with the cells, not with the patients: only of cells under 10 patients these are kept, each with all
-    the cells that it is in.
+    Memory grows with the cells, not with the patients: patients, each with all its cells, are stored only for cells of
+    fewer than 10.
     """
 
     def __init__(self) -> None:
@@ -131,7 +134,7 @@ class CellCounts:
         self._few: dict[str, dict[int, set[str]]] = {}
 
     def add(self, cells: Iterable[tuple[str, int]]) -> None:
-        """Counts (cell, patient) pairs, one a sample and cell, of patients that no other part holds."""
+        """Adds (cell, patient) pairs, one per sample and cell, of patients that are in no other part."""
         of_patient: dict[int, set[str]] = {}
         for (cell, patient), samples in Counter(cells).items():
             self.samples[cell] += samples
@@ -147,8 +150,8 @@ class CellCounts:
     def merged(self) -> dict[str, dict[str, int]]:
         """Samples and patients per cell; no cell has fewer than 10 patients.
 
-        Smaller ones become `merged`, together with the next larger one where they have fewer than 10 between them; what
-        then still has fewer is left out.
+        Smaller ones become `merged`, together with the next larger cell if they have fewer than 10 in total; if the
+        result still has fewer, it is left out.
         """
         order = sorted(self.samples, key=lambda c: (self.patients[c], c))
         small = [cell for cell in order if self.patients[cell] < MIN_PATIENTS]

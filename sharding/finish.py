@@ -1,6 +1,6 @@
-"""From finished shards to a data set: `samples.parquet`, `private/records.parquet` and, last, the manifest.
+"""Completes a data set from finished shards: `samples.parquet`, `private/records.parquet` and, last, the manifest.
 
-The hash of the private table stays in `private/`: it would confirm a guess at the records' names.
+The hash of the private table stays in `private/`: it could confirm guesses of record names.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
 def _public_config(content: dict[str, Any]) -> dict[str, Any]:
     source = {k: v for k, v in content["source"].items() if k in ("name", "format", "public")}
     split = content["split"]
-    if split["column"]:  # its values may be anything, patients' ids too
+    if split["column"]:  # its values may be anything, even patient ids
         split = {"column": split["column"]}
     return {**{k: v for k, v in content.items() if k != "key_id"}, "source": source, "split": split}
 
@@ -108,7 +108,7 @@ def _versions() -> dict[str, str]:
 
 
 def moments(stats: Sequence[Mapping[str, Any]], resolution_uv: float) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each lead in mV, from exact integer sums: the same whatever the order."""
+    """Mean and standard deviation of each lead in mV, from exact integer sums: independent of the order."""
     sums, squares, counts = ([sum(v) for v in zip(*(t[k] for t in stats))] for k in ("sums", "squares", "counts"))
     counts = [max(n, 1) for n in counts]
     unit = resolution_uv / 1000.0
@@ -126,7 +126,7 @@ def new_cells() -> Cells:
 def _write_tables(
     output: Path, config: BuildConfig, plan: Plan, number: dict[str, int]
 ) -> tuple[Cells, int, Counter[str]]:
-    """Writes both tables, shard by shard -> (cells of the kept windows, their patients, counts of the reasons)."""
+    """Writes both tables, shard by shard -> (cells of the kept windows, number of patients, rejections by reason)."""
     cells, patients = new_cells(), 0
     rejected: Counter[str] = Counter()
     public, private = tables(output)
@@ -141,7 +141,7 @@ def _write_tables(
                 table = _samples_of_shard(rows, windows, config, number[shard.name])
                 samples.write(table)
                 count_cells(cells, table)
-                patients += pc.count_distinct(table.column("patient")).as_py()  # none has samples in another shard
+                patients += pc.count_distinct(table.column("patient")).as_py()  # no patient is in two shards
             rejected.update(r for r in windows.column("reason").to_pylist() if r)
             over = sum(rows.column("over").to_pylist())
             rejected.update({"patient_overflow": over} if over else {})
@@ -163,7 +163,7 @@ def _write_tables(
 
 
 class _Tables:
-    """A parquet file that grows by tables of one schema."""
+    """A parquet file to which tables of one schema are appended."""
 
     def __init__(self, path: Path, stack: contextlib.ExitStack):
         self._path, self._stack = path, stack
@@ -196,7 +196,7 @@ def _samples_of_shard(rows: pa.Table, windows: pa.Table, config: BuildConfig, nu
 
 
 def _lists(column: pa.ChunkedArray, separator: str) -> pa.Array:
-    """Words joined in text as lists (none for empty text)."""
+    """Splits text into lists of words (an empty list for empty text)."""
     encoded = pa.concat_arrays(column.dictionary_encode().unify_dictionaries().chunks)
     lists = [[word for word in text.split(separator) if word] for text in encoded.dictionary.to_pylist()]
     return pa.array(lists, pa.list_(pa.string())).take(encoded.indices)
@@ -240,7 +240,7 @@ def _records(
 
 
 def count_cells(cells: Cells, table: pa.Table) -> None:
-    """Counts the samples of one shard: no patient has samples in another."""
+    """Adds the samples of one shard, whose patients are in no other shard."""
     patient, source, age, codes = (table.column(c) for c in ("patient", "source", "age", "codes"))
     patients = patient.to_pylist()
     cells["source"].add(zip(source.to_pylist(), patients))

@@ -1,7 +1,7 @@
-"""From headers and table to one row a record, as columns: what the plan is made of. No signal is read.
+"""Reads headers and table into one row per record, as columns: the basis of the plan. No signals are read.
 
-Rows are described in chunks, by any number of workers, and leave them as arrow tables: tens of millions of records fit
-into memory. Raw patient ids and names of records become pseudonyms here; `record` itself stays in `private/`.
+Records are described in chunks, by any number of workers, and returned as arrow tables, so that tens of millions fit
+into memory. Raw patient ids and record names become pseudonyms here; `record` itself stays in `private/`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from umbra.schema import SAMPLE_COLUMNS, SAMPLES
 CHUNK = 1024
 MOST_WORDS = 1000
 Unknown = tuple[str, str]
-# Trouble that another try does not end; any other (EIO, ESTALE, ...) stops the planning, so that nothing is lost.
+# Permanent errors; any other (EIO, ESTALE, ...) stops the planning, so that no record is dropped by mistake.
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 _WORD = pa.dictionary(pa.int32(), pa.string())
 COLUMNS = {
@@ -41,23 +41,23 @@ COLUMNS = {
     "reason": _WORD,
     "detail": _WORD,
     "patient": pa.int64(),
-    "own": pa.bool_(),  # no patient id: the record is its own patient
+    "own": pa.bool_(),  # no patient id: the record counts as its own patient
     "age": pa.float32(),
     "sex": _WORD,
     "codes": _WORD,  # joined by ;
-    "left_out": pa.int32(),  # words in code fields that are no known codes
+    "left_out": pa.int32(),  # number of words in code fields that are not known codes
     "part": _WORD,  # name of the source, by `source.parts`
-    "leads": _WORD,  # of the wanted ones, those present or derivable, joined by spaces
+    "leads": _WORD,  # wanted leads that are present or derivable, joined by spaces
     "windows": pa.int32(),
-    "files": _WORD,  # joined by line ends; * stands for the record's name
-    "bytes": pa.int64(),  # of all its files; -1: one is not there
-    "stamp": pa.int64(),  # hash of their sizes and times
+    "files": _WORD,  # joined by newlines; * stands for the record's name
+    "bytes": pa.int64(),  # of all its files; -1: one is missing
+    "stamp": pa.int64(),  # hash of their sizes and modification times
 }
 
 
 @dataclass
 class Survey:
-    """What is known before a header is read: all records, their words from the table, splits and labels (or None)."""
+    """What is known before headers are read: all records, and their words, splits and labels from the table, if any."""
 
     table: Table | None
     records: pa.Array
@@ -80,7 +80,7 @@ def all_records(config: BuildConfig, table: Table | None) -> pa.Array:
         return table.records.cast(pa.large_string())
     found = _found(config)
     if not len(found):
-        raise UserError(f"input folder {config.input} holds no {protocol.FILES[config.source.format]} file")
+        raise UserError(f"input folder {config.input} contains no {protocol.FILES[config.source.format]} file")
     return found
 
 
@@ -94,26 +94,28 @@ def _found(config: BuildConfig) -> pa.Array:
 def unlisted(config: BuildConfig, known: Survey) -> pa.Array:
     """The records below the input that no row of the table names; none without a table."""
     if known.table is not None:
-        with contextlib.suppress(UserError):  # of files none of which can be read: each row gets its reason
+        with contextlib.suppress(UserError):  # no file can be read: each row gets its own reason
             return metadata.unlisted(known.table, config.source.table, _found(config))
     return pa.array([], pa.large_string())
 
 
 def table_notes(config: BuildConfig, known: Survey) -> list[str]:
-    """Lines on columns that the config names and the table lacks; or on a table beside the records that is not read."""
+    """Lines on columns of the config that the table lacks, or on a table with patients that is not used."""
     options = config.source.table
     if known.table is None:
         unread = metadata.with_patients(Path(config.input), options)
-        return [f"{name} tells patients, but is not read: source.table.file=[{name}] does" for name in unread]
+        return [f"{name} has patient ids, but is not used: set source.table.file=[{name}]" for name in unread]
     lists = {kind: getattr(options, kind) for kind in ("patient", "age", "sex", "codes")}
     asked = {k: names for k, names in lists.items() if k == "patient" or names != getattr(metadata.TableConfig(), k)}
     lacking = [f"{k}=[{','.join(names)}]" for k, names in asked.items() if names and k not in known.table.words]
-    own = ": a record whose header names no patient is its own" if lacking and lacking[0].startswith("patient") else ""
-    return [f"{Path(known.table.path).name} has no column of source.table {' '.join(lacking)}{own}"] if lacking else []
+    no_patient = bool(lacking) and lacking[0].startswith("patient")
+    own = ": a record whose header names no patient counts as its own patient" if no_patient else ""
+    name = Path(known.table.path).name
+    return [f"{name} lacks the columns of source.table {' '.join(lacking)}{own}"] if lacking else []
 
 
 def listing(config: BuildConfig) -> str:
-    """Hash of the names of all files that may hold records; empty with a table, whose own time tells."""
+    """Hash of the names of all files that may hold records; empty with a table, which has its own stamp."""
     if config.source.table.file:
         return ""
     root = Path(config.input)
@@ -124,12 +126,12 @@ def listing(config: BuildConfig) -> str:
 
 
 def _encodable(name: str) -> str:
-    """A file name that is no UTF-8 with escapes in its place: it cannot be read under that, but is accounted for."""
+    """A file name with invalid UTF-8 escaped: the file cannot be read under it, but the record is accounted for."""
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def inside(root: Path, output: Path) -> str:
-    """Where `output` lies in `root`, relative; empty if it does not."""
+    """The path of `output` relative to `root`; empty if it is not inside."""
     relative = os.path.relpath(os.path.realpath(output), os.path.realpath(root))
     return "" if relative == "." or relative.startswith("..") else relative
 
@@ -141,26 +143,26 @@ def describe_all(
     pool: Executor | None,
     tick: Callable[[int], object],
 ) -> tuple[pa.Table, Counter[Unknown]]:
-    """(one row a record in the order of `known.records`, each column one contiguous array; the commonest words of
-    codes and sexes that are not known, as (kind, word))."""
+    """(one row per record in the order of `known.records`, each column one contiguous array; counts of the commonest
+    unknown words for codes and sexes, as (kind, word))."""
     job = partial(describe, config, key)
     parts: dict[str, Any] = {name: [] for name in COLUMNS if name != "record"}
     unknown: Counter[Unknown] = Counter()
     for part, words in in_order(job, known.chunks(), pool):
         unknown.update(words)
-        if len(unknown) > 20 * MOST_WORDS:  # names without end; the commonest are there in every chunk
+        if len(unknown) > 20 * MOST_WORDS:  # bounds memory; the commonest words occur in every chunk
             unknown = Counter(dict(unknown.most_common(MOST_WORDS)))
         for name in parts:
             parts[name] += part.column(name).chunks
         tick(len(part))
-    for name in parts:  # one after the other, so that no more than one column is there twice
+    for name in parts:  # one by one, so that at most one column is in memory twice
         column = pa.chunked_array(parts[name], COLUMNS[name])
         parts[name] = (column.unify_dictionaries() if COLUMNS[name] == _WORD else column).combine_chunks()
     return pa.table({"record": known.records, **parts}), unknown
 
 
 def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | None, ahead: int = 64) -> Iterator[Any]:
-    """`map(job, items)` over the pool, in order, with at most `ahead` items on their way."""
+    """`map(job, items)` over the pool, in order, with at most `ahead` items in flight."""
     if pool is None:
         yield from map(job, items)
         return
@@ -173,9 +175,9 @@ def in_order(job: Callable[[Any], Any], items: Iterator[Any], pool: Executor | N
 def describe(
     config: BuildConfig, key: deidentify.PseudonymKey, chunk: tuple[list[str], dict[str, list[str]]]
 ) -> tuple[pa.Table, Counter[Unknown]]:
-    """(the rows of some records, their words for codes and sexes that are not known).
+    """(the rows of some records, counts of their unknown words for codes and sexes).
 
-    Words from the table go before those of the header.
+    Words from the table override those from the header.
     """
     records, words = chunk
     source, root = protocol.module(config.source.format), Path(config.input)
@@ -192,7 +194,7 @@ def describe(
 
 
 def _vocabulary(source: protocol.SourceConfig) -> frozenset[str]:
-    """The codes that a config names: `source.vocabulary`, and what its table's words and columns stand for."""
+    """The codes that a config allows: `source.vocabulary`, and the codes to which its table's words and columns map."""
     translated = [*source.table.code_values.values(), *source.table.code_columns.values()]
     return frozenset([*source.vocabulary, *" ".join(map(str, translated)).split()])
 
@@ -207,7 +209,7 @@ def _describe(
     record: str,
     words: dict[str, str],
 ) -> tuple[Any, ...]:
-    """The values of `COLUMNS` of one record; counts in `unknown` the words that it cannot make sense of."""
+    """The values of `COLUMNS` of one record; counts unknown words in `unknown`."""
     present, windows = "", 0
     try:
         with watchdog.limit(config.timeout, lambda: f"the header of {record} {watchdog.HANGS}"):
@@ -216,7 +218,7 @@ def _describe(
         words = {**head.words, **{k: v for k, v in words.items() if deidentify.identity(v)}}
         reason, detail, present = _leads(tuple(head.leads), tuple(config.leads), config.missing_leads)
         if not reason and not signal.can_resample(head.rate, config.rate):
-            reason, detail = "rate", f"{head.rate:.9g} Hz is in no simple ratio to {config.rate:g} Hz"
+            reason, detail = "rate", f"{head.rate:.9g} Hz has no simple ratio to {config.rate:g} Hz"
         if not reason:
             windows = planned_windows(head.samples, head.rate, config.rate, config.samples, config.min_seconds)
             if not windows:
@@ -255,7 +257,7 @@ def _describe(
 
 
 def _part(record: str, source: protocol.SourceConfig) -> str:
-    """The name of a record's source, by the folders that it lies in."""
+    """The name of a record's source, by its folders."""
     if not source.parts:
         return source.name
     folders = record.partition("#")[0].split("/")[:-1]
@@ -264,7 +266,7 @@ def _part(record: str, source: protocol.SourceConfig) -> str:
 
 @lru_cache(maxsize=4096)
 def _leads(names: tuple[str, ...], wanted: tuple[str, ...], policy: str) -> tuple[str, str, str]:
-    """(reason, detail, wanted leads that are there or can be derived) for a header's signal names."""
+    """(reason, detail, wanted leads that are present or derivable) for a header's signal names."""
     try:
         rows = leads.index(names)
     except ValueError as error:
@@ -278,7 +280,7 @@ def _leads(names: tuple[str, ...], wanted: tuple[str, ...], policy: str) -> tupl
 
 @lru_cache(maxsize=4096)
 def planned_windows(samples: int, rate: float, target_rate: float, window: int, min_seconds: float) -> int:
-    """How many windows of `window` samples a record gives: whole ones, or one padded one if it is short."""
+    """Number of windows of `window` samples in a record: whole ones, or one padded one if it is short."""
     length = signal.resampled_length(samples, rate, target_rate)
     if length < window:
         return int(0 < min_seconds <= samples / rate)
@@ -293,13 +295,13 @@ def name_hash(record: str) -> int:
 
 
 def file_pattern(record: str, files: Sequence[str]) -> str:
-    """The files of a record in few words, the same for all records of a kind: `*.hea/*.dat`."""
+    """The files of a record as a pattern that similar records share (`*.hea`, `*.dat`), one per line."""
     folder, slash, name = record.partition("#")[0].rpartition("/")
     return "\n".join(f.removeprefix(folder + slash).replace(name, "*", 1) for f in files)
 
 
 def stamp(root: Path, record: str, pattern: str) -> tuple[int, int]:
-    """(bytes of all files, hash of their sizes and times); (-1, ...) if one is not there."""
+    """(bytes of all files, hash of their sizes and modification times); (-1, 0) if one is missing."""
     folder, slash, name = record.partition("#")[0].rpartition("/")
     total, parts = 0, ""
     for file in pattern.split("\n"):
@@ -313,7 +315,7 @@ def stamp(root: Path, record: str, pattern: str) -> tuple[int, int]:
 
 
 def changed(root: Path, rows: pa.Table) -> str:
-    """What has changed of these rows' files, in words; empty if nothing has."""
+    """Describes the first change in these rows' files; empty if there is none."""
     columns = (rows.column(c).to_pylist() for c in ("record", "files", "bytes", "stamp"))
     for record, pattern, size, before in zip(*columns):
         now = stamp(root, record, pattern)
@@ -326,12 +328,12 @@ def changed(root: Path, rows: pa.Table) -> str:
 
 
 def survey(config: BuildConfig, wanted_split: Callable[[BuildConfig, Table | None], pa.Array | None]) -> Survey:
-    """Lists the records and checks what the config asks of the table, before the long part. Raises `UserError`."""
+    """Lists the records and checks the config against the table, before headers are read. Raises `UserError`."""
     table = read_table(Path(config.input), config.source.table, config.rate)
     if config.labels and table is None:
         raise UserError(f"labels={config.labels} need a table (source.table.file)")
     if taken := [name for name in config.labels if name in SAMPLE_COLUMNS]:
-        raise UserError(f"labels: {SAMPLES} has a column '{taken[0]}' of its own: leave it out, or rename the table's")
+        raise UserError(f"labels: {SAMPLES} already has a column '{taken[0]}': leave it out or rename it")
     splits = wanted_split(config, table)
     labels = {name: label(table, name, config.source.vocabulary) for name in config.labels} if table else {}
     return Survey(table, all_records(config, table), splits, labels)

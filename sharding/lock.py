@@ -1,7 +1,7 @@
-"""One process at a time, over any file system that machines share.
+"""A lock between processes, also of several machines that share a file system.
 
-By file locks, which end with their process; where there are none, by a file that one process can create, that says who
-did, and whose time moves as long as that one lives.
+Uses file locks, which are released when their process ends. Where the file system has none, a claim file is created
+exclusively: it names its owner's host and process, and its modification time is updated while the owner lives.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PAUSE = 0.2
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Raises `UserError` if another process has it for 6 hours."""
+    """Holds the lock `path`. Raises `UserError` if other processes hold it for 6 hours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     limit = time.monotonic() + WAIT
     with open(path, "a") as file:
@@ -34,7 +34,7 @@ def lock(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 _wait(path, limit)
-            except OSError:  # the file system has no locks
+            except OSError:  # the file system does not support locks
                 with _claimed(path.with_name(f"{path.name}.claim"), limit):
                     yield
                 return
@@ -43,13 +43,13 @@ def lock(path: Path) -> Iterator[None]:
 
 def _wait(path: Path, limit: float) -> None:
     if time.monotonic() > limit:
-        raise UserError(f"another process has planned for {WAIT / 3600:.0f} h: see {path}")
+        raise UserError(f"another process has held the lock {path} for {WAIT / 3600:.0f} h")
     time.sleep(_PAUSE)
 
 
 @contextlib.contextmanager
 def _claimed(path: Path, limit: float) -> Iterator[None]:
-    """Holds the file `path`. Two may take over a dead process's at once: what they do then gives equal bytes."""
+    """Holds the claim file `path`. Two may take over a dead process's claim at once: both then write equal bytes."""
     seen, since = 0, time.monotonic()
     while True:
         with contextlib.suppress(FileExistsError):
@@ -57,7 +57,7 @@ def _claimed(path: Path, limit: float) -> Iterator[None]:
                 file.write(f"{os.uname().nodename} {os.getpid()}")
             break
         with contextlib.suppress(FileNotFoundError):
-            if (now := path.stat().st_mtime_ns) != seen:  # by our own clock: those of machines differ
+            if (now := path.stat().st_mtime_ns) != seen:  # timed by this machine's clock: clocks differ
                 seen, since = now, time.monotonic()
             host, _, process = path.read_text().partition(" ")
             dead = host == os.uname().nodename and process.isdigit() and not alive(int(process))

@@ -21,7 +21,7 @@ from umbra.config import setting
 from umbra.errors import UserError
 
 MAX_WORDS = 50
-MAX_NUMBER = 1e6  # whole numbers beyond are dates or identifiers
+MAX_NUMBER = 1e6  # larger whole numbers are dates or identifiers
 KNOWN_TABLES = {
     "ptbxl_database.csv": "ptbxl",
     "record_list.csv": "mimic",
@@ -39,32 +39,33 @@ class TableConfig:
     file: list[str] = field(default_factory=list)
     """Names of the table (CSV or xlsx), relative to the input; the first that exists is read (empty: no table)."""
     record: list[str] = setting(["record"])
-    """Columns of the record's name; the first that exists counts."""
+    """Columns of the record's name; the first that exists is used."""
     record_pattern: str = ""
-    """Makes the record's name from several columns, as `{trace_file}#{exam_id}`."""
+    """Builds the record's name from several columns, such as `{trace_file}#{exam_id}`."""
     record_low: list[str] = field(default_factory=list)
-    """Columns that are looked at before `record` where the rate of the shards is at most `low_rate`."""
+    """Columns that are tried before `record` if the rate of the shards is at most `low_rate`."""
     low_rate: float = 0.0
-    """The highest rate of the shards, in Hz, at which `record_low` is looked at."""
+    """The highest rate of the shards, in Hz, at which `record_low` is tried."""
     patient: list[str] = setting(["patient_id"])
-    """Columns of the patient's id; the first that exists counts."""
+    """Columns of the patient's id; the first that exists is used."""
     age: list[str] = setting(["age"])
-    """Columns of the age in years; the first that exists counts."""
+    """Columns of the age in years; the first that exists is used."""
     sex: list[str] = setting(["sex"])
-    """Columns of the sex; the first that exists counts."""
+    """Columns of the sex; the first that exists is used."""
     codes: list[str] = setting(["codes"])
-    """Columns of diagnostic codes; all that exist count."""
+    """Columns of diagnostic codes; all that exist are used."""
     sex_values: dict[str, str] = field(default_factory=dict)
-    """The table's word for a sex -> female or male."""
+    """Maps the table's values for sex to female or male."""
     code_values: dict[str, str] = field(default_factory=dict)
-    """The table's word for a diagnosis -> its code."""
+    """Maps the table's words for diagnoses to codes."""
     code_columns: dict[str, str] = field(default_factory=dict)
-    """A column of 0 and 1 -> the code that a 1 stands for."""
+    """Maps columns of 0 and 1 to the code that a 1 stands for."""
 
 
 @dataclass
 class Table:
-    """The rows as arrays of text: `records` (relative paths without suffix), `words` (kind -> column), `columns`."""
+    """The rows as arrays of text: `records` (relative paths without suffix), `words` (kind -> column), `columns`, and
+    the names of the `identifying` columns."""
 
     path: str
     records: pa.Array
@@ -73,7 +74,7 @@ class Table:
     identifying: set[str]
 
     def column(self, name: str, key: str) -> pa.Array:
-        """A column by name; `key` is the config's key that asks for it. Raises `UserError` naming the nearest one."""
+        """A column by name, requested by the config's `key`. Raises `UserError` that suggests the closest name."""
         if name in self.columns:
             return self.columns[name]
         near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.4)
@@ -99,9 +100,9 @@ def read_table(root: Path, config: TableConfig, rate: float) -> Table | None:
 
 
 def table_path(root: Path, config: TableConfig) -> Path | None:
-    """The first of `config.file` in `root`; None if the config names none. Raises `UserError` for what cannot be.
-
-    A known data set whose table the config passes by is refused: without it, copies of a patient part into splits.
+    """The first of `config.file` in `root`; None if the config names none. Raises `UserError` if all are
+    missing, and for a known data set whose table the config does not use: without it, a patient's records may end up in
+    different splits.
     """
     if not config.file:
         if known := [name for name in KNOWN_TABLES if (root / name).is_file()]:
@@ -119,7 +120,7 @@ def table_path(root: Path, config: TableConfig) -> Path | None:
 
 
 def with_patients(root: Path, config: TableConfig) -> list[str]:
-    """The CSV files in `root` of which a column is called as one of patients is."""
+    """The CSV files in `root` that have one of the patient columns."""
     found = []
     for path in sorted(root.glob("*.csv")):
         with contextlib.suppress(OSError), open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -129,13 +130,13 @@ def with_patients(root: Path, config: TableConfig) -> list[str]:
 
 
 def _columns(path: Path) -> dict[str, pa.Array]:
-    """All columns of a CSV or xlsx file as text without spaces around it (empty where there is none)."""
+    """All columns of a CSV or xlsx file as trimmed text (empty for missing cells)."""
     try:
         table = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
     except (pa.ArrowInvalid, ValueError, KeyError, OSError, SyntaxError) as error:
         if "UTF8" in str(error):
             raise UserError(f"{path} is not UTF-8: save it as UTF-8 (in a spreadsheet: CSV UTF-8)") from error
-        raise UserError(f"{path} is no readable table: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is not a readable table: {' '.join(str(error).split())[:200]}") from error
     names = [name.strip() for name in table.column_names]
     if twice := {name for name in names if names.count(name) > 1 and name}:
         raise UserError(f"{path} has several columns '{min(twice)}': rename all but one")
@@ -163,12 +164,12 @@ def _read_xlsx(path: Path) -> pa.Table:
             warnings.simplefilter("ignore")
             rows = list(load_workbook(path, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True))
     except zipfile.BadZipFile as error:
-        raise ValueError("no xlsx file") from error
+        raise ValueError("not an xlsx file") from error
     if not rows:
         raise ValueError("the first sheet is empty")
     body = [row for row in rows[1:] if any(cell is not None for cell in row)]
     width = len(rows[0])
-    body = [(*row, *[None] * width)[:width] for row in body]  # short rows lack their last cells
+    body = [(*row, *[None] * width)[:width] for row in body]  # pads short rows
     columns = [["" if row[i] is None else str(row[i]) for row in body] for i in range(width)]
     return pa.table([pa.array(c, pa.string()) for c in columns], names=[str(cell or "") for cell in rows[0]])
 
@@ -176,7 +177,7 @@ def _read_xlsx(path: Path) -> pa.Table:
 def _record_names(
     path: Path, columns: dict[str, pa.Array], names: Sequence[str], pattern: str
 ) -> tuple[pa.Array, list[str]]:
-    """(the records' names, the columns that they are made of)."""
+    """(the records' names, the columns from which they are built)."""
     if not pattern:
         name = _first(columns, names)
         if name is None:
@@ -188,24 +189,24 @@ def _record_names(
     if absent := [name for name in words[1::2] if name not in columns]:
         raise UserError(f"source.table.record_pattern: {path.name} has no column '{absent[0]}'; it has {list(columns)}")
     if len(words) == 1:
-        raise UserError(f"source.table.record_pattern={pattern} holds no {{column}}")
+        raise UserError(f"source.table.record_pattern={pattern} contains no {{column}}")
     parts = [columns[word] if i % 2 else pa.scalar(word) for i, word in enumerate(words)]
     joined = pc.binary_join_element_wise(*parts, "") if len(parts) > 1 else parts[0]
     return plain_names(joined), words[1::2]
 
 
 def plain_names(names: pa.Array) -> pa.Array:
-    """Paths as the records are called: one record has one name."""
+    """Normalises paths, so that each record has one name."""
     for pattern, plain in ((r"\\", "/"), (r"/(\./)+", "/"), (r"^(\./)+", ""), (r"//+", "/"), (r"\.(hea|dat|mat)$", "")):
         names = pc.replace_substring_regex(names, pattern, plain)
     return names
 
 
 def unlisted(table: Table, config: TableConfig, found: pa.Array) -> pa.Array:
-    """Which of the records `found` in a folder no row of its table names, in any of the columns of names."""
+    """The records `found` in a folder that its table does not name in any name column."""
     columns = (table.columns[name] for name in (*config.record_low, *config.record) if name in table.columns)
     listed = pa.concat_arrays([column.cast(pa.large_string()) for column in (table.records, *columns)])
-    ending = {"pattern": r"(?i)\.(npy|npz|csv|txt)(#[0-9]+)?$", "replacement": r"\2"}  # a table may leave it out
+    ending = {"pattern": r"(?i)\.(npy|npz|csv|txt)(#[0-9]+)?$", "replacement": r"\2"}  # a table may omit it
     bare = (pc.replace_substring_regex(plain_names(names), **ending) for names in (found, listed))
     return found.filter(pc.invert(pc.is_in(*bare)))
 
@@ -230,7 +231,7 @@ def _translated(column: pa.Array, values: dict[str, str]) -> pa.Array:
     encoded = column.dictionary_encode()
     split = (re.split(r"[;,|]", text) for text in encoded.dictionary.to_pylist())
 
-    def translated(word: str) -> str:  # as a whole, else each of its parts
+    def translated(word: str) -> str:  # the whole word if known, else each of its parts
         whole = lower.get(word.strip().lower())
         return whole if whole is not None else " ".join(lower.get(part.lower(), part) for part in word.split())
 
@@ -243,15 +244,15 @@ def _first(columns: dict[str, pa.Array], names: Sequence[str]) -> str | None:
 
 
 def label(table: Table, name: str, vocabulary: Collection[str] = ()) -> pa.Array:
-    """A label column as whole numbers, numbers (NaN where empty) or words of the vocabulary (null where empty).
+    """A label column as integers, floats (NaN if empty) or words of the vocabulary (null if empty).
 
-    Raises `UserError` for a missing column, a column that names records or patients, whole numbers that look like
-    dates or identifiers, and words that are neither in `vocabulary`, nor SCP statements, nor true or false.
+    Raises `UserError` for a missing column, an identifying column, integers that look like dates or identifiers,
+    and words that are neither in `vocabulary` nor SCP statements nor true or false.
     """
     encoded = table.column(name, "labels").dictionary_encode()
     if name in table.identifying:
         raise UserError(
-            f"labels: column '{name}' names records, patients, ages or sexes and stays in private/: leave it out"
+            f"labels: column '{name}' holds records, patients, ages or sexes and must stay in private/: leave it out"
         )
     texts = encoded.dictionary.to_pylist()
     distinct = {v for v in texts if identity(v)}
@@ -268,8 +269,8 @@ def label(table: Table, name: str, vocabulary: Collection[str] = ()) -> pa.Array
         return pa.array([numbers.get(v, math.nan) for v in texts], pa.float64()).take(encoded.indices)
     if unknown := sorted(v for v in distinct if v not in vocabulary and v not in SCP and v.lower() not in TRUTH):
         raise UserError(
-            f"labels: column '{name}' holds {len(unknown)} words that no list allows, as '{unknown[0][:20]}': if they "
-            "name nobody, list them in source.vocabulary"
+            f"labels: column '{name}' holds {len(unknown)} words that are not allowed, such as '{unknown[0][:20]}': if "
+            "they identify nobody, list them in source.vocabulary"
         )
     return pa.array([v if v in distinct else None for v in texts], pa.string()).take(encoded.indices)
 

@@ -1,4 +1,4 @@
-"""The config of a build, what makes it valid, and the closed list of reasons why a record or window is rejected."""
+"""The config of a build, its validation, and the closed list of reasons why a record or window is rejected."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from umbra.errors import UserError
 MISSING_LEADS = ("refuse", "zero")
 
 REASONS = {
-    "missing_file": "the header or a signal file is not there",
-    "unreadable": "a file cannot be opened, or is no regular file",
+    "missing_file": "the header or a signal file does not exist",
+    "unreadable": "a file cannot be opened, or is not a regular file",
     "path": "a file name that is absolute or leaves the input folder",
-    "header": "the header has no certain meaning",
+    "header": "the header is invalid or ambiguous",
     "multi_segment": "a record of several segments",
     "format": "a signal format that is not supported",
-    "shape": "an array whose shape does not fit its leads",
-    "frames": "several samples a frame",
+    "shape": "an array whose shape does not match its leads",
+    "frames": "several samples per frame",
     "skew": "leads with skew or of different lengths",
-    "truncated": "the signal file is shorter than the header says",
+    "truncated": "the signal file is shorter than its header states",
     "empty": "no samples",
-    "too_large": "more values than one record may have (leads x samples; WFDB 2^33, others 2^26): cut it into several",
+    "too_large": "more values than a record may have (leads x samples; WFDB 2^33, others 2^26): split it",
     "rate": "a sampling rate out of bounds",
-    "gain": "a gain that cannot be",
-    "duplicate_lead": "a lead comes twice",
+    "gain": "an impossible gain",
+    "duplicate_lead": "a lead occurs twice",
     "missing_lead": "a lead is missing and cannot be derived",
     "short": "shorter than one window",
     "duplicate_record": "the table or the tar lists the record more than once",
-    "no_split": "the config puts it into no split",
+    "no_split": "the config assigns it to no split",
     "patient_overflow": "a patient has more windows than fit into one shard",
     "nan": "missing samples",
-    "saturated": "a lead stays at a limit of the converter",
+    "saturated": "a lead stays at a limit of the A/D converter",
     "flat_lead": "a lead that never changes",
-    "units": "units that are no voltage, or amplitudes of another unit",
+    "units": "units that are not a voltage, or amplitudes that suggest a wrong unit",
     "amplitude": "a value beyond 20 mV",
     "clipped": "a value that does not fit int16 at this resolution",
-    "metadata": "metadata larger than its place in the shard",
+    "metadata": "metadata larger than its space in the shard",
 }
 
-FLAGS = {  # remarks on windows that are kept
-    "checksum": "the header's check sum differs",
+FLAGS = {  # notes on windows that are kept
+    "checksum": "the signals do not match the header's checksum",
     "derived": "limb leads derived from I and II",
-    "padded": "zeros at the end of a short record",
-    "at_limit": "single samples at a limit of the converter",
+    "padded": "short record padded with zeros at the end",
+    "at_limit": "samples at a limit of the A/D converter",
     "still_ends": f"no lead changes for {signal.STILL_SECONDS:g} s or more at the start or end: padding?",
 }
 
@@ -75,9 +75,9 @@ class SplitConfig:
     """Which patients go to which split."""
 
     column: str = ""
-    """The table's column that names the splits (empty: patients are drawn)."""
+    """The table's column of splits (empty: patients are assigned at random)."""
     train: Any = 0.8
-    """Training: the fraction of the patients that is drawn or, with `column`, that column's values."""
+    """Training: a fraction of the patients or, with `column`, a list of that column's values."""
     val: Any = 0.1
     """Validation: a fraction or values, as for `train`."""
     test: Any = 0.1
@@ -86,48 +86,48 @@ class SplitConfig:
 
 @dataclass
 class BuildConfig:
-    """A build of shards."""
+    """The config of a build."""
 
     input: str = ""
-    """The folder of the recordings."""
+    """The folder of the recordings to read."""
     output: str = ""
-    """The folder of the data set."""
+    """The folder of the data set to write."""
     rate: float = 100.0
     """Sampling rate of the shards in Hz; recordings are resampled."""
     seconds: float = 10.0
     """Length of a window in seconds; with `rate` it must give a whole number of samples."""
     min_seconds: float = 0.0
-    """Length in seconds, at most that of a window, from which on records shorter than a window are padded with zeros
-    at their end; still shorter ones are refused (0: none are padded)."""
+    """Minimum length in seconds, at most `seconds`, of a record that is padded with zeros at its end to one window;
+    shorter ones are rejected (0: no padding)."""
     leads: list[str] = field(default_factory=lambda: list(leads.CANONICAL))
-    """Leads of the shards, in order and in any case; missing limb leads follow from I and II."""
+    """Leads of the shards, in order, in upper or lower case; missing limb leads are derived from I and II."""
     missing_leads: str = "refuse"
-    """`refuse` a record without one of `leads`, or fill that lead with `zero` (`samples.parquet` lists the leads
-    that are there)."""
+    """For a record without one of `leads`: `refuse` it, or fill the lead with `zero` (`samples.parquet` lists the leads
+    that are present)."""
     high_pass: float = 0.0
-    """Cut-off in Hz of a zero-phase filter against baseline wander, at most a quarter of `rate` (0: none)."""
+    """Cut-off in Hz of a zero-phase high-pass against baseline wander, at most a quarter of `rate` (0: none)."""
     workers: int = setting(1, ">= 1 and <= 1024")
     """Processes on this machine."""
     samples_per_shard: int = setting(1000, ">= 1 and <= 999999")
-    """The most windows that a shard holds; a patient's windows beyond it are counted and left out."""
+    """Maximum number of windows per shard; a patient's windows beyond it are rejected."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Which patients are for training, validation and testing."""
     labels: list[str] = field(default_factory=list)
     """Columns of the table that become columns of samples.parquet."""
     seed: int = 0
-    """Seed of the order of the patients and of drawn splits."""
+    """Random seed of the order of patients and of random splits."""
     resolution_uv: float = setting(1.0, ">= 0.001 and <= 1000")
     """Microvolts per int16 unit."""
     source: SourceConfig = field(default_factory=SourceConfig)
     """The data set that is read."""
     key_file: str = ""
-    """A file with the pseudonym key (or variable UMBRA_KEY); not needed for public sources."""
+    """A file with the pseudonym key (or set the variable UMBRA_KEY); not needed for public sources."""
     task: int = 0
     """This machine's number among the `tasks`, from 0: it builds every `tasks`-th shard from this one on."""
     tasks: int = setting(1, ">= 1 and <= 100000")
-    """Machines that build together; they share only the file system."""
+    """Number of machines that build together; they share only the file system."""
     timeout: float = setting(300.0, ">= 1 and <= 86400")
-    """Seconds; a record that cannot be read within them stops its shard."""
+    """Timeout in seconds; a record that cannot be read in time stops its shard."""
 
     @property
     def samples(self) -> int:
@@ -135,11 +135,11 @@ class BuildConfig:
 
 
 def validated(config: BuildConfig) -> BuildConfig:
-    """The config with canonical lead names. Raises `UserError` for values that cannot work."""
+    """The config with canonical lead names. Raises `UserError` for invalid values."""
     _check_input(config)
     low, high = signal.RATES
     if not low <= config.rate <= high:
-        raise UserError(f"rate={config.rate:g} must lie between {low:g} and {high:g} Hz")
+        raise UserError(f"rate={config.rate:g} must be between {low:g} and {high:g} Hz")
     if (
         not 0 < config.seconds < 1e6
         or abs(config.rate * config.seconds - config.samples) > 1e-6
@@ -149,17 +149,17 @@ def validated(config: BuildConfig) -> BuildConfig:
     check_fields(config)
     for key, highest in (("min_seconds", config.seconds), ("high_pass", config.rate / 4)):
         if not 0 <= getattr(config, key) <= highest:
-            raise UserError(f"{key}={getattr(config, key):g} must lie between 0 and {highest:g}")
+            raise UserError(f"{key}={getattr(config, key):g} must be between 0 and {highest:g}")
     if not 0 <= config.task < config.tasks:
-        raise UserError(f"task={config.task} must lie between 0 and tasks-1={config.tasks - 1}")
+        raise UserError(f"task={config.task} must be between 0 and tasks-1={config.tasks - 1}")
     if config.missing_leads not in MISSING_LEADS:
         raise UserError(f"missing_leads={config.missing_leads} must be one of {', '.join(MISSING_LEADS)}")
     names = [name for lead in config.leads if (name := leads.canonical(lead))]
     if not names or len(names) < len(config.leads) or len(set(names)) < len(names):
-        raise UserError(f"leads={config.leads} must be different ones of {', '.join(leads.CANONICAL)}")
+        raise UserError(f"leads={config.leads} must be distinct leads of {', '.join(leads.CANONICAL)}")
     for key, name in {"name": config.source.name, **{f"parts.{k}": v for k, v in config.source.parts.items()}}.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(name)):
-            raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _: it is public")
+            raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _, because it is public")
     if paths := [folder for folder in config.source.parts if "/" in folder]:
         raise UserError(f"source.parts: '{paths[0]}' is a path: give the bare name of one folder")
     protocol.module(config.source.format).check(config.source)
@@ -168,16 +168,16 @@ def validated(config: BuildConfig) -> BuildConfig:
 
 def _check_input(config: BuildConfig) -> None:
     if not config.input or not config.output:
-        raise UserError("input=FOLDER and output=FOLDER are needed")
+        raise UserError("input=FOLDER and output=FOLDER are required")
     if not Path(config.input).exists():
         raise UserError(f"input folder {config.input} does not exist")
     if not Path(config.input).is_dir():
-        raise UserError(f"input={config.input} is no folder")
+        raise UserError(f"input={config.input} is not a folder")
     if not any(os.scandir(config.input)):
         raise UserError(f"input folder {config.input} is empty")
 
 
 def content(config: BuildConfig, key_id: str) -> dict[str, Any]:
-    """The part of a config that decides which bytes come out."""
+    """The part of a config that determines the bytes of the result."""
     values = {k: v for k, v in dataclasses.asdict(config).items() if not resume.is_free("build", k)}
     return {**json.loads(json.dumps(values)), "key_id": key_id}

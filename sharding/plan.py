@@ -1,8 +1,8 @@
-"""Which window of which record goes into which shard: from headers alone, a pure function of input and config.
+"""Plans which window of which record goes into which shard, from headers alone: a pure function of input and config.
 
-`private/plan.parquet` has one row a record, in the order of the shards (one row group a shard), then the rejected
-ones; with each the size and time of its files, so that a change is noticed and named. `private/plan.json`, written
-last, holds the rest: without it there is no plan.
+`private/plan.parquet` has one row per record, in the order of the shards (one row group per shard), then the rejected
+ones. Each row has the size and modification times of the record's files, so that changes are detected.
+`private/plan.json` has the rest and is written last: without it there is no plan.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROWS = ("record", "reason", "detail", "patient", "age", "sex", "codes", "part", 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to build: `ordinal` over all splits, its records (rows of its row group) and windows."""
+    """One shard to build: `ordinal` over all splits, number of records (rows of its row group) and windows."""
 
     name: str
     split: str
@@ -52,11 +52,11 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan.json` holds. `content` is the config without paths and workers; `table`: the table's size and time.
+    """Contents of `plan.json`. `content`: the config without paths and workers; `table`: stamp of the table.
 
-    For the user: `unknown_words` by kind (codes, sex), the commonest with their numbers; `unlisted` records of the
-    folder that its table does not name; `notes`: lines on what the config names and the input lacks. `listing`: hash of
-    the files' names.
+    For the user: `unknown_words` by kind (codes, sex), the most frequent with their counts; `unlisted`: number of
+    records in the folder that are not in its table; `notes`: what the config names and the input lacks. `listing`: hash
+    of the file names.
     """
 
     content: dict[str, Any]
@@ -85,7 +85,7 @@ _U64 = np.uint64
 
 
 def mixed(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele et al. 2014) of each value and the seed: the patients' order, stable for ever."""
+    """SplitMix64's finaliser (Steele et al. 2014) of each value and the seed: a fixed random order of patients."""
     x = values.astype(_U64) ^ _U64(seed * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
     with np.errstate(over="ignore"):
         x = x + _U64(0x9E3779B97F4A7C15)
@@ -95,7 +95,7 @@ def mixed(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
 
 
 def splits_by_fraction(patients: int, fractions: Sequence[float]) -> NDArray[np.int8]:
-    """Split (index into SPLITS, -1: none) of each patient in permuted order; none stays empty without need."""
+    """Split (index into SPLITS, -1: none) of each patient in permuted order; no split stays empty if avoidable."""
     counts = np.diff(np.rint(np.cumsum([0.0, *fractions]) * patients).astype(int))
     for split in np.flatnonzero((np.array(fractions) > 0) & (counts == 0)):
         if counts.max() > 1:
@@ -107,7 +107,7 @@ def splits_by_fraction(patients: int, fractions: Sequence[float]) -> NDArray[np.
 
 
 def pack(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Bin of each item when bins are filled in order up to `most`, items never cut (no item is larger than `most`)."""
+    """Bin of each item when bins are filled in order up to `most` without splitting items (none is larger)."""
     ends = np.cumsum(sizes)
     bins = np.empty(len(sizes), np.int64)
     start, number = 0, 0
@@ -120,7 +120,7 @@ def pack(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 
 def wanted_split(config: BuildConfig, table: Table | None) -> pa.Array | None:
-    """Split of each table row by `split.column` (-1: none); None where fractions decide. Raises `UserError`."""
+    """Split of each table row by `split.column` (-1: none); None if fractions decide. Raises `UserError`."""
     options = config.split
     if not options.column:
         _fractions(options)
@@ -132,10 +132,10 @@ def wanted_split(config: BuildConfig, table: Table | None) -> pa.Array | None:
     column = table.column(options.column, "split.column").dictionary_encode()
     lists = {s: getattr(options, s) if isinstance(getattr(options, s), list) else [] for s in SPLITS}
     if not lists["train"]:
-        raise UserError(f"split.column={options.column} needs split.train=[...], the column's values that train")
+        raise UserError(f"split.column={options.column} needs split.train=[...], the column's values for training")
     where = {deidentify.identity(str(v)): SPLITS.index(s) for s in SPLITS for v in lists[s]}
     if sum(map(len, lists.values())) > len(where):
-        raise UserError(f"split.column={options.column}: a value stands in two splits")
+        raise UserError(f"split.column={options.column}: a value is in two splits")
     of_value = [where.get(deidentify.identity(v), -1) for v in column.dictionary.to_pylist()]
     return pa.array(of_value, pa.int8()).take(column.indices)
 
@@ -158,7 +158,7 @@ def _fractions(options: SplitConfig) -> list[float]:
 def _assign(
     codes: NDArray[np.int64], wanted: NDArray[np.int8] | None, config: BuildConfig
 ) -> tuple[NDArray[np.int8], NDArray[np.uint64]]:
-    """(split, place in the order of patients) of each usable record."""
+    """(split, sort key in the order of patients) of each usable record."""
     unique, inverse = np.unique(codes, return_inverse=True)
     place = mixed(unique, config.seed)
     if wanted is None:
@@ -178,9 +178,9 @@ def _assign(
 def make_plan(
     config: BuildConfig, key_id: str, rows: pa.Table, known: Survey
 ) -> tuple[Plan, NDArray[np.int64], dict[str, pa.Array]]:
-    """(plan, order of the rows: by shard, the rejected ones last, the columns that the plan decides) from `headers`.
+    """(plan, order of the rows: by shard, then the rejected; the columns that the plan sets) from `headers`.
 
-    `windows` are the planned ones, `over` those of a planned record that found no place, `reason` is completed.
+    `windows`: the planned ones; `over`: those of a planned record that exceed the patient's shard; `reason`: completed.
     """
     patients, windows = (rows.column(c).to_numpy() for c in ("patient", "windows"))
     reasons = _Reasons(rows.column("reason"))
@@ -220,7 +220,7 @@ def make_plan(
 
 
 class _Reasons:
-    """A column of reasons that grows: numbers of words, as a dictionary array keeps them."""
+    """A mutable, dictionary-encoded column of reasons."""
 
     def __init__(self, column: pa.ChunkedArray):
         encoded = column.combine_chunks()
@@ -244,7 +244,7 @@ class _Reasons:
 
 
 def _repeated(rows: pa.Table) -> NDArray[np.int64]:
-    """Rows whose record stands in an earlier row as well."""
+    """Rows whose record already occurs in an earlier row."""
     names = rows.column("name").to_numpy()
     order = np.argsort(names, kind="stable")
     return np.sort(order[1:][names[order][1:] == names[order][:-1]])
@@ -255,7 +255,7 @@ def table_stamp(path: Path | None) -> list[int]:
 
 
 def _within_patient(codes: NDArray[np.int64], windows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Windows that each record may keep so that no patient has more than `most` (records of a patient lie together)."""
+    """Windows that each record may keep so that no patient has more than `most` (a patient's records are adjacent)."""
     ends = np.cumsum(windows)
     first = np.concatenate([[True], codes[1:] != codes[:-1]]) if len(codes) else np.zeros(0, bool)
     base = np.maximum.accumulate(np.where(first, ends - windows, 0))
@@ -270,7 +270,7 @@ def _shards(
     kept: NDArray[np.int64],
     most: int,
 ) -> list[ShardPlan]:
-    """The shards that the records fill in this order; a patient's records, adjacent in it, stay together."""
+    """Fills shards with the records in this order; the adjacent records of a patient stay together."""
     shards: list[ShardPlan] = []
     for number, name in enumerate(SPLITS):
         inside = split[order] == number
@@ -299,7 +299,7 @@ def draw_up(
     pool: Executor | None,
     tick: Callable[[int], object],
 ) -> tuple[Plan, Iterator[pa.Table]]:
-    """Reads all headers (over `pool` if there is one) and plans -> (plan, its rows, one table a shard, then the rest).
+    """Reads all headers (in `pool` if given) and plans -> (plan, its rows: one table per shard, then the rejected).
 
     `tick(n)` is called as records are read.
     """
@@ -321,7 +321,7 @@ def draw_up(
 
 
 def _missing_parts(config: BuildConfig, rows: pa.Table) -> list[str]:
-    """A line on the names of `source.parts` that no record has. Raises `UserError` if that is all of them."""
+    """A note on the names in `source.parts` that no record has. Raises `UserError` if no record has any."""
     there = set(rows.column("part").unique().to_pylist())
     missing = sorted({*config.source.parts.values()} - there)
     if missing and there <= {config.source.name}:
@@ -329,16 +329,16 @@ def _missing_parts(config: BuildConfig, rows: pa.Table) -> list[str]:
         public = " source.public=true" if source.public else ""
         raise UserError(
             f"source.parts: none of its folders ({', '.join(folders[:3])}{', ...' if folders[3:] else ''}) holds a "
-            f"record of {config.input}: give the folder above them as input=, or build it as one set: "
+            f"record of {config.input}: give their parent folder as input=, or build it as one set: "
             f"configs/shard/{source.format}.yaml source.name={source.name}{public}"
         )
-    return [f"no record lies in a folder of these source.parts: {', '.join(missing)}"] if missing else []
+    return [f"no record is in a folder of these source.parts: {', '.join(missing)}"] if missing else []
 
 
 def ordered(
     plan: Plan, order: NDArray[np.int64], rows: pa.Table, further: dict[str, pa.Array], most: int = 100_000
 ) -> Iterator[pa.Table]:
-    """The rows in the plan's order, one table a shard, then the rejected ones by `most`; `further` columns beside."""
+    """The rows in plan order, one table per shard, then the rejected in tables of `most`; with `further` columns."""
     columns = {name: rows.column(name).combine_chunks() for name in ROWS} | further
     ends = np.cumsum([0] + [shard.records for shard in plan.shards])
     bounds = [*ends.tolist(), *range(int(ends[-1]) + most, len(order), most), len(order)]
@@ -349,7 +349,7 @@ def ordered(
 
 
 def write_plan(output: Path, plan: Plan, rows: Iterator[pa.Table]) -> None:
-    """`plan.json` last; each file whole or not there."""
+    """Writes both files atomically, `plan.json` last."""
     private = output / PRIVATE
     with atomic(private / PLAN_ROWS) as path, contextlib.ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
@@ -361,21 +361,21 @@ def write_plan(output: Path, plan: Plan, rows: Iterator[pa.Table]) -> None:
 
 
 def read_plan(output: Path) -> Plan:
-    """Raises `UserError` if there is none, or if it is damaged."""
+    """Reads the plan. Raises `UserError` if it is missing or damaged."""
     path = output / PRIVATE / PLAN_JSON
     try:
         values = json.loads(path.read_text())
         values["shards"] = [ShardPlan(**shard) for shard in values["shards"]]
         return Plan(**values)
     except FileNotFoundError as error:
-        raise UserError(f"{output} holds no plan: it is no output folder of a build") from error
+        raise UserError(f"{output} holds no plan: it is not the output folder of a build") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: delete {output} and build again") from error
 
 
 @lru_cache(maxsize=1)
 def _parsed(path: Path, size: int, time: int) -> pq.ParquetFile:
-    """Its footer, which is long where there are many shards, is parsed once a process."""
+    """The open file. Its footer, which is long with many shards, is parsed once per process."""
     return pq.ParquetFile(path, memory_map=True)
 
 
@@ -391,7 +391,7 @@ def rows_of_shard(output: Path, ordinal: int, columns: Sequence[str] | None = No
 
 
 def values(column: pa.ChunkedArray) -> list[Any]:
-    """`column.to_pylist()`, many times faster for words (dictionaries) and numbers without nulls."""
+    """`column.to_pylist()`, but much faster for dictionaries and for numbers without nulls."""
     if pa.types.is_dictionary(column.type):
         array = pa.concat_arrays(column.unify_dictionaries().chunks)
         words = [*array.dictionary.to_pylist(), None]

@@ -1,11 +1,11 @@
-"""How far a build is: progress bars, the table of reasons, and what the shards' stats files tell."""
+"""Progress of a build: progress bars, the table of rejection reasons, and the status from the shards' stats files."""
 
 from __future__ import annotations
 
+import math
 import sys
-import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from umbra.schema import MANIFEST
 
 
 def bar(total: int | None, unit: str, description: str) -> Any:
-    """A progress bar on stderr: lively on a terminal, a line every 10 s in a log."""
+    """A progress bar on stderr: updated in place on a terminal, one line every 10 s in a log."""
     pace = {} if sys.stderr.isatty() else {"mininterval": 10.0, "ascii": True, "ncols": 100}
     return tqdm(total=total, unit=unit, desc=description, dynamic_ncols=not pace, **pace)
 
 
 def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, int]) -> str:
-    """Kept windows, rejected ones by reason, and the remarks on kept ones, one a line."""
+    """Kept windows, rejected ones by reason, and flags of kept ones, one per line."""
     total = kept + sum(rejected.values())
     rows = [("kept", kept, "windows written")]
     rows += [
@@ -37,30 +37,39 @@ def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, in
 
 
 def remarks(plan: Plan, flags: Mapping[str, int] | None = None) -> list[str]:
-    """What a user should know of the input's words and files, and of the `flags` of kept windows, a line each."""
+    """Notes for the user on unknown words, unlisted files and the `flags` of kept windows, one line each."""
     lines = []
     if still := (flags or {}).get("still_ends", 0):
         lines.append(f"{still:,} kept windows look padded: {padding_advice(plan.content['source']['format'])}")
     if plan.codes_left_out:
         lines.append(
-            f"{plan.codes_left_out:,} words in code fields are no known codes and stay behind: the most frequent are "
-            "in private/plan.json (unknown_words), and source.vocabulary lets them in"
+            f"{plan.codes_left_out:,} words in code fields are not known codes and are left out: the most frequent are "
+            "in private/plan.json (unknown_words); source.vocabulary allows them"
         )
     if plan.sexes_unknown:
         lines.append(
-            f"{plan.sexes_unknown:,} usable records have no known sex: words that are none are in private/plan.json "
-            "(unknown_words), and source.table.sex_values translates them"
+            f"{plan.sexes_unknown:,} usable records have no known sex: unknown words are in private/plan.json "
+            "(unknown_words); source.table.sex_values maps them"
         )
     if plan.unlisted:
         lines.append(
-            f"{plan.unlisted:,} records below the input are in no row of its table and are left out: private/plan.json "
-            "names three (unlisted_examples)"
+            f"{plan.unlisted:,} records in the input folder are not in its table and are left out: private/plan.json "
+            "lists up to three (unlisted_examples)"
         )
     return lines + plan.notes
 
 
+def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of these (start, end) times in seconds: the time in which any shard was being written."""
+    busy, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        busy += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return busy
+
+
 def status(output: Path) -> str:
-    """What is done, running, failed and left, with the rate and the time to go."""
+    """What is done, running, failed and left, with the speed and the remaining time."""
     plan = read_plan(output)
     done = finished(output, plan)
     running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*") if not left_over(p)}
@@ -74,8 +83,7 @@ def status(output: Path) -> str:
         f"  records  {records:,} of {total:,} done; {plan.records - total:,} rejected by their headers",
     ]
     if done and records < total:
-        first = min(s["started"] for s in done.values())
-        seconds = max(time.time() - first, 1e-3)
+        seconds = max(busy_seconds([(s["started"], s["started"] + s["seconds"]) for s in done.values()]), 1e-3)
         left = (total - records) / records * seconds / 60
         lines.append(f"  pace     {records / seconds:,.0f} records/s, about {left:.0f} min left")
     lines += [f"  failed   {name}: {why}" for name, why in sorted(failed.items())[:5]]

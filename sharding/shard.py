@@ -1,6 +1,6 @@
-"""One planned shard: its records are read, checked, cut into windows and written; its stats last.
+"""Builds one planned shard: reads and checks its records, cuts them into windows and writes those.
 
-A shard is its tar, the rows of its windows and its stats, written in this order: without stats it is not there.
+A shard is a tar, a table of its windows and a stats file, written in this order: without stats it is not finished.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from umbra.errors import UserError
 from umbra.files import atomic, write_text
 from umbra.schema import Geometry
 
-# What a build reads of a planned record.
+# The columns of the plan that a build reads.
 ROW_COLUMNS = ("record", "patient", "age", "sex", "codes", "part", "leads", "files", "bytes", "stamp", "windows")
 WINDOW_COLUMNS = ("row", "window", "reason", "detail", "key")
 Row = tuple[int, int | None, str, str, str | None]
@@ -39,7 +39,7 @@ Row = tuple[int, int | None, str, str, str | None]
 
 @dataclass
 class _Tally:
-    """What a shard gathers as it is written: sums of the int16 units (exact), rows, reasons, remarks."""
+    """Running totals of a shard: exact sums of the int16 units, one row per window, and flags."""
 
     sums: NDArray[np.int64]
     squares: NDArray[np.int64]
@@ -57,7 +57,7 @@ class _Tally:
     def keep(
         self, row: int, window: int, key: str, units: NDArray[np.int16], samples: NDArray[np.int64], detail: str
     ) -> None:
-        """`samples` [leads]: how many of each lead are real (the others are zeros)."""
+        """`samples` [leads]: number of recorded samples of each lead (the others are zero-filled)."""
         self.rows.append((row, window, "", detail, key))
         self.counts += samples
         self.sums += units.sum(axis=1, dtype=np.int64)
@@ -65,9 +65,9 @@ class _Tally:
 
 
 def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: Any = None) -> None:
-    """Reads, checks and writes one planned shard: the tar, its rows, its stats last. `tick(1)` after each record.
+    """Reads, checks and writes one planned shard: tar, rows, then stats. Calls `tick(1)` after each record.
 
-    Raises `UserError` if an input file that was there at planning cannot be read now.
+    Raises `UserError` if an input file that existed at planning cannot be read any more.
     """
     output = Path(config.output)
     started = time.time()
@@ -96,7 +96,7 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
 
 
 def write_rows(output: Path, shard: ShardPlan, rows: Sequence[Row]) -> None:
-    """What became of each window of a shard, for the finish."""
+    """Writes the outcome of each window of a shard, for `finish`."""
     types = (pa.int32(), pa.int32(), pa.string(), pa.string(), pa.string())
     columns = (pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types))
     with atomic(build_state.rows_path(output, shard.name)) as path:
@@ -133,15 +133,15 @@ def _write_shard(
 
 
 def _hangs(config: BuildConfig, shard: ShardPlan, record: str) -> str:
-    """Notes that a record cannot be read in time; returns the line that says so."""
+    """Records that reading a record timed out; returns the message."""
     line = f"{record} {watchdog.HANGS}"
     write_text(build_state.failure_path(Path(config.output), shard.name), f"{line}\n")
     return line
 
 
 class Piece(NamedTuple):
-    """The windows from `first` to before `last` of a record; their samples and some around them, `span` (None: all of
-    the record), begin at the sample `start` of the target rate."""
+    """Windows `first` to `last` (exclusive) of a record. `span`: the source samples to read, with a margin (None: the
+    whole record); `start`: where `span` begins, in samples at the target rate."""
 
     first: int
     last: int
@@ -152,7 +152,7 @@ class Piece(NamedTuple):
 def _pieces(
     source: protocol.Source, config: BuildConfig, row: dict[str, Any], expired: Callable[[], str]
 ) -> list[Piece]:
-    """One, or for a record that is too long to be read at once as many as it needs, with room for the filters."""
+    """The record as one piece or, if too long to be read at once, as several with margins for the filters."""
     most = source.MAX_READ if isinstance(source, protocol.PiecewiseSource) else row["bytes"]
     if row["bytes"] <= most:
         return [Piece(0, row["windows"])]
@@ -176,7 +176,7 @@ def _pieces(
 
 
 def _read(source: protocol.Source, config: BuildConfig, row: dict[str, Any], piece: Piece) -> protocol.Recording:
-    """A record's signals. Raises `UserError` for an input that is not as it was at planning."""
+    """Reads a record's signals. Raises `UserError` if its files have changed since planning."""
     root, record = Path(config.input), row["record"]
     before = (row["bytes"], row["stamp"])
     if (now := headers.stamp(root, record, row["files"])) != before:
@@ -204,7 +204,7 @@ def _add_record(
     recording: protocol.Recording,
     piece: Piece,
 ) -> None:
-    """Cuts a recording, or a piece, into its planned windows, writes the good ones, notes the reason of the others."""
+    """Cuts a recording, or a piece, into its planned windows; writes the good ones, records why others are rejected."""
     x, present = _prepared(config, row, recording)
     flags, real = recording.flags, min(x.shape[1], config.samples)
     if 0 < x.shape[1] < config.samples and 0 < config.min_seconds <= x.shape[1] / config.rate:
@@ -231,7 +231,7 @@ def _add_record(
 def _prepared(
     config: BuildConfig, row: dict[str, Any], recording: protocol.Recording
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(signals `[leads, samples]` in mV at the target rate, which leads are there; the others are zeros)."""
+    """(signals `[leads, samples]` in mV at the target rate, mask of the leads present; missing leads are zeros)."""
     x = recording.mv
     if recording.missing is not None:
         x = signal.bridged(x, recording.missing)

@@ -22,7 +22,7 @@ _TO_MV = {"mv": 1.0, "": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, 
 
 @lru_cache(maxsize=256)
 def to_millivolt(units: str) -> float | None:
-    """Factor from `units` (any case; nothing means millivolt) to millivolt; None for anything that is no voltage."""
+    """Factor from `units` (any case; empty means millivolts) to millivolts; None if they are not a voltage."""
     return _TO_MV.get(units.strip().lower())
 
 
@@ -34,7 +34,7 @@ def ratio(source_rate: float, target_rate: float) -> tuple[int, int]:
 
 
 def can_resample(source_rate: float, target_rate: float) -> bool:
-    """Whether the ratio of the rates is simple enough for a filter of bearable length."""
+    """Whether the ratio of the rates is simple enough for a filter of reasonable length."""
     return max(ratio(source_rate, target_rate)) <= MOST_RATIO
 
 
@@ -45,7 +45,7 @@ def resampled_length(samples: int, source_rate: float, target_rate: float) -> in
 
 @lru_cache(maxsize=64)
 def _low_pass(up: int, down: int) -> NDArray[np.float64]:
-    """scipy's own for `resample_poly`: Kaiser window, beta 5, 10 periods a side, gain 1."""
+    """The default filter of scipy's `resample_poly`: Kaiser window, beta 5, 10 periods per side, gain 1."""
     from scipy.signal import firwin
 
     widest = max(up, down)
@@ -55,9 +55,9 @@ def _low_pass(up: int, down: int) -> NDArray[np.float64]:
 def resample(x: NDArray[np.float32], source_rate: float, target_rate: float) -> NDArray[np.float32]:
     """Polyphase resampling along the last axis of `[leads, samples]`, zero phase -> `[leads, resampled_length]`.
 
-    The line through the first and the last sample passes unfiltered, and the rest goes to zero beyond its ends, so that
-    an offset makes no step there. The low-pass is scipy's own for `resample_poly`. Whole ratios go through the
-    spectrum: the same filter, the same result to rounding, in a fraction of the time.
+    The line through the first and last sample is subtracted before filtering and added back, so that offsets cause no
+    steps at the ends. The low-pass is the default of scipy's `resample_poly`. Small integer decimation is done in the
+    frequency domain: the same filter and, up to rounding, the same result, but much faster.
     """
     up, down = ratio(source_rate, target_rate)
     if up == down:
@@ -80,7 +80,7 @@ def _ramp(length: int, step: float) -> NDArray[np.float32]:
 
 
 def _decimated(x: NDArray[np.float32], down: int) -> NDArray[np.float32]:
-    """Every `down`-th value of the low-passed `x` with zeros around it: the sum of the `down` parts of its spectrum."""
+    """Every `down`-th value of the low-passed, zero-padded `x`: the sum of the `down` aliases of its spectrum."""
     from scipy.fft import irfft, rfft
 
     m, gain = _transfer(x.shape[1], down)
@@ -91,14 +91,14 @@ def _decimated(x: NDArray[np.float32], down: int) -> NDArray[np.float32]:
     for start in range(m, n, m):
         if start + half - 1 <= n // 2:
             total += spectrum[:, start : start + half]
-        else:  # frequencies beyond the half are those before it, conjugated and backwards
+        else:  # above the Nyquist frequency: mirrored and conjugated
             total += spectrum[:, n - start - half + 1 : n - start + 1][:, ::-1].conj()
     return irfft(total, m, axis=-1)
 
 
 @lru_cache(maxsize=64)
 def _transfer(samples: int, down: int) -> tuple[int, NDArray[np.float32]]:
-    """(output length with room for the signal and the filter's reach, the low-pass at each frequency of the input)."""
+    """(output length that fits the signal and the filter's half-length, the low-pass at each input frequency)."""
     from scipy.fft import next_fast_len, rfft
 
     taps = _low_pass(1, down)
@@ -111,7 +111,7 @@ def _transfer(samples: int, down: int) -> tuple[int, NDArray[np.float32]]:
 
 
 def high_pass(x: NDArray[np.float32], rate: float, cutoff: float) -> NDArray[np.float32]:
-    """`x` [leads, samples] without what is slower than `cutoff` Hz: Butterworth of order 2, forwards and backwards."""
+    """`x` [leads, samples] high-passed at `cutoff` Hz: second-order Butterworth, forwards and backwards."""
     from scipy.signal import butter, sosfiltfilt
 
     padding = min(x.shape[-1] - 1, round(3 * rate / cutoff))
@@ -120,7 +120,7 @@ def high_pass(x: NDArray[np.float32], rate: float, cutoff: float) -> NDArray[np.
 
 
 def bridged(x: NDArray[np.float32], missing: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """`x` [leads, samples] with straight lines across the missing samples, so that filters do not ring beside them."""
+    """`x` [leads, samples] with missing samples interpolated linearly, so that filters do not ring around them."""
     there, gaps = np.flatnonzero(~missing), np.flatnonzero(missing)
     if not len(there) or not len(gaps):
         return x
@@ -155,8 +155,8 @@ def to_units(
 ) -> tuple[NDArray[np.int16] | None, str, str]:
     """(a window `x` [leads, samples] in mV as int16 steps of `resolution_uv`, "", ""), or (None, reason, detail).
 
-    Rounded to even, never clipped. `seen` is what was recorded of `x`, the rest is zeros. Reasons beside those of
-    `_implausible`: `clipped`, a value that does not fit int16; `flat_lead`, a lead that changes by less than a step.
+    Rounded to even, never clipped. `seen` is the recorded part of `x`; the rest is zeros. Reasons besides those of
+    `_implausible`: `clipped`, a value that does not fit int16; `flat_lead`, a lead that varies by less than a step.
     """
     low, high = seen.min(axis=1), seen.max(axis=1)
     reason, detail = _implausible(seen, low, high)
@@ -175,10 +175,10 @@ def _implausible(x: NDArray[np.float32], low: NDArray[np.float32], high: NDArray
     """(reason, detail) why `x` [leads, samples] in mV, from `low` to `high` [leads], is no ECG; ("", "") if it may be.
 
     `nan`; `flat_lead`: a lead that never changes. `units`: the median lead's standard deviation lies outside 0.002 to
-    10 mV, as when microvolt or volt are taken for millivolt. `amplitude`: a value beyond 20 mV.
+    10 mV, as when microvolts or volts are taken for millivolts. `amplitude`: a value beyond 20 mV.
     """
     if not np.isfinite(high - low).all():
-        return "nan", "values that are no numbers"
+        return "nan", "values that are not finite"
     if (low == high).any():
         return "flat_lead", f"{int((low == high).sum())} of {len(x)} leads never change"
     mean = np.add.reduce(x, axis=1) / x.shape[1]

@@ -1,12 +1,12 @@
 """Synthetic patients: 12-lead ECGs of five rhythms as WFDB records, for demonstrations and tests without real data.
 
-One moving dipole (the heart vector) is a sum of Gaussian kernels around each beat (McSharry et al. 2003, IEEE Trans
+A moving dipole (the heart vector) is a sum of Gaussian kernels around each beat (McSharry et al. 2003, IEEE Trans
 Biomed Eng 50:289; in three dimensions after Sameni et al. 2007, EURASIP J Adv Signal Process 2007:43407), and the eight
 independent leads are its projections (Dower et al. 1980, Clin Cardiol 3:87). The other limb leads follow from I and II,
 so Einthoven's and Goldberger's laws hold exactly. Axes: x to the left, y to the feet, z to the back; s and mV.
 
-Everything about a record is drawn from a generator of its own, seeded by (seed, patient, record): it depends neither on
-the number of patients nor on what is simulated beside it.
+Each record has its own random generator, seeded by (seed, patient, record): it does not depend on other records or on
+the number of patients.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from umbra.leads import CANONICAL, DERIVED, INDEPENDENT, derived
 
 Array = NDArray[np.float64]
 
-# SNOMED CT codes as in the PhysioNet/CinC challenges 2020 and 2021, and the share of each rhythm.
+# SNOMED CT codes as in the PhysioNet/CinC challenges 2020 and 2021, and the prevalence of each rhythm.
 SINUS, BRADYCARDIA, TACHYCARDIA = "426783006", "426177001", "427084000"
 FIBRILLATION, VENTRICULAR = "164889003", "427172004"
 RHYTHMS = {SINUS: 0.28, BRADYCARDIA: 0.18, TACHYCARDIA: 0.18, FIBRILLATION: 0.18, VENTRICULAR: 0.18}
-# Mean heart rate (beats a minute); the limits of bradycardia and tachycardia are 60 and 100 by definition.
+# Mean heart rate (beats per minute); the limits of bradycardia and tachycardia are 60 and 100 by definition.
 RATES = {
     SINUS: (60.5, 99.5),
     BRADYCARDIA: (50.0, 59.5),
@@ -54,7 +54,7 @@ DOWER = np.array(
         [0.831, 0.076, 0.230],
     ]
 )
-# Weights of the electrodes RA, LA, LL, V1..V6 in the independent leads (Wilson's terminal under V1..V6).
+# Weights of the electrodes RA, LA, LL, V1..V6 in the independent leads (V1..V6 against Wilson's central terminal).
 ELECTRODES = np.zeros((8, 9))
 ELECTRODES[0, :2] = -1, 1
 ELECTRODES[1, [0, 2]] = -1, 1
@@ -78,10 +78,10 @@ OFFSETS = np.array([kernel[1] for kernel in KERNELS])
 WIDTHS = np.array([kernel[2] for kernel in KERNELS])
 VECTORS = np.array([kernel[3] for kernel in KERNELS])
 P, QRS, ST, T, U = slice(0, 2), slice(2, 6), slice(6, 7), slice(7, 9), slice(9, 10)
-ONSET = 0.042  # from the onset of QRS to its R peak at ordinary width
-BEFORE, AFTER = 0.42, 0.86  # the span around an R peak in which its kernels are drawn
+ONSET = 0.042  # seconds from QRS onset to R peak at normal QRS width
+BEFORE, AFTER = 0.42, 0.86  # seconds around an R peak in which its kernels are evaluated
 
-GAIN = 1000.0  # units per mV, as PTB-XL's
+GAIN = 1000.0  # units per mV, as in PTB-XL
 BATCH = 32
 MARK = "synthetic.yaml"
 
@@ -91,29 +91,29 @@ class SynthConfig:
     """A folder of synthetic recordings."""
 
     output: str
-    """The folder of the recordings: a new or empty one, or one that was begun with the same settings."""
+    """Output folder: new, empty, or begun with the same settings."""
     patients: int = setting(800, ">= 1 and <= 10000000")
     """Number of patients."""
     records_per_patient: int = setting(1, ">= 1 and <= 1000")
-    """Recordings of each patient."""
+    """Recordings per patient."""
     seconds: float = setting(10.0, ">= 5 and <= 3600")
     """Length of a recording in seconds."""
     rate: float = setting(500.0, ">= 80 and <= 4000")
     """Sampling rate in Hz."""
     seed: int = setting(0, f">= 0 and < {2**63}")
-    """Seed of everything that is drawn; each record has a generator of its own, seeded by (seed, patient, record)."""
+    """Random seed; each record has its own generator, seeded by (seed, patient, record)."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value that cannot work."""
+        """Raises `UserError` for an invalid value."""
         check_fields(self)
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What a patient's recordings share.
+    """What a patient's recordings have in common.
 
-    `vectors` [kernels, 3] in mV and `widths` [kernels] in s of the beat, `field` [8, 3] from the heart to the leads,
-    `qtc` (after Fridericia) and `pr` in s, `mains` in Hz.
+    `vectors` [kernels, 3] in mV and `widths` [kernels] in s of the beat, `field` [8, 3] the projection of the heart
+    vector to the leads, `qtc` (Fridericia) and `pr` in s, `mains` the mains frequency in Hz.
     """
 
     number: int
@@ -133,7 +133,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Recording:
-    """One record before it is rendered.
+    """One record before rendering.
 
     `beats` [n] times of the R peaks (also some outside the record), `ventricular` [n] which of them are premature,
     `centres` and `widths` [n, kernels], `vectors` [n, kernels, 3], `atrial` [3, samples] f-waves, `noise` [9, samples].
@@ -158,10 +158,10 @@ class Recording:
 
 
 def write(config: SynthConfig, progress: bool = True) -> None:
-    """Writes the recordings as WFDB records `P00/P00012_1.hea` and `.dat`, and last the list `RECORDS` of all of them.
+    """Writes the recordings as WFDB records `P00/P00012_1.hea` and `.dat`, and finally the list `RECORDS`.
 
-    The same config gives the same bytes; a finished folder is left as it is. Raises `UserError` for impossible
-    settings and for a folder that holds anything else.
+    The same config gives the same bytes; a finished folder is left unchanged. Raises `UserError` for invalid
+    settings and for a folder with other content.
     """
     config.check()
     root = Path(config.output)
@@ -213,7 +213,7 @@ def draw(seed: int, patient: int, record: int, seconds: float = 10.0, rate: floa
 
 
 def draw_patient(seed: int, number: int) -> Patient:
-    """Draws what stays the same in all recordings of a patient.
+    """Draws what all recordings of a patient have in common.
 
     Women's QTc is longer by about 18 ms (Rautaharju et al. 1992, Can J Cardiol 8:690), their QRS is smaller (Macfarlane
     et al. 1994, J Electrocardiol 27 Suppl:14), their ST and T are lower (Bidoggia et al. 2000, Am Heart J 140:430), all
@@ -269,7 +269,7 @@ def quantise(signals: Array) -> NDArray[np.int16]:
 
 
 def _heart_vectors(recordings: Sequence[Recording]) -> Array:
-    """`[records, 3, samples]`: the kernels of all beats are evaluated at once, then added at their places."""
+    """`[records, 3, samples]`: the kernels of all beats are evaluated at once, then added at their positions."""
     rate, samples = recordings[0].rate, recordings[0].samples
     before, span = int(BEFORE * rate), int((BEFORE + AFTER) * rate)
     beats = np.concatenate([r.beats for r in recordings])
@@ -317,7 +317,7 @@ def _rhythm(
 
 
 def _add_premature(rng: Generator, who: Patient, beats: Array, ventricular: NDArray[np.bool_], seconds: float) -> None:
-    """Makes single beats premature, two to five in ten seconds; the next comes when it would have (full pause)."""
+    """Makes isolated beats premature, two to five in ten seconds, each with a full compensatory pause."""
     free = [k for k in range(2, len(beats) - 1) if 0.4 < beats[k] < seconds - 0.4]
     wanted = max(1, round(int(rng.integers(2, 6)) * seconds / 10))
     coupling = rng.uniform(0.58, 0.80)
@@ -359,7 +359,7 @@ def _timing(who: Patient, rhythm: str, beats: Array) -> tuple[Array, Array]:
 def _make_ventricular(
     rng: Generator, who: Patient, which: NDArray[np.bool_], centres: Array, widths: Array, vectors: Array
 ) -> None:
-    """Turns beats into ventricular ones from one focus: no P, a wide QRS of another axis, ST and T against it."""
+    """Turns beats into ventricular ones of one focus: no P wave, a wide QRS of another axis, discordant ST and T."""
     axis = rng.standard_normal(3) * (1.0, 0.8, 0.8)
     axis /= np.linalg.norm(axis)
     size = np.linalg.norm(who.vectors[QRS].sum(axis=0)) * rng.uniform(0.6, 1.4)
@@ -386,7 +386,7 @@ def _rotation(rng: Generator, spread: Sequence[float], mean: Sequence[float] = (
 
 
 def _fibrillation(rng: Generator, samples: int, rate: float) -> Array:
-    """f-waves `[3, samples]`: a sawtooth of wandering frequency and size, after Stridh and Sörnmo (2001)."""
+    """f-waves `[3, samples]`: a sawtooth of varying frequency and amplitude, after Stridh and Sörnmo (2001)."""
     time = np.arange(samples) / rate
     frequency = rng.uniform(4.5, 8.0) + 0.4 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4) * time + rng.uniform(0, 6.28))
     phase = 2 * np.pi * np.cumsum(frequency) / rate + rng.uniform(0, 6.28)
@@ -405,7 +405,7 @@ def _noise(rng: Generator, samples: int, rate: float, mains: float, breath: tupl
     wander = _log_uniform(rng, 0.01, 0.20) * np.exp(0.3 * rng.standard_normal((9, 1)))
     hum = _log_uniform(rng, 0.0005, 0.015) * np.exp(0.5 * rng.standard_normal((9, 1)))
     f = np.fft.rfftfreq(samples, 1 / rate)[1:]
-    # Spectral densities (mV per root Hz) of unit RMS: wander falls as 1/f below 0.6 Hz, muscle lies at 20 to 150 Hz.
+    # Spectral densities (mV per root Hz) of unit RMS: wander falls as 1/f below 0.6 Hz, muscle is at 20 to 150 Hz.
     slow = 0.30 / np.hypot(f, 0.15) * np.exp(-0.5 * (f / 0.5) ** 2)
     fast = (f / 25) ** 2 / (1 + (f / 25) ** 2) / np.sqrt(1 + (f / 130) ** 4) / 11.0
     spectrum = np.zeros((9, len(f) + 1), complex)
@@ -425,7 +425,7 @@ def _noise(rng: Generator, samples: int, rate: float, mains: float, breath: tupl
 
 
 def _motion(rng: Generator, time: Array) -> Array:
-    """Artefacts of moving electrodes `[9, samples]`: none to many short deflections, each at one electrode."""
+    """Motion artefacts `[9, samples]`: a random number of short deflections, each at one electrode."""
     noise = np.zeros((9, len(time)))
     for _ in range(int(rng.poisson(_log_uniform(rng, 0.3, 3.0) * time[-1]))):
         since = (time - rng.uniform(0, time[-1])) / _log_uniform(rng, 0.008, 0.08)
@@ -448,7 +448,7 @@ def _log_uniform(rng: Generator, low: float, high: float) -> float:
 
 
 def _finished(root: Path, config: SynthConfig) -> bool:
-    """Whether `root` holds all of it already. Claims an empty or interrupted folder, refuses any other."""
+    """Whether `root` is already complete. Claims an empty or interrupted folder; raises `UserError` for any other."""
     settings = {key: value for key, value in asdict(config).items() if key != "output"}
     if root.exists() and not root.is_dir():
         raise UserError(f"output={root} is a file: choose a folder")
@@ -456,7 +456,7 @@ def _finished(root: Path, config: SynthConfig) -> bool:
     if mark.is_file():
         if yaml.safe_load(mark.read_text()) != settings:
             raise UserError(
-                f"output={root} holds synthetic recordings of other settings ({mark}): choose another folder"
+                f"output={root} holds synthetic recordings with other settings ({mark}): choose another folder"
             )
         return (root / "RECORDS").is_file()
     if root.is_dir() and any(root.iterdir()):

@@ -1,4 +1,4 @@
-"""Re-reads a finished data set: hashes, tars, tables, counts and moments, each from the bytes themselves."""
+"""Verifies a finished data set from its bytes: hashes, tars, tables, counts and moments."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from umbra.schema import (
 
 FIX = "delete it with its private/stats files and the manifest, and run the same build again"
 FIX_TABLE = "delete it and run the same build again"
-COPIED = ("patient", "source", "age", "sex", "codes")  # what a sample's metadata and its row in the table both say
+COPIED = ("patient", "source", "age", "sex", "codes")  # in a sample's metadata and in its table row
 
 
 def verify(output: Path) -> Manifest:
-    """Raises `UserError` naming the first file that is not as the manifest says. `private/` is read if it is there."""
+    """Raises `UserError` naming the first file that does not match the manifest. Checks `private/` if it exists."""
     manifest = read_manifest(output)
     found = fingerprint(manifest.shards, manifest.geometry, manifest.rate, manifest.leads, manifest.resolution_uv)
     if found != manifest.fingerprint:
@@ -57,10 +57,10 @@ def verify(output: Path) -> Manifest:
             bar.update(shard.bytes)
     counts = {kind: of_kind.merged() for kind, of_kind in cells.items()}
     if wrong := next((kind for kind in counts if counts[kind] != manifest.counts.get(kind)), ""):
-        raise UserError(f"{output}: the manifest's counts by {wrong} are not those of the samples: {FIX_TABLE}")
+        raise UserError(f"{output}: the manifest's counts by {wrong} do not match the samples: {FIX_TABLE}")
     _compare_moments(output, manifest, sums)
     if manifest.content_hash and manifest.content_hash != content_hash(manifest):
-        raise UserError(f"{output / MANIFEST} is not as the build wrote it: {FIX_TABLE}")
+        raise UserError(f"{output / MANIFEST} has been modified since the build: {FIX_TABLE}")
     if (output / PRIVATE).is_dir():
         _verify_records(output, samples)
     return manifest
@@ -71,25 +71,25 @@ def _samples(output: Path, manifest: Manifest) -> pq.ParquetFile:
     if not path.is_file():
         raise UserError(f"{path} is missing: {FIX_TABLE}")
     if manifest.tables and sha256(path) != manifest.tables.get(SAMPLES):
-        raise UserError(f"{path} has another sha256 than the manifest says: {FIX_TABLE}")
+        raise UserError(f"{path} does not have the sha256 in the manifest: {FIX_TABLE}")
     file = pq.ParquetFile(path)
     rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     if rows != [s.samples for s in manifest.shards]:
         raise UserError(
-            f"{path} has {sum(rows)} rows, the shards {sum(s.samples for s in manifest.shards)} samples: {FIX_TABLE}"
+            f"{path} has {sum(rows)} rows for {sum(s.samples for s in manifest.shards)} samples: {FIX_TABLE}"
         )
     return file
 
 
 def _verify_shard(output: Path, manifest: Manifest, shard: Shard) -> list[tuple[str, dict[str, Any]]]:
-    """(key, metadata) of each sample of a shard that is as it should be."""
+    """Checks a shard and returns (key, metadata) of each sample."""
     path, geometry = output / shard.name, manifest.geometry
     if not path.is_file():
         raise UserError(f"{path} is missing: {FIX}")
     if (found := sha256(path)) != shard.sha256:
         raise UserError(f"{path} has sha256 {found[:12]}.., the manifest says {shard.sha256[:12]}..: {FIX}")
     if shard.bytes != geometry.shard_bytes(shard.samples) or path.stat().st_size != shard.bytes:
-        raise UserError(f"{path} has another size than its {shard.samples} samples need: {FIX}")
+        raise UserError(f"{path} has the wrong size for {shard.samples} samples: {FIX}")
     header, samples = npy_header(geometry.leads, geometry.samples), []
     with tarfile.open(path) as tar, open(path, "rb") as file:
         for i, member in enumerate(tar):
@@ -103,25 +103,27 @@ def _verify_shard(output: Path, manifest: Manifest, shard: Shard) -> list[tuple[
                 good = member.name == f"{key}.meta.json" and bool(meta)
                 samples.append((key, meta))
             if not good:
-                raise UserError(f"{path}: member {member.name} is not where or what it should be: {FIX}")
+                raise UserError(f"{path}: member {member.name} is misplaced or malformed: {FIX}")
     return samples
 
 
 def _compare_rows(path: Path, rows: pa.Table, members: list[tuple[str, dict[str, Any]]], number: int) -> None:
-    """Raises `UserError` where a shard's rows of the table are not its samples."""
+    """Raises `UserError` if a shard's table rows do not match its samples."""
+    if len(rows) != len(members):
+        raise UserError(f"{path}: {len(rows)} rows for the {len(members)} samples of shard {number}: {FIX_TABLE}")
     for index, (row, (key, meta)) in enumerate(zip(rows.to_pylist(), members)):
         stated = {k: None if row[k] != row[k] else row[k] for k in COPIED}
         if (row["shard"], row["index"], row["key"]) != (number, index, key) or stated != {k: meta[k] for k in COPIED}:
-            raise UserError(f"{path}: the row of sample {key} is not what its shard says: {FIX_TABLE}")
+            raise UserError(f"{path}: the row of sample {key} does not match its shard: {FIX_TABLE}")
 
 
 def _sums(
     output: Path, manifest: Manifest, shard: Shard, rows: pa.Table, metas: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Sums, squares and numbers of a shard's int16 values, lead by lead.
+    """Sums, sums of squares and counts of a shard's int16 values, per lead.
 
-    Leads that are not there are zeros and do not count. How long padded records are, the build's stats tell: without
-    them the numbers are not `exact` but the most that they can be.
+    Missing leads are zeros and are not counted. Only the build's stats know the lengths of padded records: without them
+    the counts are upper bounds, not `exact`.
     """
     geometry = manifest.geometry
     strides = (geometry.stride, DTYPE.itemsize * geometry.samples, DTYPE.itemsize)
@@ -140,7 +142,7 @@ def _sums(
 
 
 def _compare_moments(output: Path, manifest: Manifest, sums: list[dict[str, Any]]) -> None:
-    """Raises `UserError` where a moment of the manifest is not that of the shards."""
+    """Raises `UserError` if the manifest's moments do not match the shards."""
     total = {key: [sum(values) for values in zip(*(s[key] for s in sums))] for key in ("sums", "squares", "counts")}
     if not all(of_shard["exact"] for of_shard in sums):
         total["counts"] = _implied_counts(manifest, total["squares"], total["counts"])
@@ -153,29 +155,29 @@ def _compare_moments(output: Path, manifest: Manifest, sums: list[dict[str, Any]
 
 
 def _implied_counts(manifest: Manifest, squares: list[int], most: list[int]) -> list[int]:
-    """The numbers of values for which the manifest's moments have these sums of squares: one wrong moment of the two
-    then shows in the other."""
+    """The counts for which the manifest's moments give these sums of squares: if one of the two moments is wrong, the
+    other then mismatches."""
     unit = manifest.resolution_uv / 1000.0
     powers = [(m * m + d * d) / (unit * unit) for m, d in zip(manifest.lead_mean_mv, manifest.lead_std_mv)]
     return [min(round(q / p), n) if p else n for q, p, n in zip(squares, powers, most)]
 
 
 def _verify_records(output: Path, samples: pq.ParquetFile) -> None:
-    """Raises `UserError` if `private/records.parquet` is not the build's or does not account for every record."""
+    """Raises `UserError` if `private/records.parquet` was modified or does not cover every record."""
     path, hash_path = tables(output)[1], output / PRIVATE / RECORDS_HASH
     if not path.is_file():
         raise UserError(f"{path} is missing: {FIX_TABLE}")
     if hash_path.is_file() and hash_path.read_text().split()[:1] != [sha256(path)]:
-        raise UserError(f"{path} has another sha256 than {hash_path.name} says: {FIX_TABLE}")
+        raise UserError(f"{path} does not have the sha256 in {hash_path.name}: {FIX_TABLE}")
     records, plan = pq.ParquetFile(path), read_plan(output)
     if _digest(_keys(records)) != _digest(_keys(samples)):
-        raise UserError(f"{path}: its kept windows are not the samples of {SAMPLES}: {FIX_TABLE}")
+        raise UserError(f"{path}: its kept windows do not match {SAMPLES}: {FIX_TABLE}")
     count = 0
-    for group in range(records.num_row_groups):  # one a shard, then the records that no shard has
+    for group in range(records.num_row_groups):  # one per shard, then the records that are in no shard
         names = records.read_row_group(group, columns=["record"]).column("record")
         count += len(names.unique()) if group < len(plan.shards) else len(names)
     if count != plan.records:
-        raise UserError(f"{path} accounts for {count} of {plan.records} records: {FIX_TABLE}")
+        raise UserError(f"{path} covers {count} of {plan.records} records: {FIX_TABLE}")
 
 
 def _keys(file: pq.ParquetFile) -> Iterator[list[str]]:

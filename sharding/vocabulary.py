@@ -12,8 +12,8 @@ BIGU AFLT SVTAC PSVT TRIGU
 SCP = frozenset(_SCP_STATEMENTS.split())
 
 # The SNOMED CT concepts of the PhysioNet/CinC Challenges 2020 and 2021 (dx_mapping_scored.csv, dx_mapping_unscored.csv,
-# Dx_map.csv) and of Chapman-Shaoxing on PhysioNet (ConditionNames_SNOMED-CT.csv). A rule in place of a list, as that of
-# the check digit, would let one date of birth in 130 pass.
+# Dx_map.csv) and of Chapman-Shaoxing on PhysioNet (ConditionNames_SNOMED-CT.csv). A rule
+# instead of a list, such as the check digit, would let one in 130 dates of birth pass.
 _SNOMED_CONCEPTS = """
 368009 5609005 6374002 10370003 11157007 13640000 17338001 17366009 27885002 28189009 29320008 39732003 47665007
 49260003 49578007 50799005 53741008 54016002 54329005 55827005 55930002 57054005 59118001 59931005 60423000 61277005

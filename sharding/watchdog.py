@@ -1,4 +1,4 @@
-"""A limit on the time that one record or folder may take: a read that hangs can be ended in no other way."""
+"""A timeout for reading one record or folder: a read that hangs can only be stopped by ending the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _thread: threading.Thread | None = None
 
 @contextlib.contextmanager
 def limit(seconds: float, expired: Callable[[], str]) -> Iterator[None]:
-    """Ends the process with exit code 2 if the block takes longer; `expired()` notes it and gives the line to print."""
+    """Exits with code 2 if the block takes longer; `expired()` records the failure and returns the line to print."""
     global _current, _thread
     if _thread is None or not _thread.is_alive():
         _thread = threading.Thread(target=_look, daemon=True)
@@ -31,7 +31,7 @@ def limit(seconds: float, expired: Callable[[], str]) -> Iterator[None]:
 
 
 def restart() -> None:
-    """Gives the running block its whole time again, because it makes progress."""
+    """Restarts the timer of the running block, because it has made progress."""
     global _current
     if _current is not None:
         _, seconds, expired = _current

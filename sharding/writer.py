@@ -1,4 +1,4 @@
-"""Tars of fixed stride whose bytes depend on their content alone."""
+"""Writes tars of fixed stride whose bytes depend only on their content."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def metadata_bytes(meta: dict[str, Any], size: int) -> bytes | None:
 
 
 def key(ordinal: int, index: int) -> str:
-    """`SSSSSS-NNNNNN`: the planned shard over all splits, and the place in it."""
+    """`SSSSSS-NNNNNN`: ordinal of the planned shard over all splits, and index in it."""
     return f"{ordinal:06d}-{index:06d}"
 
 
 class ShardWriter:
-    """Appends samples of one geometry to a tar and keeps its sha256. `close` ends the archive."""
+    """Appends samples of one geometry to a tar and hashes it. `close` ends the archive."""
 
     def __init__(self, file: BinaryIO, geometry: Geometry, ordinal: int):
         self._file, self.geometry, self._ordinal = file, geometry, ordinal
@@ -60,7 +60,7 @@ class ShardWriter:
         return name
 
     def _head(self, name: str, suffix: str) -> bytes:
-        """The header of all samples with this one's name and the check sum that it needs."""
+        """The tar header of a member with this sample's name and the matching checksum."""
         rest, total = self._heads[suffix]
         word = name.encode()
         checksum = b"%06o\0 " % (total + sum(word))
@@ -82,7 +82,7 @@ def _padding(size: int) -> bytes:
 
 
 def _blank_header(name: str, suffix: str, size: int) -> tuple[bytes, int]:
-    """(the header of a member `name + suffix`, its check sum but for the name)."""
+    """(the header of a member `name + suffix`, its checksum without the name)."""
     info = tarfile.TarInfo(name + suffix)
     info.size = size
     head = info.tobuf(format=tarfile.USTAR_FORMAT)

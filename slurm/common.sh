@@ -1,5 +1,5 @@
-# Sourced by the batch scripts beside it. Variables that you may set when you submit:
-#   UMBRA_HOME   the repository (default: the folder from which you submit)
+# Sourced by the batch scripts in this folder. Variables that may be set at submission:
+#   UMBRA_HOME   the repository (default: the folder that the job is submitted from)
 #   UMBRA_VENV   the Python environment (default: $UMBRA_HOME/.venv)
 
 fail() {
@@ -14,7 +14,7 @@ use_environment() {
     export PATH="$UMBRA_VENV/bin:$PATH" PYTHONPATH="$UMBRA_HOME${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 }
 
-# word KEY WORDS...: the value of the last KEY=VALUE among the words, or nothing.
+# word KEY ARGUMENTS...: the value of the last KEY=VALUE among the arguments, or an empty string.
 word() {
     local key=$1 value="" argument
     shift
@@ -47,7 +47,7 @@ except (OSError, ValueError):
 PYTHON
 }
 
-# first_host: where rank 0 listens.
+# first_host: the address that rank 0 listens on.
 first_host() {
     if [[ -n ${UMBRA_MASTER_ADDR:-} ]]; then
         echo "$UMBRA_MASTER_ADDR"

@@ -1,4 +1,4 @@
-"""Shards -> encoders, and what they are worth."""
+"""Pre-trains encoders on sharded ECGs, and evaluates them."""
 
 from umbra.errors import require_extra
 

@@ -1,4 +1,4 @@
-"""Rank arithmetic, initialisation, and the few collectives in use."""
+"""Process group: initialisation, rank arithmetic, and the collectives in use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from umbra.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, on `device`."""
+    """This process: `rank` of `size`, on `device`."""
 
     rank: int
     size: int
@@ -31,7 +31,7 @@ class World:
 
 
 def initialise(timeout_s: float = 600) -> World:
-    """Joins the processes that the launcher (deepspeed, torchrun or srun) started; one alone without a launcher."""
+    """Joins the process group of the launcher (deepspeed, torchrun or srun); without a launcher, a group of one."""
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -48,7 +48,9 @@ def initialise(timeout_s: float = 600) -> World:
     else:
         device = torch.device("cpu")
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_size()))
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else C++ is compiled at the first start
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+            False  # avoids compiling a C++ extension at the first start
+        )
     deepspeed.init_distributed(
         "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
     )
@@ -56,23 +58,23 @@ def initialise(timeout_s: float = 600) -> World:
 
 
 def _local_size() -> int:
-    """Processes on this machine, as the launchers name it."""
+    """Processes on this machine, from the variable that the launcher sets."""
     names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE", "WORLD_SIZE")
     return next(int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
 
 
 def launched_size() -> int:
-    """The number of processes that the launcher started, also before they have joined."""
+    """The number of processes that the launcher started; known before they have joined."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number among those of its machine."""
+    """This process's rank on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def size() -> int:
-    """The number of processes that have joined (1 without any)."""
+    """The world size (1 without a process group)."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -92,8 +94,8 @@ def finalise() -> None:
 
 @contextlib.contextmanager
 def ended() -> Iterator[None]:
-    """Ends the process with the exit code of what is inside, without the interpreter's last steps: a process group that
-    an engine still holds may abort in them, and the launcher then kills the ranks that are still writing."""
+    """Exits with the exit code of the block, skipping the interpreter's shutdown: a process group that an engine still
+    holds may abort during it, and the launcher then kills ranks that are still writing."""
     try:
         yield
         code: Any = 0
@@ -102,7 +104,7 @@ def ended() -> Iterator[None]:
     if not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
-    atexit._run_exitfuncs()  # W&B's service among them
+    atexit._run_exitfuncs()  # among others, ends W&B's service
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -132,14 +134,14 @@ def add_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def largest_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The largest over ranks, in place, on the device."""
+    """The maximum over ranks, in place, on the device."""
     if dist.is_initialized():
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 
 def gather_tensors(local: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors of all ranks, which have one shape, in the order of the ranks."""
+    """The tensors of all ranks, in rank order; all have the same shape."""
     if not dist.is_initialized():
         return [local]
     gathered = [torch.empty_like(local) for _ in range(size())]
@@ -148,7 +150,7 @@ def gather_tensors(local: torch.Tensor) -> list[torch.Tensor]:
 
 
 def scatter_sum(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Part n, summed over ranks, on rank n."""
+    """Reduce-scatter: rank n gets part n, summed over ranks."""
     own = torch.empty_like(parts[0])
     dist.reduce_scatter(own, parts)
     return own
@@ -164,16 +166,16 @@ def gather(value: object) -> list[Any]:
 
 
 def ranks_of_machine(world: World) -> tuple[int, ...]:
-    """The ranks whose processes the launcher started on this machine; they follow each other.
+    """The ranks on this machine, which are consecutive.
 
-    Raises `UserError` if they do not.
+    Raises `UserError` if they are not.
     """
     local = gather(local_rank())
     first = world.rank - local[world.rank]
     after = [rank for rank in range(world.rank + 1, world.size) if local[rank] == 0]
     ranks = range(first, min([*after, world.size]))
     if first < 0 or [local[rank] for rank in ranks] != list(range(len(ranks))):
-        raise UserError("the ranks of a machine do not follow each other: start them with a block distribution")
+        raise UserError("the ranks of a machine are not consecutive: start them with a block distribution")
     return tuple(ranks)
 
 

@@ -1,9 +1,9 @@
 """Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [output=DIR] [step=last]`.
 
-The encoder directory holds config.json, model.safetensors and README.md (the model card). It is written under a
-temporary name and renamed, so that it is there whole or not at all; an older encoder at that place is replaced, a
-folder that holds anything else is refused. Batch norm gets its mean and variance again, on training ECGs that nothing
-hides; `data=DIR` says where their shards are now, `statistics=running` keeps those that training left.
+The encoder directory contains config.json, model.safetensors and README.md (the model card). It is written under a
+temporary name and renamed, so that it is never incomplete; an older encoder at that path is replaced, a folder with any
+other content is refused. The mean and variance of batch norm are re-estimated on unmasked training ECGs; `data=DIR`
+gives the current path of their shards, `statistics=running` keeps the running statistics of training.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read
 CARD = "README.md"
 FILES = {CONFIG, WEIGHTS, CARD}
 STATISTICS = ("clean", "running")
-MOST, PASS = 4096, 256  # ECGs that statistics are estimated on, and of one pass
+MOST, PASS = 4096, 256  # ECGs for the batch-norm statistics: in all, per forward pass
 
 
 @dataclass
 class ExportConfig:
-    """Which encoder of which run is written where."""
+    """Which checkpoint of which run is exported, and where to."""
 
     run: str = ""
     """The run directory."""
@@ -48,15 +48,15 @@ class ExportConfig:
     step: str = "last"
     """The step of a committed checkpoint: a number, or `last`."""
     data: str = ""
-    """The folder of the shards whose ECGs batch norm is estimated on (empty: where the run read them)."""
+    """The folder of the shards for the batch-norm statistics (empty: the one that the run was trained on)."""
     statistics: str = setting("clean", choices=STATISTICS)
-    """Mean and variance of batch norm: `clean`, estimated on training ECGs that nothing hides, or `running`, those of
-    training, which are of masked ECGs too and fit no clean one."""
+    """Mean and variance of batch norm: `clean`, estimated on unmasked training ECGs, or `running`, the running
+    statistics of training, which include masked ECGs and do not match clean ones."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
         if not self.run:
-            raise UserError("say which run to export: python -m trainer.export run=RUN_DIR")
+            raise UserError("run is not set: python -m trainer.export run=RUN_DIR")
         check_fields(self)
 
 
@@ -75,7 +75,7 @@ def export(
     """Writes the encoder of a committed checkpoint of `run` to `output` (default `run/encoder`); returns the directory.
 
     `data`, `statistics`: see `ExportConfig`. Raises `UserError` if the run has no run.json, no committed checkpoint, or
-    none of that step, if `output` holds anything but an older encoder, and if batch norm needs ECGs that are not there.
+    none of that step, if `output` contains anything but an older encoder, or if batch norm needs ECGs that are missing.
     """
     output = output or run / "encoder"
     record = read_record(run)
@@ -88,17 +88,15 @@ def export(
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     problem = mismatch(encoder.backbone.state_dict(), backbone)
     if problem:
-        raise UserError(f"{checkpoint / 'weights.safetensors'} does not fit the encoder that run.json names: {problem}")
+        raise UserError(f"{checkpoint / 'weights.safetensors'} does not match the encoder in run.json: {problem}")
     encoder.backbone.load_state_dict(backbone)
     if not batch_norms(encoder) and (data or statistics != "clean"):
-        raise UserError(
-            f"{run} has no batch norm: leave out data= and statistics=, which are for its mean and variance"
-        )
+        raise UserError(f"{run} has no batch norm: leave out data= and statistics=, which only apply to batch norm")
     if batch_norms(encoder):
-        settled = {"statistics": "running"}
+        origin = {"statistics": "running"}
         if statistics == "clean":
-            settled = _settle(encoder, *_training_shards(checkpoint, config, data))
-        config = replace(config, training=config.training | {"batch_norm": settled})
+            origin = _set_statistics(encoder, *_training_shards(checkpoint, config, data))
+        config = replace(config, training=config.training | {"batch_norm": origin})
 
     place = output.resolve()
     temporary = place.with_name(f".{place.name}.partial-{os.getpid()}")
@@ -113,27 +111,31 @@ def export(
 
 
 def _claim(output: Path, run: Path) -> None:
-    """Raises `UserError` unless `output` is not there, empty, or an encoder directory with no other file in it."""
+    """Raises `UserError` unless `output` is missing, empty, or an encoder directory with no other file in it."""
     claim_folder(output, "output")
     where = output.resolve()
     if where in (run.resolve(), *run.resolve().parents):
-        raise UserError(f"output={output} holds the run itself: choose another folder")
+        raise UserError(f"output={output} contains the run itself: choose another folder")
     if not where.exists():
         return
     others = sorted(p.name for p in where.iterdir() if p.name not in FILES or p.is_dir())
     if others:
-        raise UserError(f"output={output} holds other files ({others[0]}): choose another folder, or empty it yourself")
+        raise UserError(
+            f"output={output} contains other files ({others[0]}): choose another folder, or empty it yourself"
+        )
     if any(where.iterdir()):
         try:
             read_config(where)
         except UserError as error:
-            raise UserError(f"output={output} holds files of no encoder: choose another folder, or empty it") from error
+            raise UserError(
+                f"output={output} is not an encoder directory: choose another folder, or empty it"
+            ) from error
 
 
 def _choose(run: Path, step: str) -> tuple[int, Path]:
     checkpoints = committed(run)
     if not checkpoints:
-        raise UserError(f"{run / 'checkpoints'} holds no committed checkpoint: let the run reach its first save")
+        raise UserError(f"{run / 'checkpoints'} has no committed checkpoint: let the run reach its first one")
     if step == "last":
         return max(checkpoints), checkpoints[max(checkpoints)]
     if not step.isdecimal() or int(step) not in checkpoints:
@@ -144,7 +146,7 @@ def _choose(run: Path, step: str) -> tuple[int, Path]:
 
 
 def _config(record: RunRecord, step: int, is_last: bool) -> EncoderConfig:
-    """The `config.json` of a run's encoder, but for `dim`, which the built encoder knows."""
+    """The `config.json` of a run's encoder; `dim` is set once the encoder is built."""
     encoder = record.encoder
     training = {key: getattr(record, key) for key in ("method", "steps", "status", "commit")}
     return EncoderConfig(
@@ -160,8 +162,8 @@ def _config(record: RunRecord, step: int, is_last: bool) -> EncoderConfig:
     )
 
 
-def _settle(encoder: torch.nn.Module, shards: Shards, excluded: Collection[str]) -> dict[str, Any]:
-    """Gives batch norm the mean and variance of clean training ECGs; returns what config.json says of it."""
+def _set_statistics(encoder: torch.nn.Module, shards: Shards, excluded: Collection[str]) -> dict[str, Any]:
+    """Sets the batch-norm statistics to those of unmasked training ECGs; returns the entry for config.json."""
     rows = drawn(shards, excluded, MOST)
     parts = np.array_split(rows, -(-len(rows) // PASS))
     estimate(encoder, (torch.from_numpy(shards.read_mv(part)) for part in parts))
@@ -169,23 +171,23 @@ def _settle(encoder: torch.nn.Module, shards: Shards, excluded: Collection[str])
 
 
 def drawn(shards: Shards, excluded: Collection[str], most: int) -> NDArray[np.int64]:
-    """At most `most` samples of a split, at even distances over all of its shards but the `excluded` ones."""
+    """At most `most` samples of a split, evenly spaced over its shards except the `excluded` ones."""
     ends = np.cumsum(shards.counts)
     used = [np.arange(e - s.samples, e) for s, e in zip(shards.shards, ends) if s.name not in excluded]
-    there = np.concatenate(used)
-    n = min(most, len(there))
-    return there[np.arange(n) * len(there) // n]
+    usable = np.concatenate(used)
+    n = min(most, len(usable))
+    return usable[np.arange(n) * len(usable) // n]
 
 
 def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tuple[Shards, list[str]]:
-    """The shards that a run was trained on, or those of `data`, and the names of the ones that it left out.
+    """The shards that a run was trained on, or those in `data`, and the names of the excluded ones.
 
-    Raises `UserError` if they are not there, are of another kind or, without `data`, not those of the run.
+    Raises `UserError` if they are missing, have another rate, leads or length or, without `data`, another fingerprint.
     """
     saved = saved_state(checkpoint)["config"]["data"]
     path, excluded = data or saved["path"], saved.get("exclude", [])
     what = "batch norm needs training ECGs for its statistics"
-    fix = "give data=FOLDER with the run's shards, or statistics=running to keep those that training left"
+    fix = "give data=FOLDER with the run's shards, or statistics=running to keep those of training"
     if is_remote(path):
         raise UserError(f"{what}, and {path} is not on this machine: {fix}")
     try:
@@ -195,14 +197,14 @@ def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tupl
     for name in ("rate", "leads", "samples"):
         wanted, given = getattr(config, name), getattr(shards.manifest, name)
         if wanted != given:
-            raise UserError(f"{what}: the encoder takes {name} {wanted}, {path} has {given}; {fix}")
+            raise UserError(f"{what}: the encoder needs {name} {wanted}, {path} has {given}; {fix}")
     if not data and shards.manifest.fingerprint != config.data["fingerprint"]:
-        raise UserError(f"{what}: {path} holds another data set now; {fix}")
+        raise UserError(f"{what}: {path} now contains another data set; {fix}")
     return shards, excluded
 
 
 def _replace(temporary: Path, output: Path) -> None:
-    """Puts the finished directory in place of an older one; the older one is removed last."""
+    """Moves the finished directory into place; an older one there is removed last."""
     old = output.with_name(f".{output.name}.old-{os.getpid()}")
     if output.exists():
         output.rename(old)
@@ -225,7 +227,7 @@ tags: [ecg, self-supervised]
 # A 12-lead ECG encoder
 
 The encoder of step {step}, {last} (of {steps} planned; the run's status at export: {training.get("status")}).
-It is the state at that step, not one chosen by a score.
+It is the state at that step; no score was used to choose it.
 
 | | |
 |---|---|
@@ -254,16 +256,17 @@ Intended for research: features for a linear probe, or the start of fine-tuning 
 ## Limits
 
 - Not a medical device. Nothing here was tested for diagnosis, and the features carry no calibrated probability.
-- It saw only the leads, rate, window length and population above; test it on your own patients before you rely on it.
-- Features can carry a patient's age, sex and identity. Handle them as you handle the ECGs.
-- Do not test it on patients that it was pre-trained on. Two data sets can be compared by patient only under one key id.
+- It was trained only on the leads, rate, window length and population above; test it on your own patients first.
+- Features can carry a patient's age, sex and identity. Protect them like the ECGs.
+- Do not test it on patients that it was pre-trained on. Patients can only be matched across data sets with the same
+  key id.
 """
 
 
 def _norm_row(batch_norm: dict[str, Any]) -> str:
-    """A row of the card's table."""
+    """The batch-norm row of the model card's table."""
     if batch_norm["statistics"] == "running":
-        return "| batch norm | the running mean and variance of training, of clean and masked ECGs together |\n"
+        return "| batch norm | the running mean and variance of training, over clean and masked ECGs |\n"
     return (
         f"| batch norm | mean and variance of {batch_norm['ecgs']} training ECGs, none masked, "
         f"of data `{batch_norm['fingerprint']}` |\n"

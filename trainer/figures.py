@@ -1,8 +1,8 @@
 """Figures of finished runs.
 
-`python -m trainer.figures masks RUN [ecgs=300]` draws ECGs with their masks and measures where these fall
-(trainer/evaluate/mask_lift.py),
-`python -m trainer.figures curves OUT.png RUN [RUN ...]` the health of several runs together.
+`python -m trainer.figures masks RUN [ecgs=300]` draws ECGs with their masks and measures how much of each wave
+they hide (trainer/evaluate/mask_lift.py),
+`python -m trainer.figures curves OUT.png RUN [RUN ...]` plots the health of several runs.
 """
 
 from __future__ import annotations

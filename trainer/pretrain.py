@@ -2,9 +2,9 @@
 
     deepspeed trainer/pretrain.py CONFIG.yaml data.path=DIR run=DIR key=value ...
 
-The configs of the methods are in configs/pretrain/; `python -m umbra.config pretrain` describes the keys. With
-`--dry-run` all of them are printed, and what would be done. The same command again goes on from the newest checkpoint
-of the run directory.
+The configs of the methods are in configs/pretrain/; `python -m umbra.config pretrain` describes the keys. `--dry-run`
+prints the resolved config and a summary of the run. The same command again resumes from the newest checkpoint in the
+run directory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
-    del sys.path[0]  # the launcher puts this folder first, where `config` or `figures` would hide other modules
+    del sys.path[0]  # put first by the launcher; `config` or `figures` here would shadow other modules
 
 from trainer import distributed
 from trainer.config import PretrainConfig
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         print(dump(cfg) + describe(plan) + describe_cache(plan), end="")
         return 0
     if checkpoint.newest(cfg.run) and cfg.resume == "never":
-        raise UserError(f"run={cfg.run} holds checkpoints already and resume=never: choose another run directory")
+        raise UserError(f"run={cfg.run} has checkpoints and resume=never: choose another run directory")
     world = distributed.initialise()
     try:
         run = build_run(plan, world)
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
             _train(run)
         elif world.is_main:
             print(
-                f"run {Path(cfg.run)} has its {plan.total} steps already; raise epochs or steps, or choose another run="
+                f"run {Path(cfg.run)} already has its {plan.total} steps; raise epochs or steps, or set another run=DIR"
             )
     finally:
         distributed.finalise()
@@ -67,7 +67,7 @@ def read_config(words: list[str]) -> PretrainConfig:
 
 
 def _train(run: loop.Run) -> None:
-    """Trains and closes what was open, whatever happens."""
+    """Trains, and closes the run's files and threads even if an error occurs."""
     try:
         with Stop(run.cfg.max_minutes).listening() as stop:
             done = loop.train(run, stop)
@@ -83,26 +83,26 @@ def _train(run: loop.Run) -> None:
     if missing:
         _stop_for_data(run, done, missing)
     if run.world.is_main:
-        _end(run, done, stop.reason or "another process was asked to")
+        _end(run, done, stop.reason or "another process was asked to stop")
 
 
 def _end(run: loop.Run, done: int, reason: str) -> None:
-    """Of a run that has its steps, or was asked to stop: its curves, its state, what to do next."""
+    """Writes the curves and the status of a finished or interrupted run, and prints the next command."""
     loss_curves(run.folder / METRICS, run.folder / "figures" / "curves.png")
     finished = done == run.total
     write_record(run.cfg, run.record, "finished" if finished else "interrupted")
     said = "finished" if finished else f"stopped ({reason}) with a checkpoint"
-    follow = f"python -m trainer.export run={run.folder}" if finished else "the same command goes on from here"
+    follow = f"python -m trainer.export run={run.folder}" if finished else "the same command resumes from here"
     print(f"# {said} at step {done} of {run.total}; next: {follow}", flush=True)
 
 
 def _stop_for_data(run: loop.Run, done: int, missing: str) -> NoReturn:
-    """Ends a run whose next data cannot be had; its newest checkpoint is of step `done`, if that is not the first."""
+    """Ends a run whose next shards are not available; `done` is the step of its newest checkpoint (0: none)."""
     if run.world.is_main:
         write_record(run.cfg, run.record, "failed")
-    distributed.agree("")  # the launcher ends the others once one has ended
+    distributed.agree("")  # a barrier: the launcher kills the other ranks as soon as one exits
     kept = f"a checkpoint of step {done}" if done else "no checkpoint"
-    raise UserError(f"{missing}; the run stopped before they were due, with {kept}")
+    raise UserError(f"{missing}; the run stopped before the step that needs it, with {kept}")
 
 
 if __name__ == "__main__":

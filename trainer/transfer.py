@@ -1,10 +1,10 @@
-"""What an encoder is worth where labels are scarce: linear probe, fine-tuning, training from scratch.
+"""Evaluates an encoder with few labels: linear probe, fine-tuning, training from scratch.
 
 `python -m trainer.transfer configs/transfer/rhythm.yaml encoder=DIR|random data=DIR output=DIR [fraction=0.1]
 [mode=probe|finetune|scratch] [seed=0] [like=DIR]`; `python -m trainer.transfer compare RESULT.json ...` tabulates.
 
-Trained on a fraction of the train split, settings chosen on `val`, tested once on `test`; result.json and
-predictions.parquet land in `output`. The tasks are in configs/transfer/, the keys in docs/keys/transfer.md.
+Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json
+and predictions.parquet to `output`. The tasks are in configs/transfer/, the keys in docs/keys/transfer.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Umbra for users' own code: `load_encoder`, the `Encoder` that it gives, and the version.
+"""The public Python API: `load_encoder`, the `Encoder` that it returns, and the version.
 
-Nothing is imported before it is asked for: torch comes with `load_encoder`.
+Imports are lazy: torch is loaded only with `load_encoder`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The one config loader: dataclass defaults <- YAML file <- `key=value` words of the command line.
+"""The config loader: dataclass defaults, overridden by a YAML file, overridden by `key=value` arguments.
 
-Built on OmegaConf's structured configs. A key that the dataclass does not know, or a value of the wrong type, is a
-`UserError` that names the nearest key that would work.
+Built on OmegaConf's structured configs. An unknown key (the error suggests the closest valid one) or a value of the
+wrong type raises `UserError`.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ C = TypeVar("C")
 def load(schema: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
     """Returns an instance of the dataclass `schema`, filled from the YAML at `path` and from `key=value` overrides.
 
-    Nested keys are written with dots (`optim.encoder.lr=1e-3`). A text is taken as it stands: no `${...}` is replaced,
-    and what a word gives to a `str` is not read as YAML (but quotes around all of it are left out). Raises `UserError`
-    for an unknown key, a value of the wrong type, a missing file or a word that is no `key=value`.
+    Nested keys are written with dots (`optim.encoder.lr=1e-3`). Strings are taken literally: `${...}` is not
+    interpolated, and an override of a `str` key is not parsed as YAML (enclosing quotes are stripped). Raises
+    `UserError` for an unknown key, a value of the wrong type, a missing file or an argument that is not `key=value`.
     """
     config = OmegaConf.structured(schema)
     for origin, layer in _layers(schema, path, overrides):
         _refuse_unknown(layer, schema, origin)
         try:
             config = OmegaConf.merge(config, OmegaConf.create(_as_fields(layer)))
-        except TypeError as error:  # its only word on a list for a dict, or a dict for a list
-            raise UserError(f"{origin}: a list where keys with values are needed, or the reverse") from error
+        except TypeError as error:  # OmegaConf's error for a list in place of a dict, or the reverse
+            raise UserError(f"{origin}: a list where a mapping is needed, or the reverse") from error
         except OmegaConfBaseException as error:
             key = (getattr(error, "full_key", "") or "").replace("_.", ".").rstrip("_")
             where = f"key '{key}': " if key else ""
@@ -60,17 +60,17 @@ def load(schema: type[C], path: str | Path | None = None, overrides: Sequence[st
 
 
 def config_file(path: str | Path) -> Path:
-    """`path` where it is there; else, of `configs/...`, the place of the file that was installed with the package."""
+    """`path` if it exists; otherwise, for `configs/...`, the copy that was installed with the package."""
     path, here = Path(path), Path(__file__).parent
     if not path.exists() and path.parts[:1] == ("configs",):
-        for root in (here, here.parent):  # of a wheel, of a checkout
+        for root in (here, here.parent):  # wheel, checkout
             if (root / path).parent.is_dir():
                 return root / path
     return path
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(the YAML, the `key=value` words) of a command line. Raises `UserError` if two YAMLs are named."""
+    """(config file or None, `key=value` overrides) of a command line. Raises `UserError` for several config files."""
     paths = [word for word in words if "=" not in word]
     if len(paths) > 1:
         raise UserError(f"one config file at a time, not {', '.join(paths)}")
@@ -78,12 +78,12 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def dump(config: Any) -> str:
-    """The YAML text of a config dataclass, every key resolved; `load` reads it back."""
+    """A config dataclass as YAML with all its keys; `load` reads it back."""
     return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as nested dicts of plain values, under the names that its YAML uses."""
+    """A config dataclass as nested dicts of plain values, keyed as in YAML."""
     return {f.name.rstrip("_"): _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
@@ -96,10 +96,9 @@ def _plain(value: Any) -> Any:
 
 
 def setting(default: Any, wanted: str = "", choices: Sequence[object] = ()) -> Any:
-    """A field of a config dataclass with its `default` and what `check_fields` asks of it.
+    """A config dataclass field with a `default` and the constraints that `check_fields` checks.
 
-    `wanted`: conditions that a number must meet, `> 0` or `>= 0 and < 1`, of a list each item; `choices`: the
-    values that are known.
+    `wanted`: range of a number or of each item of a list (`> 0`, `>= 0 and < 1`); `choices`: the allowed values.
     """
     metadata = {"wanted": wanted, "choices": tuple(choices)}
     if isinstance(default, list | dict):
@@ -108,8 +107,8 @@ def setting(default: Any, wanted: str = "", choices: Sequence[object] = ()) -> A
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Raises `UserError` for a value of `config` or of a section of it that is none of its field's choices, not finite
-    or out of its field's range (`setting`)."""
+    """Raises `UserError` if a value of `config` or of one of its sections is not among its field's choices, not finite
+    or out of range (see `setting`)."""
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), prefix + field.name.rstrip("_")
         if dataclasses.is_dataclass(value):
@@ -159,7 +158,7 @@ def _read_word(word: str, schema: type) -> dict[Any, Any]:
 def _read_yaml(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         near = [str(p) for p in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        hint = f"; there are {', '.join(near)}" if near else ""
+        hint = f"; available: {', '.join(near)}" if near else ""
         raise UserError(f"config file {path} does not exist{hint}")
     try:
         layer = OmegaConf.load(path)
@@ -167,7 +166,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
             return _plain_layer(layer)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    raise UserError(f"config file {path} must hold `key: value` lines, not a list or a single value")
+    raise UserError(f"config file {path} must contain `key: value` lines, not a list or a single value")
 
 
 def _plain_layer(layer: DictConfig) -> dict[Any, Any]:
@@ -199,7 +198,7 @@ def _top(keys: set[str]) -> set[str]:
 
 
 def _keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a schema with its type."""
+    """Every dotted key of a schema and its type."""
     for name, kind in _field_types(schema):
         yield prefix + name, kind
         if dataclasses.is_dataclass(kind):
@@ -213,7 +212,7 @@ def _field_types(schema: Any) -> list[tuple[str, Any]]:
 
 
 def _as_fields(node: Any) -> Any:
-    """What OmegaConf takes for it: keys that Python keeps for itself (`global`) with an underscore, texts literally."""
+    """`node` as OmegaConf needs it: Python keywords (`global`) get a trailing underscore, `${` is escaped."""
     if isinstance(node, dict):
         return {
             f"{k}_" if keyword.iskeyword(str(k)) and str(k).islower() else k: _as_fields(v) for k, v in node.items()
@@ -233,8 +232,8 @@ def _items(layer: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoReturn:
     """Runs a command-line entry point: a `UserError` becomes one line on stderr and exit code 2.
 
-    `-h` or `--help` prints the `USAGE` of the module of `main`, or else its docstring. `quiet` prints neither (of many
-    processes one speaks), unless the error is met `alone`.
+    `-h` or `--help` prints `USAGE` of the module of `main`, or else its docstring. `quiet` suppresses usage and error
+    messages (only one of several processes should print), except errors marked `alone`.
     """
     words, module = sys.argv[1:], sys.modules[main.__module__]
     if "-h" in words or "--help" in words:
@@ -254,11 +253,11 @@ def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoR
 
 
 def main(argv: list[str]) -> None:
-    """Prints the reference of the keys of one kind of config."""
+    """Prints the reference of one config's keys."""
     from umbra.reference import SCHEMAS, reference
 
     if len(argv) != 1:
-        raise UserError(f"say which: python -m umbra.config {'|'.join(SCHEMAS)}")
+        raise UserError(f"usage: python -m umbra.config {'|'.join(SCHEMAS)}")
     print(reference(argv[0]), end="")
 
 

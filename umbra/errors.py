@@ -1,4 +1,4 @@
-"""A mistake of the user, as one line."""
+"""Errors that are reported to the user as one line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix: one line that says what, where and how. Exit code 2 at the command line.
+    """An error that the user can fix: one line that says what is wrong, where, and what to do. Exit code 2.
 
-    `alone`: this process may be the only one of many that met it, and prints it in any case.
+    `alone`: may occur in only one of several processes, so that even a quiet process prints it.
     """
 
     alone = False
@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def building(part: str) -> Iterator[None]:
-    """Turns what torch says of a size that it cannot build into a `UserError` that names the `part` of the config."""
+    """Converts torch's errors for impossible sizes into a `UserError` that names the `part` of the config."""
     try:
         yield
     except UserError:
@@ -30,7 +30,7 @@ def building(part: str) -> Iterator[None]:
 
 
 def require_extra(extra: str, *packages: str) -> None:
-    """Ends the process with one line and exit code 2 if a package that the commands of an `extra` need is missing."""
+    """Exits with one line and code 2 if one of the `packages` that an optional `extra` installs is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         print(f"error: {missing[0]} is not installed: pip install 'umbra[{extra}]'", file=sys.stderr)

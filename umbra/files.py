@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, flushed to disk, renamed."""
+"""Atomic file writes: to a temporary file, which is flushed to disk and renamed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY = 86400.0
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: on success flushed to disk and renamed to it, on failure removed."""
+    """A temporary path next to `path`: flushed to disk and renamed to `path` on success, removed on failure."""
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.uname().nodename}-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -31,7 +31,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what killed writers left in `folder`."""
+    """Removes the temporary files that killed writers left in `folder`."""
     for path in folder.glob(f"*{TEMPORARY}*"):
         with contextlib.suppress(FileNotFoundError):
             if left_over(path):
@@ -39,7 +39,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def left_over(path: Path) -> bool:
-    """Whether a temporary file is of a dead process of this host, or of another host and a day old."""
+    """Whether a temporary file is stale: its process is dead (same host) or it is over a day old (another host)."""
     host, _, process = path.name.partition(TEMPORARY)[2].rpartition("-")
     if host == os.uname().nodename and process.isdigit():
         return not alive(int(process))
@@ -57,13 +57,13 @@ def alive(process: int) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all; its mode follows the umask."""
+    """Writes a file atomically; its mode follows the umask."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file whole or not at all; its mode follows the umask."""
+    """Writes a UTF-8 file atomically; its mode follows the umask."""
     write_bytes(path, text.encode())
 
 
@@ -73,28 +73,28 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on disk."""
+    """Flushes a file's content, or a folder's list of entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some network file systems cannot flush a folder
+        if not path.is_dir():  # some network file systems cannot fsync a folder
             raise
     finally:
         os.close(handle)
 
 
 def flush_tree(folder: Path) -> None:
-    """Flushes a folder and all that is in it."""
+    """Flushes a folder and everything in it to disk."""
     for path in (*folder.rglob("*"), folder):
         flush(path)
 
 
 def claim_folder(path: str | Path, key: str) -> None:
-    """Raises `UserError` if `path`, the value of `key`, can be no folder that is written to. Makes nothing itself."""
+    """Raises `UserError` if `path`, the value of `key`, cannot be a writable folder. Creates nothing."""
     whole = Path(path).absolute()
     there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
     if not there.is_dir():
-        raise UserError(f"{key}={path}: {there} is no folder; choose another {key}=DIR")
+        raise UserError(f"{key}={path}: {there} is not a folder; choose another {key}=DIR")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{key}={path}: no right to write in {there}; choose another {key}=DIR")
+        raise UserError(f"{key}={path}: no permission to write in {there}; choose another {key}=DIR")

@@ -1,7 +1,7 @@
-"""The encoder directory: what its `config.json` says, and how an encoder is loaded from it.
+"""The encoder directory: reading its `config.json` and loading the encoder.
 
-Needs torch, safetensors and the model code, nothing of the training stack. Only JSON and safetensors are read, so that
-loading an encoder of others never runs their code.
+Needs torch, safetensors and the model code, but not the training stack. Only JSON and safetensors are read, so loading
+a third-party encoder never runs its code.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu") -> Encoder:
     """Loads an encoder from its directory or from the Hugging Face hub; the module is in eval mode.
 
-    The module takes mV `[B, leads, samples]` (float, at `module.config.rate` Hz, leads as `module.config.leads`) and
-    gives features `[B, module.config.dim]`; the scaling is part of it. Raises `UserError` for a directory or hub id
-    that is not there, files that are missing, damaged or do not fit each other, and, at the call, for an input of
-    another shape.
+    The module takes mV `[B, leads, samples]` (float, at `module.config.rate` Hz, leads in the order of
+    `module.config.leads`) and returns features `[B, module.config.dim]`; scaling is included. Raises `UserError` if
+    the directory or hub id does not exist or its files are missing, damaged or inconsistent; the module raises it for
+    an input of the wrong shape.
     """
     directory = _directory(path_or_hub_id)
     config = read_config(directory)
@@ -43,7 +43,7 @@ def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu")
 
 
 def initialise(config: EncoderConfig, seed: int | None = None) -> Encoder:
-    """The architecture of `config` with its scaling and fresh weights, drawn from `seed` (None: torch's own state)."""
+    """The encoder of `config` with randomly initialised weights from `seed` (None: torch's global generator)."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -57,7 +57,7 @@ def initialise(config: EncoderConfig, seed: int | None = None) -> Encoder:
 
 
 def read_config(directory: str | Path) -> EncoderConfig:
-    """Reads `directory/config.json`. Raises `UserError` if it is missing, damaged or of another format."""
+    """Reads `directory/config.json`. Raises `UserError` if it is missing, damaged or of another format version."""
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise UserError(f"{path} does not exist: {directory} is not an encoder directory (`python -m trainer.export`)")
@@ -80,43 +80,42 @@ def _directory(path_or_hub_id: str | Path) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError(
-            f"'{path_or_hub_id}' is no directory here, and to ask the Hugging Face hub for it needs a package: "
-            "pip install 'umbra[hub]'"
+            f"'{path_or_hub_id}' is not a local directory, and the hub needs a package: pip install 'umbra[hub]'"
         ) from error
     try:
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"'{path_or_hub_id}' is no directory here, and the Hugging Face hub did not give it: {reason}"
+            f"'{path_or_hub_id}' is not a local directory, and downloading it from the hub failed: {reason}"
         ) from error
 
 
 def _load_weights(encoder: nn.Module, path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"{path} does not exist: the encoder directory is not complete; export it again")
+        raise UserError(f"{path} does not exist: the encoder directory is incomplete; export it again")
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}): export the encoder again") from error
+        raise UserError(f"{path} is not a readable safetensors file ({error}): export the encoder again") from error
     problem = mismatch(encoder.state_dict(), weights)
     if problem:
-        raise UserError(f"{path} does not fit {CONFIG} beside it: {problem}")
+        raise UserError(f"{path} does not match the {CONFIG} next to it: {problem}")
     encoder.load_state_dict(weights)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file, whole or not at all."""
+    """Writes a safetensors file atomically."""
     write_bytes(path, save({name: tensor.contiguous() for name, tensor in weights.items()}))
 
 
 def mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    """Says in one line what keeps `given` from being loaded as `wanted` (names or shapes); empty if nothing does."""
+    """Why `given` cannot be loaded as `wanted` (names or shapes), in one line; empty if it can."""
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing:
         near = difflib.get_close_matches(missing[0], extra or given.keys(), n=1, cutoff=0.3)
         return f"{len(missing)} weights are missing, first '{missing[0]}'" + (
-            f" (there is '{near[0]}')" if near else ""
+            f" (closest: '{near[0]}')" if near else ""
         )
     if extra:
         return f"{len(extra)} weights are unknown, first '{extra[0]}'"

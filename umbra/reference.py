@@ -1,4 +1,4 @@
-"""The keys of a config as a reference in Markdown: each with its type, default, range and meaning.
+"""Markdown reference of a config's keys: type, default, range and meaning of each.
 
 The meaning of a key is the docstring under its field in the dataclass.
 """
@@ -25,9 +25,9 @@ SCHEMAS = {
 
 
 def reference(name: str) -> str:
-    """The reference page of `pretrain`, `shard`, `transfer` or `study`. Raises `UserError` for another name."""
+    """The reference page of `pretrain`, `shard`, `transfer` or `study`. Raises `UserError` for any other name."""
     if name not in SCHEMAS:
-        raise UserError(f"'{name}' has no reference; there are {', '.join(SCHEMAS)}")
+        raise UserError(f"'{name}' has no reference; available: {', '.join(SCHEMAS)}")
     module, _, schema = SCHEMAS[name].partition(":")
     rows = list(_rows(getattr(importlib.import_module(module), schema), ""))
     head = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
@@ -35,7 +35,7 @@ def reference(name: str) -> str:
 
 
 def docstrings(schema: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, those of its bases too, on one line."""
+    """The docstring under each field of a dataclass and of its bases, each as one line."""
     found: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if not dataclasses.is_dataclass(base):

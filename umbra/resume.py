@@ -1,4 +1,4 @@
-"""What may change when a run, a build or a study goes on, and the one comparison that tells what else has changed."""
+"""Which config keys may change when a run, build or study is resumed, and the comparison that finds other changes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 UNSET = object()
 
-# Keys and sections that may differ from one start to the next. All others belong to the result.
+# Keys and sections that may change on resume. All others determine the result.
 FREE: dict[str, tuple[str, ...]] = {
-    "run": (  # another number of steps stretches the rest of the schedule
+    "run": (  # a different number of steps stretches the remaining schedule
         *("run", "resume", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb"),
         *("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb", "data.audit"),
         *("batch.device", "compile"),
@@ -25,7 +25,7 @@ FREE: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Change:
-    """One key whose value differs; a value that is not there is `UNSET`."""
+    """A key whose value differs; a missing value is `UNSET`."""
 
     key: str
     old: Any
@@ -33,19 +33,19 @@ class Change:
 
 
 def changes(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """What keeps a `run`, `build` or `study` of the nested config `old` from going on under `new`."""
+    """The changes that prevent resuming a `run`, `build` or `study` of config `old` with `new` (nested)."""
     before, now = flat(old), flat(new)
     found = (Change(key, before.get(key, UNSET), now.get(key, UNSET)) for key in before | now)
     return [c for c in found if not is_free(kind, c.key) and c.old != c.new]
 
 
 def is_free(kind: str, key: str) -> bool:
-    """Whether a dotted key may change when a `run`, `build` or `study` goes on."""
+    """Whether a dotted key may change when a `run`, `build` or `study` is resumed."""
     return any(key == free or key.startswith(f"{free}.") for free in FREE[kind])
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones; an empty section has none."""
+    """Nested keys flattened to dotted ones; an empty section gives none."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

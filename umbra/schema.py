@@ -1,7 +1,7 @@
-"""The on-disk contract of a data set: `manifest.json`, the geometry of a shard, the columns of `samples.parquet`.
+"""The on-disk format of a data set: `manifest.json`, the geometry of a shard, the columns of `samples.parquet`.
 
-A shard is a standard tar of pairs `KEY.ecg.npy` + `KEY.meta.json`. All members have the same size, so that the int16
-array of sample *i* starts at byte `first + i * stride`: a shard is also a memory-mapped array `[n, leads, samples]`.
+A shard is a standard tar of pairs `KEY.ecg.npy` + `KEY.meta.json`. All pairs have the same size, so the int16
+array of sample *i* starts at byte `first + i * stride` and a shard can be memory-mapped as `[n, leads, samples]`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def npy_header(leads: int, samples: int) -> bytes:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where sample *i* of a shard lies: its int16 array starts at byte `first + i * stride`."""
+    """Byte layout of a shard: the int16 array of sample *i* starts at byte `first + i * stride`."""
 
     leads: int
     samples: int
@@ -66,7 +66,7 @@ class Geometry:
         return BLOCK + _padded(self.npy_bytes) + BLOCK + _padded(self.meta_bytes)
 
     def shard_bytes(self, count: int) -> int:
-        """Size of a whole shard of `count` samples: the members and the two zero blocks that end a tar."""
+        """Bytes of a shard of `count` samples, including the two zero blocks that end a tar."""
         return count * self.stride + 2 * BLOCK
 
 
@@ -83,12 +83,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds. Written last: without it the data set does not exist.
+    """Contents of `manifest.json`, which is written last: without it the data set is incomplete.
 
-    `rate` in Hz, `samples` per lead and window, `resolution_uv` microvolt per int16 unit, `lead_mean_mv` and
+    `rate` in Hz, `samples` per lead and window, `resolution_uv` microvolts per int16 unit, `lead_mean_mv` and
     `lead_std_mv` over the train split; row *i* of `samples.parquet` is sample *i* of `shards`, in order. `tables`: the
-    sha256 of `samples.parquet`, `content_hash`: that of all other fields (both empty in data sets of before they were
-    kept).
+    sha256 of `samples.parquet`, `content_hash`: that of all other fields (both empty in data sets written before these
+    fields existed).
     """
 
     fingerprint: str
@@ -117,7 +117,7 @@ class Manifest:
         return [shard for shard in self.shards if shard.split == split]
 
     def first_row(self, split: str) -> int:
-        """Row of `samples.parquet` at which the samples of `split` begin (the shards of a split lie together)."""
+        """The first row of `split` in `samples.parquet` (the shards of a split are contiguous)."""
         return sum(s.samples for s in self.shards[: next(i for i, s in enumerate(self.shards) if s.split == split)])
 
     def to_json(self) -> str:
@@ -125,23 +125,23 @@ class Manifest:
 
 
 def content_hash(manifest: Manifest) -> str:
-    """sha256 over all fields of a manifest but this one."""
+    """sha256 over all fields of a manifest except `content_hash`."""
     return hashlib.sha256(dataclasses.replace(manifest, content_hash="").to_json().encode()).hexdigest()
 
 
 def fingerprint(shards: list[Shard], geometry: Geometry, rate: float, leads: list[str], resolution_uv: float) -> str:
-    """Hash over the shards' hashes and the geometry: equal if and only if the samples and their places are equal."""
+    """Hash over the shards' hashes and the geometry: equal if and only if the samples and their order are."""
     content = [[s.name, s.samples, s.sha256] for s in shards]
     content.append([geometry.leads, geometry.samples, geometry.meta_bytes, float(rate), leads, float(resolution_uv)])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def read_manifest(root: str | Path) -> Manifest:
-    """Reads `root/manifest.json`. Raises `UserError` if it is missing, cut, or of another schema version."""
+    """Reads `root/manifest.json`. Raises `UserError` if it is missing, damaged or of another schema version."""
     path = Path(root) / MANIFEST
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: {root} is not a finished data set; run `python -m sharding build` to its end"
+            f"{path} does not exist: {root} is not a finished data set; run `python -m sharding build` to completion"
         )
     try:
         content = json.loads(path.read_text())

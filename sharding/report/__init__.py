@@ -1,7 +1,7 @@
-"""A data set in pictures and numbers: one page, `private/report/index.html`, that shows a unit or lead mistake.
+"""The data set report: one page, `private/report/index.html`, that reveals wrong units and leads.
 
-It names records and shows recordings, so it stays in `private/`. Signals are looked at in a seeded sample of at most
-2,000 windows, read through the shards' fixed stride: time and memory do not grow with the data set.
+It contains record names and signals, so it stays in `private/`. Signals are analysed in a seeded random sample of at
+most 2,000 windows, read through the shards' fixed stride: time and memory do not grow with the data set.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PADDED_SHARE = 0.01
 
 
 def summary(output: Path) -> dict[str, Any]:
-    """Everything on the page that is a number: counts, rejected by reason, the numbers of each source, `findings`.
+    """All numbers of the report: counts, rejections by reason, statistics of each source, `findings`.
 
     Raises `UserError` if the data set is not complete.
     """
@@ -75,11 +75,11 @@ def _padding(manifest: Manifest) -> list[str]:
 def report(output: Path, input: Path | None = None) -> Path:
     """Writes `private/report/index.html` and its PNGs and returns the page's path; equal data give equal bytes.
 
-    With `input`, the folder that the data set was built from, rejected records are read again and drawn. Raises
-    `UserError` if the data set is not complete or `input` is no folder.
+    With `input`, the folder that the data set was built from, rejected records are read again and plotted. Raises
+    `UserError` if the data set is not complete or `input` is not a folder.
     """
     if input is not None and not input.is_dir():
-        raise UserError(f"input={input} is no folder: give the one that the data set was built from")
+        raise UserError(f"input={input} is not a folder: give the one that the data set was built from")
     manifest = read_manifest(output)
     counts = count(output, manifest)
     measured = {name: measure(output, manifest, rows) for name, rows in counts.picked.items()}
@@ -107,7 +107,7 @@ def report(output: Path, input: Path | None = None) -> Path:
 
 
 def _sample_ecgs(output: Path, folder: Path, manifest: Manifest, counts: Counts) -> list[tuple[str, str]]:
-    """Draws some windows of all sources in turn -> (PNG, caption) of each."""
+    """Plots some windows, taken from all sources in turn -> (PNG, caption) of each."""
     in_turn = itertools.zip_longest(*(counts.picked[name].tolist() for name, _ in by_size(counts.source)))
     rows = sorted(itertools.islice((row for turn in in_turn for row in turn if row is not None), ECGS))
     described = rows_at(output / SAMPLES, rows)

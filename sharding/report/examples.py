@@ -1,4 +1,4 @@
-"""Rejected records, read again from the input and drawn."""
+"""Examples of rejected records, read again from the input and plotted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLES = 3
 
 @dataclass
 class Example:
-    """A rejected record or window: `picture` is a PNG beside the page, or empty with the reason in `why_not`."""
+    """A rejected record or window: `picture` is a PNG next to the page; if empty, `why_not` says why."""
 
     record: str
     window: int | None
@@ -31,7 +31,7 @@ class Example:
 def examples(
     folder: Path, plan: Plan, root: Path, candidates: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, list[Example]]:
-    """For each reason, three of its candidates drawn into `folder`; where none can be read, one that says why."""
+    """Up to three examples of each reason, plotted into `folder`; if none can be read, one that says why."""
     out: dict[str, list[Example]] = {}
     for reason, rows in candidates.items():
         shown: list[Example] = []
@@ -56,7 +56,7 @@ def examples(
 
 
 def _read_again(plan: Plan, root: Path, record: str) -> protocol.Recording:
-    """The leads of the data set, or those of them that the record has. Raises `Rejected` and `OSError`."""
+    """Reads the leads of the data set, or those that the record has. Raises `Rejected` and `OSError`."""
     from omegaconf import OmegaConf
 
     options: Any = OmegaConf.to_object(

@@ -81,7 +81,7 @@ def render(
         f"<title>{_text(name)}: data set report</title><style>{STYLE}</style></head><body>"
         f"<h1>{_text(name)}</h1>"
         f"<p class=soft>Data set report, fingerprint <code>{_text(manifest.fingerprint)}</code>. "
-        "This page names records and shows recordings: it stays in <code>private/</code>.</p>"
+        "This page contains record names and signals: keep it in <code>private/</code>.</p>"
         f"<nav>{links}</nav>{_headline(manifest, found)}{_findings(found)}{body}"
         f"<p class=soft style='margin-top:3rem'>Built with {_text(versions)}.</p></body></html>\n"
     )
@@ -92,7 +92,7 @@ def _headline(manifest: Manifest, found: Mapping[str, Any]) -> str:
         (f"{found['windows']:,}", f"windows of {found['seconds']:g} s"),
         (f"{found['patients']:,}", "patients" if manifest.patient_ids else "records, each its own patient"),
         (f"{found['shards']:,}", f"shards, {_size(sum(s.bytes for s in manifest.shards))}"),
-        (f"{found['rate']:g} Hz", f"{manifest.resolution_uv:g} µV a step"),
+        (f"{found['rate']:g} Hz", f"{manifest.resolution_uv:g} µV per step"),
         (f"{len(found['leads'])} leads", " ".join(found["leads"])),
     ]
     text = "".join(f"<div class=tile><b>{_text(a)}</b><span class=soft>{_text(b)}</span></div>" for a, b in tiles)
@@ -115,7 +115,7 @@ def _findings(found: Mapping[str, Any]) -> str:
     if not found["findings"]:
         return f"<div class=note><b>Nothing looks wrong</b> in {what}.</div>"
     listed = "".join(f"<li>{_text(line)}</li>" for line in found["findings"])
-    return f"<div class='note bad'><b>Look at this first</b> ({what}):<ul>{listed}</ul></div>"
+    return f"<div class='note bad'><b>Check this first</b> ({what}):<ul>{listed}</ul></div>"
 
 
 def _contents(found: Mapping[str, Any]) -> str:
@@ -145,18 +145,18 @@ def _counted(title: str, cells: Sequence[tuple[str, int]], total: int) -> str:
 
 def _rejected(folder: Path, found: Mapping[str, Any], drawn: Mapping[str, Sequence[Example]] | None) -> str:
     if found["rejected"] is None:
-        return "<p><code>private/records.parquet</code> is not here, so nothing is known about rejected records.</p>"
+        return "<p><code>private/records.parquet</code> is missing, so rejections are unknown.</p>"
     reasons = by_size(found["rejected"])
     if not reasons:
-        return "<p>Every record came through.</p>" + _flags(found)
+        return "<p>No records were rejected.</p>" + _flags(found)
     total = found["windows"] + sum(n for _, n in reasons)
     rows = [[r, _Words(REASONS.get(r, "")), f"{n:,}", f"{100 * n / total:.2f} %"] for r, n in reasons]
     text = _table(["reason", "", "rejected", "share"], rows)
-    text += "<p class=soft>Records that cannot be cut into windows count once, others once a window.</p>"
+    text += "<p class=soft>Records that cannot be cut into windows count once, others once per window.</p>"
     text += _flags(found)
     if drawn is None:
         return text + (
-            "<p>For three examples of each, name the folder that the data set was built from: "
+            "<p>For examples of each reason, pass the folder that the data set was built from: "
             "<code>python -m sharding report FOLDER input=FOLDER</code></p>"
         )
     for reason, _ in reasons:
@@ -185,12 +185,12 @@ def _example(folder: Path, example: Example) -> str:
 
 def _amplitude(folder: Path, shown: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> str:
     hidden = len(found["sources"]) - len(shown)
-    more = f" The {len(shown)} largest sources are shown; the warnings above are about all." if hidden else ""
+    more = f" The {len(shown)} largest sources are shown; the warnings above cover all sources." if hidden else ""
     text = (
-        "<p>Highest less lowest value of each lead of each sampled window. A set in another unit or gain stands apart "
-        f"from the shaded range, where the median of a source usually lies, or from the other sources.{more}</p>"
+        "<p>Maximum minus minimum of each lead in each sampled window. A source with a wrong unit or gain lies outside "
+        f"the shaded range, the usual one of a source's median, or differs from the other sources.{more}</p>"
         + _picture(folder, "amplitude.png", "", " class=plain")
-        + "<p>All values in mV: 1st, 50th and 99th percentile, and the median peak-to-peak amplitude.</p>"
+        + "<p>In mV: 1st, 50th and 99th percentile of all samples, and the median peak-to-peak amplitude.</p>"
     )
     for source, n in shown.items():
         rows = [
@@ -208,8 +208,8 @@ def _heart_rate(folder: Path, shown: Mapping[str, Mapping[str, Any]]) -> str:
         for source, n in shown.items()
     ]
     return (
-        "<p>60 over the median time between R peaks, found on all leads together (after Pan and Tompkins 1985). A "
-        "wrong sampling rate moves the whole source. Shaded: where the median of a source usually lies.</p>"
+        "<p>60 s over the median RR interval; R peaks are detected on all leads together (Pan and Tompkins 1985). A "
+        "wrong sampling rate shifts a whole source. Shaded: the usual range of a source's median.</p>"
         + _picture(folder, "heart-rate.png", "", " class=plain")
         + _table(["source", "median /min", "5th percentile", "95th percentile", "not found"], rows)
     )
@@ -235,16 +235,16 @@ def _leads(shown: Mapping[str, Mapping[str, Any]]) -> str:
         for s, n in shown.items()
     ]
     text = (
-        "<p>What of a limb lead does not follow from I and II (Einthoven, Goldberger), relative to the leads' size, in "
-        "the median window. Nearly nothing should be left.</p>"
+        "<p>Difference of each limb lead from its value computed from I and II (Einthoven, Goldberger), relative to "
+        "the leads' amplitude, in the median window. It should be close to zero.</p>"
         + _table(["source", *(formulas[c] for c in checked)], gaps)
         if checked
         else "<p>Limb leads cannot be compared: I, II and one of III, aVR, aVL, aVF are needed.</p>"
     )
     return (
-        f"{text}<p>Share of windows in which the QRS points upwards. In most hearts it does so in I, II, V5 and V6, "
-        f"and downwards in aVR and V1.</p>{_table(['source', *names], signs)}"
-        "<p>Chest leads in the order in which neighbours are most alike: V1 to V6 where none are swapped.</p>"
+        f"{text}<p>Share of windows with a net positive QRS. In most hearts it is positive in I, II, V5 and V6, "
+        f"and negative in aVR and V1.</p>{_table(['source', *names], signs)}"
+        "<p>Chest leads in the order that makes neighbours most similar: V1 to V6 if none are swapped.</p>"
         f"{_table(['source', 'order'], orders)}"
     )
 

@@ -1,4 +1,4 @@
-"""ECGs on paper, and histograms, as PNG."""
+"""Plots as PNG: recordings on ECG paper, and histograms."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ DPI = 110
 def draw_ecg(path: Path, mv: Array, rate: float, names: Sequence[str]) -> None:
     """Writes a PNG of the first 10 s of `mv` [leads, samples] on ECG paper, 25 mm/s and 10 mm/mV; NaN leaves a gap.
 
-    All twelve leads and 10 s give the usual 3 x 4 leads of 2.5 s over lead II as rhythm strip, anything else one lead a
-    line. Each strip is drawn about its median. What is too high for the paper is drawn smaller, and the paper says so.
+    All twelve leads over 10 s are laid out as usual, 3 x 4 leads of 2.5 s above a rhythm strip of lead II; others as
+    one lead per line. Each strip is centred on its median. If the amplitude does not fit the paper, the gain is reduced
+    and printed in red.
     """
     length = min(mv.shape[1], round(10 * rate))
     strips, pitch = _strips(names, length, rate)
@@ -60,7 +61,7 @@ def draw_ecg(path: Path, mv: Array, rate: float, names: Sequence[str]) -> None:
 
 
 def _strips(names: Sequence[str], length: int, rate: float) -> tuple[list[tuple[int, int, int, int]], float]:
-    """((lead's row in the array, first and one past the last sample, line on the paper) of each strip, mm a line)."""
+    """((lead's row in the array, first and one past the last sample, line on the paper) of each strip, mm per line)."""
     if set(names) != set(leads.CANONICAL) or length < round(10 * rate):
         return [(lead, 0, length, lead) for lead in range(len(names))], 16.0
     cuts = [round(c * length / 4) for c in range(5)]
@@ -70,9 +71,9 @@ def _strips(names: Sequence[str], length: int, rate: float) -> tuple[list[tuple[
 
 
 def draw_histograms(path: Path, of_sources: Mapping[str, Array], edges: Array, label: str, usual: tuple) -> None:
-    """A histogram for each source, one above the other on one axis, with its median and the `usual` range shaded.
+    """A histogram of each source, stacked on a shared axis, with its median and the `usual` range shaded.
 
-    Values beyond the edges count in the last bin on their side.
+    Values beyond the edges are counted in the outermost bins.
     """
     figure = blank(8.6, 0.75 + 0.95 * len(of_sources), DPI)
     grid = figure.subplots(len(of_sources), 1, sharex=True, squeeze=False)[:, 0]

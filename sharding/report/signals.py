@@ -1,4 +1,4 @@
-"""What the signals say: amplitudes, heart rates, leads, and the warnings that follow from them."""
+"""Statistics of the signals: amplitudes, heart rates, leads, and the warnings derived from them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Array = NDArray[Any]
 
 LOOK_SECONDS = 30.0
 BATCH_VALUES = 1 << 21
-QUIET = 1e-7  # mV squared: slopes of a third of a microvolt a sample are no QRS
-# Where a warning begins.
+QUIET = 1e-7  # mV squared: a slope of a third of a microvolt per sample is not a QRS
+# Thresholds of the warnings.
 RESIDUAL = 0.1
 MIN_WINDOWS = 10
 QRS_SIGNS = {"I": 1, "II": 1, "aVR": -1, "V1": -1, "V5": 1, "V6": 1}
@@ -35,8 +35,8 @@ class Measured:
     """A source's sampled windows: `percentiles` [3, leads] in mV (1st, 50th, 99th), `peak_to_peak` [n, leads] in mV,
     `bpm` [n], `qrs` [n, leads] (the sign of the QRS), `covariance` [n, leads, leads] in mV squared.
 
-    NaN stands for a lead that is flat (not recorded) or a rate that was not found. Padding (zeros in all leads at
-    the end) does not count.
+    NaN marks a flat (not recorded) lead or a rate that was not found. Padding (zeros in all leads at the end) is
+    ignored.
     """
 
     percentiles: Array
@@ -62,7 +62,7 @@ def windows(output: Path, manifest: Manifest, rows: Array) -> Iterator[Array]:
         for shard in np.unique(of):
             path, held = output / manifest.shards[shard].name, manifest.shards[shard].samples
             if not path.is_file() or path.stat().st_size < geometry.shard_bytes(held):
-                raise UserError(f"{path} is missing or cut: run `python -m sharding verify {output}`")
+                raise UserError(f"{path} is missing or truncated: run `python -m sharding verify {output}`")
             shape, strides = (held, geometry.leads, manifest.samples), (geometry.stride, 2 * manifest.samples, 2)
             raw = np.memmap(path, np.uint8, "r")
             view = np.ndarray(shape, DTYPE, raw, geometry.first, strides)
@@ -98,13 +98,13 @@ def measure(output: Path, manifest: Manifest, rows: Array) -> Measured:
 
 
 def _real(units: Array) -> Array:
-    """Which samples [n, 1, samples] of windows `units` [n, leads, samples] are no padding."""
+    """Which samples [n, 1, samples] of windows `units` [n, leads, samples] are not padding."""
     some: Array = np.asarray(units.any(axis=1, keepdims=True))
     return np.logical_or.accumulate(some[..., ::-1], axis=2)[..., ::-1]
 
 
 def _percentiles(seen: Array, wanted: Sequence[float]) -> Array:
-    """Exact percentiles [wanted, leads] in int16 units from counts of each value [leads, 65536]; NaN for no values."""
+    """Exact percentiles [wanted, leads] in int16 units from counts of each value [leads, 65536]; NaN without any."""
     below = np.cumsum(seen, axis=1)
     total = below[:, -1]
     places = [(below < np.ceil(total * p / 100)[:, None]).sum(axis=1) - (1 << 15) for p in wanted]
@@ -112,28 +112,28 @@ def _percentiles(seen: Array, wanted: Sequence[float]) -> Array:
 
 
 def nan_median(values: Array, axis: int | None = None) -> Any:
-    """The median without NaN; NaN, silently, where there is nothing else."""
+    """The median ignoring NaN; NaN, without a warning, if there are no other values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmedian(values, axis=axis)
 
 
 def _slower(x: Array, rate: float) -> tuple[Array, float]:
-    """Means over neighbouring samples, down to 100 Hz or a little more: enough for what follows."""
+    """Downsamples by averaging to 100 Hz or slightly more: enough to detect QRS complexes."""
     step = max(1, int(rate // 100))
     return x[..., : x.shape[2] // step * step].reshape(*x.shape[:2], -1, step).mean(axis=3), rate / step
 
 
 def qrs_energy(x: Array, rate: float) -> Array:
-    """How much QRS there is at each time: `x` [n, leads, samples] in mV -> [n, samples], about 1 at a QRS, else small.
+    """QRS energy over time: `x` [n, leads, samples] in mV -> [n, samples], about 1 in a QRS, small elsewhere.
 
     After Pan and Tompkins, IEEE Trans Biomed Eng 32(3), 1985: band-pass 5 to 15 Hz, slope, square, mean over 120 ms;
-    then each lead is divided by its own height and the median of the leads is taken, so that a bad lead has no say.
+    then each lead is normalised by its peak height and the median over the leads is taken, to be robust to bad leads.
     """
     from scipy.ndimage import uniform_filter1d
     from scipy.signal import butter, sosfiltfilt
 
-    if x.shape[2] < rate:  # too short to hold a beat for certain
+    if x.shape[2] < rate:  # too short to be sure of containing a beat
         return np.zeros((len(x), x.shape[2]), np.float32)
     band = sosfiltfilt(butter(2, (5.0, 15.0), "bandpass", fs=rate, output="sos"), x, axis=2).astype(np.float32)
     slope = np.gradient(band, axis=2)
@@ -142,7 +142,7 @@ def qrs_energy(x: Array, rate: float) -> Array:
 
 
 def _by_height(energy: Array, rate: float, quiet: float = 0.0) -> Array:
-    """Divided by its usual height, the median of the highest values of each 2 s; 0 where that is not over `quiet`."""
+    """Normalised by its peak height, the median of the maxima of each 2 s; 0 if that is not above `quiet`."""
     length = min(round(2.0 * rate), energy.shape[-1])
     pieces = energy[..., : energy.shape[-1] // length * length].reshape(*energy.shape[:-1], -1, length)
     height = np.median(pieces.max(axis=-1), axis=-1)[..., None]
@@ -150,9 +150,9 @@ def _by_height(energy: Array, rate: float, quiet: float = 0.0) -> Array:
 
 
 def heart_rates(energy: Array, rate: float) -> Array:
-    """Beats per minute [n] from `qrs_energy` [n, samples]: 60 over the median time between peaks; NaN under 3 peaks.
+    """Beats per minute [n] from `qrs_energy` [n, samples]: 60 s over the median RR interval; NaN below 3 peaks.
 
-    A peak is at least 0.3 high and 0.25 s from a higher one. All windows are searched as one line, with gaps between.
+    A peak is at least 0.3 high and 0.25 s from a higher one. All windows are searched at once, joined with gaps.
     """
     from scipy.ndimage import median
     from scipy.signal import find_peaks
@@ -178,11 +178,11 @@ def _qrs_area(x: Array, energy: Array, rate: float) -> Array:
     return np.einsum("nlt,nt->nl", above, np.where(energy > 0.3, np.minimum(energy, 1.0), 0.0))
 
 
-# ---- what follows from it ----
+# ---- lead checks and warnings ----
 
 
 def residuals(covariance: Array, names: Sequence[str]) -> dict[str, Array]:
-    """Of III, aVR, aVL, aVF: the RMS of what does not follow from I and II, relative to the three leads' RMS, [n].
+    """RMS difference [n] of III, aVR, aVL, aVF from the value computed from I and II, relative to the three leads' RMS.
 
     III = II - I (Einthoven); aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2 (Goldberger).
     """
@@ -198,7 +198,7 @@ def residuals(covariance: Array, names: Sequence[str]) -> dict[str, Array]:
 
 
 def mending_swap(covariance: Array, names: Sequence[str]) -> tuple[str, str] | None:
-    """The two limb leads whose exchange lets all four residuals follow from I and II; None if there are none."""
+    """The two limb leads whose swap brings all residuals below the threshold; None if there are none."""
     limb = [name for name in leads.CANONICAL[:6] if name in names]
     for a, b in itertools.combinations(limb, 2):
         turned = [{a: b, b: a}.get(name, name) for name in names]
@@ -208,9 +208,9 @@ def mending_swap(covariance: Array, names: Sequence[str]) -> tuple[str, str] | N
 
 
 def chest_order(covariance: Array, names: Sequence[str]) -> list[str]:
-    """V1 to V6 in the order in which neighbours are most alike (median correlation), V1 before V6; [] if some lack.
+    """V1 to V6 in the order that makes neighbours most similar (median correlation), V1 before V6; [] if incomplete.
 
-    Neighbouring chest electrodes see nearly the same; where leads are swapped, another order than V1 to V6 comes out.
+    Neighbouring chest electrodes record similar signals, so that swapped leads give an order other than V1 to V6.
     """
     chest = leads.CANONICAL[6:]
     if not set(chest) <= set(names):
@@ -229,7 +229,7 @@ def chest_order(covariance: Array, names: Sequence[str]) -> list[str]:
 
 
 def numbers(measured: Measured, names: list[str]) -> dict[str, Any]:
-    """A source's numbers: medians over its sampled windows. Amplitudes in mV, `residuals` and `positive_qrs` 0..1."""
+    """Statistics of a source, medians over sampled windows. Amplitudes in mV, `residuals` and `positive_qrs` 0..1."""
     gaps = residuals(measured.covariance, names)
     off = {lead: float(nan_median(gap)) for lead, gap in gaps.items()}
     broken = any(value > RESIDUAL for value in off.values())
@@ -252,10 +252,10 @@ def numbers(measured: Measured, names: list[str]) -> dict[str, Any]:
 
 
 def findings(of_sources: Mapping[str, Mapping[str, Any]], seconds: float) -> list[str]:
-    """What looks wrong in the `numbers` of each source, in plain words; `seconds` a window."""
-    said = []
+    """Warnings derived from the `numbers` of each source, as sentences; `seconds`: length of a window."""
+    lines = []
     for source, n in of_sources.items():
-        said += [f"{source}: {text}" for text in (*_lead_warnings(n), *_size_warnings(n, seconds))]
+        lines += [f"{source}: {text}" for text in (*_lead_warnings(n), *_size_warnings(n, seconds))]
     sizes = {
         s: n["peak_to_peak_mv"]
         for s, n in of_sources.items()
@@ -263,21 +263,21 @@ def findings(of_sources: Mapping[str, Mapping[str, Any]], seconds: float) -> lis
     }
     if sizes and max(sizes.values()) > SOURCES_RATIO * min(sizes.values()):
         small, large = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-        said.append(
+        lines.append(
             f"{large} is {sizes[large] / sizes[small]:.1f} times as large as {small} (median peak-to-peak "
             f"{sizes[large]:.2f} and {sizes[small]:.2f} mV): is one of them in another unit or gain?"
         )
-    return said
+    return lines
 
 
 def _lead_warnings(n: Mapping[str, Any]) -> Iterator[str]:
     if off := {lead: value for lead, value in n["residuals"].items() if value > RESIDUAL}:
         listed = ", ".join(f"{lead} ({100 * value:.0f} %)" for lead, value in off.items())
         swap = n["mending_swap"]
-        hint = f"; exchanging {swap[0]} and {swap[1]} would fix it" if swap else ""
+        hint = f"; swapping {swap[0]} and {swap[1]} would fix it" if swap else ""
         yield (
-            f"limb leads do not follow from I and II: {listed} of their size is left over in the median window, where "
-            f"nearly nothing should be. Leads are swapped, turned over or of another gain{hint}."
+            f"limb leads do not follow from I and II: {listed} of their amplitude is unexplained in the median window, "
+            f"where almost nothing should be. Leads may be swapped, inverted or have a different gain{hint}."
         )
     if n["sampled"] < MIN_WINDOWS:
         return
@@ -287,13 +287,13 @@ def _lead_warnings(n: Mapping[str, Any]) -> Iterator[str]:
             usual, found = ("negative", "positive") if sign < 0 else ("positive", "negative")
             part = share if sign < 0 else 1 - share
             yield (
-                f"the QRS of {lead} is {found} in {100 * part:.0f} % of the windows, and {usual} in most hearts: leads "
-                "or electrodes are swapped, or the sign is turned over."
+                f"the QRS of {lead} is {found} in {100 * part:.0f} % of the windows, but {usual} in most hearts: leads "
+                "or electrodes may be swapped, or the sign inverted."
             )
     if n["chest_order"] and n["chest_order"] != list(leads.CANONICAL[6:]):
         yield (
-            f"the chest leads are most alike in the order {' '.join(n['chest_order'])}: neighbours should be. Are some "
-            "of them swapped?"
+            f"neighbouring chest leads are most similar in the order {' '.join(n['chest_order'])}: are some of them "
+            "swapped?"
         )
 
 
@@ -304,7 +304,7 @@ def _size_warnings(n: Mapping[str, Any], seconds: float) -> Iterator[str]:
     if not low <= n["peak_to_peak_mv"] <= high:
         yield (
             f"the median peak-to-peak amplitude is {n['peak_to_peak_mv']:.3g} mV, where {low:g} to {high:g} mV are "
-            "usual: is it another unit or gain?"
+            "usual: is the unit or gain wrong?"
         )
     low, high = TYPICAL_BPM
     if n["no_bpm"] > 0.2 and seconds >= 5:

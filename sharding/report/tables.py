@@ -1,4 +1,4 @@
-"""What the tables of a data set say: counts, a seeded draw of windows, rejections."""
+"""Reads the tables of a data set: counts, a seeded random sample of windows, rejections."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Counts:
 
 
 def count(output: Path, manifest: Manifest) -> Counts:
-    """Reads `samples.parquet` batch by batch. Raises `UserError` if it is missing or not of this manifest."""
+    """Reads `samples.parquet` batch by batch. Raises `UserError` if it is missing or does not match the manifest."""
     counts, draw = Counts(), _Draw(SAMPLE)
     split_of = np.array([s.split for s in manifest.shards])
     counts.shards.update(split_of.tolist())
     last: tuple[int, int] | None = None
     with _parquet(output / SAMPLES) as file:
         if file.metadata.num_rows != sum(s.samples for s in manifest.shards):
-            raise UserError(f"{output / SAMPLES} is not the manifest's: run `python -m sharding verify {output}`")
+            raise UserError(f"{output / SAMPLES} does not match the manifest: run `python -m sharding verify {output}`")
         for batch in file.iter_batches(BATCH_ROWS, columns=["shard", "patient", "source", "age", "sex", "codes"]):
             source = pc.fill_null(batch.column("source"), "unknown")
             draw.add(source)
@@ -59,7 +59,7 @@ def count(output: Path, manifest: Manifest) -> Counts:
             for years, windows in zip(*np.unique(whole, return_counts=True)):
                 counts.age[deidentify.age_band(float(years))] += int(windows)
             shard, patient = batch.column("shard").to_numpy(), batch.column("patient").to_numpy()
-            # the windows of a patient lie next to each other in one shard: each change begins another patient
+            # a patient's windows are contiguous in one shard: each change starts a new patient
             new = np.r_[last != (shard[0], patient[0]), (np.diff(shard) != 0) | (np.diff(patient) != 0)]
             counts.split.update(dict(zip(*_unique(split_of[shard]))))
             counts.patients.update(dict(zip(*_unique(split_of[shard][new]))))
@@ -71,7 +71,7 @@ def count(output: Path, manifest: Manifest) -> Counts:
 
 @dataclass
 class _Draw:
-    """A random draw of at most `most` row numbers for each word of a column that comes in batches."""
+    """A random sample of at most `most` row numbers for each word of a column that is read in batches."""
 
     most: int
     rows: int = 0
@@ -121,7 +121,7 @@ def rows_at(path: Path, wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
 
 
 def rejections(output: Path) -> tuple[Counter[str], dict[str, list[dict[str, Any]]]] | None:
-    """(rejected by reason, some random rows of `records.parquet` for each reason); None if that file is not there."""
+    """(rejected by reason, some random rows of `records.parquet` for each reason); None if that file is missing."""
     path = output / PRIVATE / "records.parquet"
     if not path.is_file():
         return None

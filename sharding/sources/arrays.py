@@ -1,4 +1,4 @@
-"""What the sources of bare arrays share: an array `[leads, samples]` in some unit -> `Recording` in millivolt."""
+"""Shared by the sources of bare arrays: an array `[leads, samples]` in some unit -> `Recording` in millivolts."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ MAX_VALUES = 1 << 26
 
 
 def check_options(options: ArrayConfig, needed: Sequence[str] = ()) -> None:
-    """Raises `UserError` for options that cannot work; `needed` are keys that this format cannot do without."""
+    """Raises `UserError` for invalid options; `needed`: the keys that this format requires."""
     for key in needed:
         if not getattr(options, key):
-            raise UserError(f"source.array.{key} is needed: {_MEANING[key]}")
+            raise UserError(f"source.array.{key} is required: {_MEANING[key]}")
     low, high = signal.RATES
     if options.rate and not low <= options.rate <= high:
-        raise UserError(f"source.array.rate={options.rate:g} must lie between {low:g} and {high:g} Hz")
+        raise UserError(f"source.array.rate={options.rate:g} must be between {low:g} and {high:g} Hz")
     if millivolts(options.units) is None:
         raise UserError(f"source.array.units={options.units} is neither mV, uV, nV, V nor a positive number")
     if strange := [name for name in options.leads if not lead_names.canonical(name)]:
-        # a lead that is none of the twelve may stand in an array: it is passed over, but a typing error is likelier
+        # leads other than the twelve are allowed and ignored, but if all are others, it is probably a mistake
         known = ", ".join(lead_names.CANONICAL)
         if len(strange) == len(options.leads):
-            raise UserError(f"source.array.leads={options.leads}: none of them is one of {known}")
+            raise UserError(f"source.array.leads={options.leads}: none of them is among {known}")
 
 
 _MEANING = {
     "rate": "the arrays' sampling rate in Hz",
     "leads": "the arrays' leads in order",
-    "signals": "the name of the array (HDF5 data set, npz key, file ending in a tar)",
+    "signals": "the name of the array (HDF5 dataset, npz key, file ending in a tar)",
 }
 
 
 def millivolts(units: str) -> float | None:
-    """Millivolts per unit of the array; None if `units` is no voltage and no positive number."""
+    """Millivolts per unit of the array; None if `units` is neither a voltage nor a positive number."""
     factor = signal.to_millivolt(units) if units else None
     if factor is not None:
         return factor
@@ -55,8 +55,17 @@ def millivolts(units: str) -> float | None:
     return value if 0 < value < 1e9 else None
 
 
+def two_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """`shape` without axes of length 1, as far as two axes are left (EchoNext's records are `[1, samples, leads]`)."""
+    axes = list(shape)
+    while len(axes) > 2 and 1 in axes:
+        axes.remove(1)
+    return tuple(axes)
+
+
 def check_shape(shape: Sequence[int], options: ArrayConfig, names: Sequence[str]) -> int:
-    """Samples per lead of an array of this shape and lead names. Raises `Rejected` if they do not fit together."""
+    """Samples per lead of an array of this shape and lead names. Raises `Rejected` if they do not match."""
+    shape = two_axes(shape)
     if len(shape) != 2:
         raise Rejected("shape", f"an array of shape {tuple(shape)}, not two-dimensional")
     rows, samples = (shape[1], shape[0]) if options.leads_last else (shape[0], shape[1])
@@ -77,7 +86,7 @@ def recording(
     names: Sequence[str] | None = None,
     rate: float | None = None,
 ) -> Recording:
-    """The leads that `wanted` needs of an array of numbers, as `Recording`; `names` and `rate` default to the options'.
+    """The leads needed for `wanted` from a numeric array, as `Recording`; `names` and `rate` default to the options'.
 
     NaN and infinity count as missing samples. Raises `Rejected`.
     """
@@ -85,6 +94,7 @@ def recording(
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise Rejected("format", f"an array of {values.dtype}, not of real numbers")
     check_shape(values.shape, options, names)
+    values = values.reshape(two_axes(values.shape))
     try:
         rows = lead_names.index(names)
     except ValueError as error:
@@ -96,8 +106,8 @@ def recording(
     if options.trim:
         picked = trimmed(picked)
     factor = millivolts(options.units)
-    assert factor is not None  # by `check_options`
-    with np.errstate(over="ignore"):  # what is beyond float32 counts as missing
+    assert factor is not None  # checked by `check_options`
+    with np.errstate(over="ignore"):  # values beyond float32 count as missing
         mv = np.multiply(picked, factor, dtype=np.float64).astype(np.float32)
     finite = np.isfinite(mv)
     missing: NDArray[np.bool_] | None = None
@@ -122,7 +132,7 @@ def trimmed(values: NDArray) -> NDArray:
     """`values` [leads, samples] without the zeros in all leads at both ends. Raises `Rejected` if nothing is left."""
     busy = np.flatnonzero(values.any(axis=0))
     if not len(busy):
-        raise Rejected("empty", "zeros alone")
+        raise Rejected("empty", "only zeros")
     return values[:, busy[0] : busy[-1] + 1]
 
 
@@ -134,7 +144,7 @@ def regular_file(root: Path, path: str) -> str:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Rejected("missing_file", path) from error
     if not stat.S_ISREG(mode):
-        raise Rejected("unreadable", f"{path} is no regular file")
+        raise Rejected("unreadable", f"{path} is not a regular file")
     return full
 
 

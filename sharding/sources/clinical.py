@@ -1,7 +1,7 @@
 """Clinical exports: GE MUSE XML, Philips XML, HL7 aECG, DICOM waveform, SCP-ECG and EDF.
 
-The bytes are decoded by the package ecgdatakit (`pip install umbra[clinical]`); what may be taken for an ECG, and what
-of the patient may go on, is decided here. Names, dates and statements are read by it and dropped at once.
+Files are decoded by the package ecgdatakit (`pip install umbra[clinical]`). This module decides what is accepted as an
+ECG and which patient data are passed on; names, dates and statements are dropped immediately.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from umbra.errors import UserError
 ENDINGS = (".xml", ".dcm", ".scp", ".edf")
 MAX_XML = 8 << 20
 MAX_FILE = 32 << 20
-PARSERS = {  # the package's class of each format that may be read, and the most bytes of a file
+PARSERS = {  # the package's class for each accepted format -> largest file in bytes
     "GEMuseXMLParser": MAX_XML,
     "SierraXMLParser": MAX_XML,
     "HL7aECGParser": MAX_XML,
@@ -42,7 +42,7 @@ MAX_XLI_LEAD = 1 << 15
 
 
 def check(options: SourceConfig) -> None:
-    """Raises `UserError` where the packages that decode these formats are missing."""
+    """Raises `UserError` if the packages that decode these formats are missing."""
     _package()
 
 
@@ -52,25 +52,28 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
 
 
 def head(root: Path, record: str, options: SourceConfig) -> Head:
-    """What the file says of itself. These formats keep no header apart: the whole file is decoded. See `Head`."""
+    """The metadata of a file. These formats have no separate header: the whole file is decoded. See `Head`."""
     parsed = _parsed(root, record)
     samples = _samples(parsed.leads)
     return Head(_rate(parsed), samples, _names(parsed), [record], _words(parsed))
 
 
 def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
-    """The leads that `wanted` needs, in millivolt. See `Recording`."""
+    """The leads needed for `wanted`, in millivolts. See `Recording`."""
     parsed = _parsed(root, record)
     try:
         rows = lead_names.index(_names(parsed))
     except ValueError as error:
         raise Rejected("duplicate_lead", str(error)) from error
     if absent := lead_names.missing(rows, wanted):
+        groups = len(parsed.raw_metadata.get("multiplex_groups", [])) - bool(parsed.median_beats)
+        if groups > 1:  # DICOM; the package decodes the first group only
+            raise Rejected("multi_segment", f"{groups} multiplex groups, of which the first lacks {' '.join(absent)}")
         raise Rejected("missing_lead", " ".join(absent))
     names = lead_names.needed(rows, wanted)
     chosen = [parsed.leads[rows[name]] for name in names]
     mv = np.empty((len(names), _samples(parsed.leads)), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold counts as missing
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 count as missing
         for row, lead in zip(mv, chosen):
             row[:] = _millivolt(lead)
     missing = ~np.isfinite(mv)
@@ -82,18 +85,18 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
     return Recording(mv, names, _rate(parsed), lost, saturated, tuple(flags), at_limit)
 
 
-# ---- what a decoded file means ----
+# ---- interpretation of a decoded file ----
 
 
 def _names(parsed: Any) -> list[str]:
-    """The leads' names; a second `II`, which the package calls `II_2`, is `II` again, so that it is noticed."""
+    """The leads' names; a duplicate `II`, which the package calls `II_2`, is renamed to `II` so that it is detected."""
     labels = [lead.label for lead in parsed.leads]
     plain = [re.sub(r"_\d+$", "", label) for label in labels]
     return [name if name in labels else label for label, name in zip(labels, plain)]
 
 
 def _samples(leads: Sequence[Any]) -> int:
-    """Samples per lead, of the leads of an ECG (an EDF may hold other signals at other rates). Raises `Rejected`."""
+    """Samples per lead of the ECG leads (an EDF may hold other signals at other rates). Raises `Rejected`."""
     ecg = [lead for lead in leads if lead_names.canonical(lead.label)]
     lengths = {(len(lead.samples), lead.sampling_rate, lead.annotations.get("start_sample", "1")) for lead in ecg}
     if len(lengths) > 1:
@@ -125,13 +128,13 @@ def _rate(parsed: Any) -> float:
 
 
 def _millivolt(lead: Any) -> NDArray[np.float64]:
-    """Samples as stored times resolution plus offset, in the file's unit, to millivolt. Raises `Rejected`."""
+    """Converts stored samples to millivolts: times resolution plus offset, in the file's unit. Raises `Rejected`."""
     factor = signal.to_millivolt(lead.resolution_unit) if lead.resolution_unit else None
     if factor is None:
         raise Rejected("units", f"lead {lead.label} in '{lead.resolution_unit[:16] or 'no unit'}'")
-    stated = lead.adc_resolution  # 0 where the file states none and the package takes 1
+    stated = lead.adc_resolution  # 0 if the file states none and the package assumes 1
     if not (stated and lead.resolution and np.isfinite(lead.resolution) and np.isfinite(lead.offset)):
-        raise Rejected("gain", f"lead {lead.label}: {stated:g} {lead.resolution_unit[:16]} a step")
+        raise Rejected("gain", f"lead {lead.label}: {stated:g} {lead.resolution_unit[:16]} per step")
     return (lead.samples * lead.resolution + lead.offset) * factor
 
 
@@ -153,10 +156,10 @@ def _limits(parsed: Any, chosen: Sequence[Any]) -> tuple[Limits, Limits]:
 
 
 def _words(parsed: Any) -> dict[str, str]:
-    """Patient id, age and sex, and nothing else. An age that the file does not state is its dates' difference.
+    """Patient id, age and sex only. An age that the file does not state is computed from its dates.
 
-    A plain EDF (not EDF+) has one free text for the patient, often with name and birth date in it: its hash tells
-    patients apart as well.
+    A plain EDF (not EDF+) has one free-text patient field, which often contains name and birth date: its hash serves as
+    the patient id.
     """
     patient = parsed.patient
     words = {"patient": patient.patient_id.strip(), "sex": patient.sex if patient.sex in ("M", "F") else ""}
@@ -167,13 +170,13 @@ def _words(parsed: Any) -> dict[str, str]:
     return {kind: word for kind, word in words.items() if word}
 
 
-# ---- the package, and what it is given to read ----
+# ---- calls to the package ----
 
 
 def _package() -> Any:
     try:
         import ecgdatakit
-        import pydicom  # noqa: F401  (ecgdatakit imports it when it meets a DICOM file)
+        import pydicom  # noqa: F401  (ecgdatakit imports it for DICOM files)
     except ImportError as error:
         name = (error.name or "").partition(".")[0]
         raise UserError(f"source.format=clinical needs the package {name}: pip install umbra[clinical]") from error
@@ -181,13 +184,13 @@ def _package() -> Any:
 
 
 def _parsed(root: Path, record: str) -> Any:
-    """The package's record, samples as stored. Raises `Rejected` and `OSError`, whatever the bytes are."""
+    """The decoded file, samples as stored. Raises only `Rejected` and `OSError`, whatever the bytes."""
     package = _package()
     path = contained(root, record)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Rejected("unreadable", "no regular file")
-        with warnings.catch_warnings(record=True) as said:
+            raise Rejected("unreadable", "not a regular file")
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             _check_format(path, package.FileParser.detect_format(path))
             parsed = package.FileParser.parse(path, auto_scale=False)
@@ -197,9 +200,9 @@ def _parsed(root: Path, record: str) -> Any:
         raise
     except package.UnsupportedFormatError as error:
         raise Rejected("format", _short(error)) from error
-    except Exception as error:  # the package's own errors, and whatever else hostile bytes can bring about in it
+    except Exception as error:  # the package's own errors, and any other that malformed files cause in it
         raise Rejected("truncated" if "truncated" in str(error) else "header", _short(error)) from error
-    _check_whole(parsed, [str(warning.message) for warning in said])
+    _check_whole(parsed, [str(warning.message) for warning in caught])
     return parsed
 
 
@@ -208,7 +211,7 @@ def _short(error: Exception) -> str:
 
 
 def _check_format(path: str, known: dict[str, Any] | None) -> None:
-    """Refuses other formats, and files that would unpack to more than the memory that an ECG needs."""
+    """Rejects other formats, and files that are too large or may decompress to far more than an ECG."""
     parser = known["parser"] if known else ""
     if parser not in PARSERS:
         raise Rejected("format", known["name"] if known else "none of the clinical formats")
@@ -224,7 +227,7 @@ def _check_format(path: str, known: dict[str, Any] | None) -> None:
 
 
 def _check_compressed(text: bytes) -> None:
-    """Refuses Philips waveforms whose XLI compression (LZW: up to 600 to 1) could unpack to far more than an ECG."""
+    """Rejects Philips waveforms whose XLI compression (LZW: up to 600 to 1) could expand to far more than an ECG."""
     from ecgdatakit.parsing.helpers.xml import parse_xml_root
 
     if b"xli" not in text.replace(b"\0", b"").lower():  # UTF-8 or UTF-16
@@ -235,7 +238,7 @@ def _check_compressed(text: bytes) -> None:
         try:
             data = base64.b64decode("".join("".join(element.itertext()).split()), validate=True)
         except binascii.Error:
-            continue  # the package refuses it as well
+            continue  # the package rejects it too
         place, longest = 0, 0
         while 0 <= place <= len(data) - 8:
             size = int.from_bytes(data[place : place + 4], "little", signed=True)
@@ -245,11 +248,11 @@ def _check_compressed(text: bytes) -> None:
             raise Rejected("too_large", f"{len(data)} bytes of compressed waveforms")
 
 
-def _check_whole(parsed: Any, said: Sequence[str]) -> None:
-    """Refuses what the package reads with a warning alone: a cut EDF, and one with gaps. Raises `Rejected`."""
+def _check_whole(parsed: Any, messages: Sequence[str]) -> None:
+    """Rejects what the package accepts with only a warning: a truncated EDF, or one with gaps."""
     if not parsed.leads:
         raise Rejected("empty", "no rhythm waveform")
-    if cut := next((message for message in said if message.startswith("EDF file truncated")), ""):
+    if cut := next((message for message in messages if message.startswith("EDF file truncated")), ""):
         raise Rejected("truncated", cut)
     onsets = np.array(parsed.raw_metadata.get("record_onsets", []), float)
     step = parsed.raw_metadata.get("record_duration", 0.0)

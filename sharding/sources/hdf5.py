@@ -1,4 +1,4 @@
-"""HDF5 files: many records in one array (`FILE#ID`), a data set a record in one group (`FILE#NAME`), or one a file."""
+"""HDF5 files: many records in one array (`FILE#ID`), a dataset per record (`FILE#NAME`), or one record per file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -30,7 +30,7 @@ MAX_ID = 256
 
 @dataclass(slots=True)
 class _Opened:
-    """An open file, its array or group of arrays, and where each of its sorted `ids` stands (None: no ids)."""
+    """An open file, its array or group of arrays, its sorted `ids` and their `rows` (None: no ids)."""
 
     file: h5py.File
     signals: h5py.Dataset | h5py.Group
@@ -42,15 +42,15 @@ _opened: OrderedDict[tuple, _Opened] = OrderedDict()
 
 
 def check(options: SourceConfig) -> None:
-    """Raises `UserError` for options that cannot work."""
+    """Raises `UserError` for invalid options."""
     arrays.check_options(options.array, ["rate", "leads"])
 
 
 def find(root: Path, without: str, options: SourceConfig) -> list[str]:
-    """Names of all records in the `.hdf5` and `.h5` files under `root`, sorted; ids that come twice are listed once.
+    """Names of all records in the `.hdf5` and `.h5` files under `root`, sorted; duplicate ids are listed once.
 
-    A file that cannot be used is listed by its own name, so that its reason is reported. Raises `UserError` for options
-    that cannot work, also where they fit none of the files.
+    An unusable file is listed under its own name, so that its reason is reported. Raises `UserError` if the options fit
+    none of the files.
     """
     found: list[str] = []
     refused = []
@@ -71,14 +71,14 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
 def head(root: Path, record: str, options: SourceConfig) -> Head:
     """Rate, length and leads, from the options and the array's shape. See `Head`.
 
-    Where `trim` cuts zeros off, the length is the one before.
+    With `trim`, the length is that before trimming.
     """
     path, _, _, samples = _located(root, record, options.array)
     return Head(options.array.rate, samples, list(options.array.leads), [path])
 
 
 def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
-    """The leads that `wanted` needs, in millivolt. See `Recording`."""
+    """The leads needed for `wanted`, in millivolts. See `Recording`."""
     _, dataset, row, _ = _located(root, record, options.array)
     with _as_rejected():
         values = dataset[()] if row is None else dataset[row]
@@ -86,7 +86,7 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
 
 
 def _located(root: Path, record: str, options: ArrayConfig) -> tuple[str, h5py.Dataset, int | None, int]:
-    """(file, data set, row in it, samples per lead) of a record."""
+    """(file, dataset, row in it, samples per lead) of a record."""
     usable(options)
     match = re.fullmatch(r"(.+?\.(?:hdf5|h5))(?:#(.*))?", record, re.IGNORECASE | re.DOTALL)
     if not match:
@@ -100,7 +100,7 @@ def _located(root: Path, record: str, options: ArrayConfig) -> tuple[str, h5py.D
 
 
 def _find(opened: _Opened, name: str | None) -> tuple[h5py.Dataset, int | None]:
-    """(data set, row in it) of the record `name` of a file; no name: the file is the record."""
+    """(dataset, row in it) of the record `name` of a file; without a name, the file is the record."""
     signals = opened.signals
     if isinstance(signals, h5py.Group):
         if name is None:
@@ -108,7 +108,7 @@ def _find(opened: _Opened, name: str | None) -> tuple[h5py.Dataset, int | None]:
         return _array(_object(signals, name), (2,)), None
     if signals.ndim == 2:
         if name is not None:
-            raise Rejected("missing_file", "the file holds one record alone")
+            raise Rejected("missing_file", "the file holds a single record")
         return signals, None
     if name is None:
         raise Rejected("shape", f"a file of {len(signals)} records; their names are FILE#ID")
@@ -116,7 +116,7 @@ def _find(opened: _Opened, name: str | None) -> tuple[h5py.Dataset, int | None]:
 
 
 def _row(opened: _Opened, name: str) -> int:
-    """Where the record with the id `name` stands, by its row number where the file has no ids."""
+    """The row of the record with the id `name`; if the file has no ids, `name` is the row number."""
     ids, rows = opened.ids, opened.rows
     number = int(name) if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", name) else None
     if ids is None or rows is None:
@@ -152,21 +152,23 @@ def _names(path: str, opened: _Opened) -> list[str]:
 
 
 def _open(root: Path, path: str, options: ArrayConfig) -> _Opened:
-    """The open file, from this process's small store of them where it has not changed since."""
+    """The open file, from this process's cache if it has not changed."""
     full = regular_file(root, path)
     status = os.stat(full)
     key = (os.getpid(), full, status.st_mtime_ns, status.st_size, options.signals, options.ids)
     if key in _opened:
         _opened.move_to_end(key)
         return _opened[key]
-    # libhdf5 goes on with what it knows of a file as long as that is open, also after a change and in a forked process
+    # libhdf5 caches the content of an open file, even if the file has changed or the process was forked
     stale = [old for old in _opened if old[0] != key[0] or old[1] == full] or list(_opened)[: -OPEN_FILES + 1]
     for old in stale:
         _opened.pop(old).file.close()
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401  (registers its filters: blosc, bitshuffle, zstd, ...)
     file = h5py.File(full, "r", locking=False)
     try:
         opened = _Opened(file, _signals(file, options.signals))
-        if options.ids and isinstance(opened.signals, h5py.Dataset) and opened.signals.ndim == 3:
+        if options.ids and isinstance(opened.signals, h5py.Dataset) and opened.signals.ndim > 2:
             opened.ids, opened.rows = _sorted_ids(file, options.ids, len(opened.signals))
     except BaseException:
         file.close()
@@ -178,7 +180,7 @@ def _open(root: Path, path: str, options: ArrayConfig) -> _Opened:
 def _signals(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group:
     if name:
         found = _object(file, name)
-        return found if isinstance(found, h5py.Group) else _array(found, (2, 3))
+        return found if isinstance(found, h5py.Group) else _array(found, (2, 3, 4))
     dimensions: dict[str, int] = {}
 
     def note(name: str, item: h5py.Dataset | h5py.Group) -> bool | None:
@@ -200,12 +202,12 @@ def _signals(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group:
 
 
 def _object(group: h5py.Group, name: str) -> h5py.Dataset | h5py.Group:
-    """What lies at `name` (`/`: the group itself). Links are refused: they may lead out of the input folder."""
+    """The object at `name` (`/`: the group itself). Links are rejected: they may lead out of the input folder."""
     found = group
     for part in filter(None, name.split("/")):
         link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
         if link is None:
-            raise Rejected("missing_file", f"no data set '{name[:100]}'; the file holds {_content(group)}")
+            raise Rejected("missing_file", f"no dataset '{name[:100]}'; the file holds {_content(group)}")
         if not isinstance(link, h5py.HardLink):
             raise Rejected("path", f"'{name[:100]}' is a link")
         found = found[part]
@@ -222,7 +224,7 @@ def _array(dataset: h5py.Dataset | h5py.Group | h5py.Datatype, dimensions: tuple
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim not in dimensions:
         shape = getattr(dataset, "shape", "none")
         raise Rejected(
-            "shape", f"'{dataset.name}' is no array of {' or '.join(map(str, dimensions))} dimensions: {shape}"
+            "shape", f"'{dataset.name}' is not an array of {' or '.join(map(str, dimensions))} dimensions: {shape}"
         )
     _check_storage(dataset)
     if dataset.dtype.kind not in "iuf":
@@ -232,7 +234,14 @@ def _array(dataset: h5py.Dataset | h5py.Group | h5py.Datatype, dimensions: tuple
 
 def _check_storage(dataset: h5py.Dataset) -> None:
     if dataset.is_virtual or dataset.external:
-        raise Rejected("path", f"the values of '{dataset.name}' lie in other files")
+        raise Rejected("path", f"the values of '{dataset.name}' are stored in other files")
+    filters = dataset.id.get_create_plist()
+    for number, _, _, name in (filters.get_filter(i) for i in range(filters.get_nfilters())):
+        if not h5py.h5z.filter_avail(number):
+            known = name.decode("ascii", "replace").partition(";")[0] or "unnamed"
+            raise Rejected(
+                "format", f"'{dataset.name}' is compressed by filter {number} ({known}): pip install hdf5plugin"
+            )
     if dataset.chunks and prod(dataset.chunks) * dataset.dtype.itemsize > MAX_CHUNK:
         raise Rejected("too_large", f"'{dataset.name}' is stored in chunks of more than {MAX_CHUNK >> 20} MiB")
 
@@ -242,7 +251,7 @@ def _sorted_ids(file: h5py.File, name: str, count: int) -> tuple[NDArray, NDArra
     dataset = _object(file, name)
     if not isinstance(dataset, h5py.Dataset) or prod(dataset.shape) != count or count > MAX_RECORDS:
         shape = getattr(dataset, "shape", "none")
-        raise Rejected("shape", f"'{name}' is of shape {shape}, for {count} records")
+        raise Rejected("shape", f"'{name}' has shape {shape}, for {count} records")
     _check_storage(dataset)
     kind, text = dataset.dtype.kind, h5py.check_string_dtype(dataset.dtype)
     if text is None and kind not in "iuf":
@@ -255,15 +264,15 @@ def _sorted_ids(file: h5py.File, name: str, count: int) -> tuple[NDArray, NDArra
     else:
         ids = values.astype(np.int64)
         if not (ids == values).all():
-            raise Rejected("format", "ids that are no whole numbers of 64 bits")
+            raise Rejected("format", "ids that are not 64-bit integers")
     order = np.argsort(ids, kind="stable")
     return ids[order], order
 
 
 def _longest(dataset: h5py.Dataset) -> int:
-    """Bytes of the longest text of variable length, from the stored lengths: libhdf5 believes any, up to 4 GiB a text.
+    """Bytes of the longest variable-length string, from the stored lengths: libhdf5 trusts any, up to 4 GiB each.
 
-    Each text is stored as 16 bytes: its length, then where it lies (HDF5 file format specification, global heap ids).
+    A string is stored as 16 bytes, its length and then its address (HDF5 file format specification, global heap ids).
     """
     storage = dataset.id
     if storage.get_create_plist().get_nfilters():
@@ -278,13 +287,13 @@ def _longest(dataset: h5py.Dataset) -> int:
     else:
         raise Rejected("format", "ids stored neither in one piece nor in chunks")
     if not stored or len(stored) % 16:
-        raise Rejected("format", "ids that are not stored as texts")
+        raise Rejected("format", "ids that are not stored as strings")
     return int(np.frombuffer(stored, "<u4")[::4].max())
 
 
 @contextmanager
 def _as_rejected() -> Iterator[None]:
-    """Turns what h5py raises for damaged files into `Rejected`, and failures of the file system into `OSError`."""
+    """Converts h5py's errors for damaged files to `Rejected`, and file system errors to `OSError`."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:

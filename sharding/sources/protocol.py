@@ -1,6 +1,6 @@
-"""What a source is: a module of this folder that reads one format. Its name in `FILES` makes it known.
+"""The interface of a source: a module of this folder that reads one format, registered in `FILES`.
 
-A record in a file of many is named `FILE#ID`.
+A record in a file of several is named `FILE#ID`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sharding import watchdog
 from sharding.metadata import TableConfig
 from umbra.errors import UserError
 
-FILES = {  # the endings of the files that a format's module reads
+FILES = {  # format -> the endings of its files
     "wfdb": ".hea",
     "hdf5": ".h5 or .hdf5",
-    "table": ".npy, .npz, .csv or .txt",
+    "table": ".npy, .npz, .mat, .csv or .txt",
     "tars": ".tar",
     "clinical": ".xml, .dcm, .scp or .edf",
 }
@@ -30,7 +30,7 @@ FILES = {  # the endings of the files that a format's module reads
 
 @dataclass
 class ArrayConfig:
-    """What a bare array (HDF5, NumPy, CSV, tar member) leaves unsaid."""
+    """What a bare array (HDF5, NumPy, CSV, tar member) does not state itself."""
 
     rate: float = 0.0
     """Sampling rate in Hz."""
@@ -41,41 +41,41 @@ class ArrayConfig:
     leads_last: bool = False
     """Whether the array is `[samples, leads]` instead of `[leads, samples]`."""
     trim: bool = False
-    """Whether zeros in all leads at both ends are taken for padding and cut off."""
+    """Whether zeros in all leads at both ends are padding and are trimmed."""
     signals: str = ""
-    """The HDF5 data set, npz key or file ending in a tar that holds the array."""
+    """The HDF5 dataset, npz key or file ending in a tar that holds the array."""
     ids: str = ""
-    """The HDF5 data set of the records' ids (none: their row numbers)."""
+    """The HDF5 dataset of the records' ids (empty: the row numbers)."""
     meta: str = ""
     """The ending of a tar's JSON member."""
 
 
 @dataclass
 class SourceConfig:
-    """A data set as it was downloaded."""
+    """The data set that is read."""
 
     name: str = "wfdb"
-    """The data set's name, part of every pseudonym: 1 to 40 letters, digits, - and _, because it is public."""
+    """The data set's name, part of every pseudonym and public: 1 to 40 letters, digits, - and _."""
     format: str = "wfdb"
     """The module of sharding/sources that reads the data set."""
     public: bool = False
-    """Whether anyone may see the recordings, so that no pseudonym key is needed."""
+    """Whether the recordings are public, so that no pseudonym key is needed."""
     parts: dict[str, str] = field(default_factory=dict)
-    """Folder -> the name of the source (a site, a set) whose records lie below any folder of that name; the others
-    are `name`'s."""
+    """Maps folder names to names of sources (sites, data sets): a record below such a folder is of that source, any
+    other of `name`."""
     vocabulary: list[str] = field(default_factory=list)
-    """Codes and words that may leave `private/` beside those of sharding/vocabulary.py (CinC's SNOMED CT concepts,
-    PTB-XL's statements)."""
+    """Codes and words that are allowed outside `private/` besides those of sharding/vocabulary.py (CinC's SNOMED CT
+    concepts, PTB-XL's statements)."""
     table: TableConfig = field(default_factory=TableConfig)
     """The table that comes with the data set."""
     array: ArrayConfig = field(default_factory=ArrayConfig)
-    """What the data set's bare arrays leave unsaid."""
+    """What the data set's bare arrays do not state themselves."""
 
 
 class Rejected(Exception):
-    """A record that cannot be used: `reason` is one word of a closed list, `detail` says more and stays private.
+    """A record that cannot be used: `reason` is from a closed list, `detail` says more and stays private.
 
-    `files` are the record's, as far as its header can be read (none: the file that its name names).
+    `files`: the record's files, as far as its header can be read (empty: the file in its name).
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -86,8 +86,8 @@ class Rejected(Exception):
 
 @dataclass(slots=True)
 class Head:
-    """What a header says: `rate` in Hz, `samples` per lead, signal names, `files` (relative, the header first), and the
-    raw words for patient, age, sex and codes (empty where there are none)."""
+    """Contents of a header: `rate` in Hz, `samples` per lead, signal names, `files` (relative, the header first), and
+    the raw words for patient, age, sex and codes (only those present)."""
 
     rate: float
     samples: int
@@ -98,7 +98,7 @@ class Head:
 
 @dataclass(slots=True)
 class Recording:
-    """`mv` [leads, samples] float32 with canonical lead names; `flags` are remarks on its quality.
+    """`mv` [leads, samples] float32 with canonical lead names; `flags` describe its quality.
 
     `missing`, `saturated` and `at_limit` [samples] bool: some lead has no value (0 in `mv`), stays at a limit of its
     converter, or is at one (see `sharding.saturation`); None where none does.
@@ -125,28 +125,28 @@ class Source(Protocol):
         ...
 
     def check(self, options: SourceConfig) -> None:
-        """Raises `UserError` for options that cannot work or packages that are missing."""
+        """Raises `UserError` for invalid options or missing packages."""
         ...
 
     def find(self, root: Path, without: str, options: SourceConfig) -> list[str]:
-        """Names of all records under the folder, sorted; `without`: a subfolder left out.
+        """Names of all records under the folder, sorted; `without`: a subfolder to skip.
 
         Raises `UserError` for options that fit no file.
         """
         ...
 
     def head(self, root: Path, record: str, options: SourceConfig) -> Head:
-        """What the header says, without reading signals."""
+        """Reads the header, but not the signals."""
         ...
 
     def read(self, root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
-        """The leads needed for `wanted`, in millivolt."""
+        """The leads needed for `wanted`, in millivolts."""
         ...
 
 
 @runtime_checkable
 class PiecewiseSource(Source, Protocol):
-    """A source that reads parts of a record as well: one of more than `MAX_READ` values is read in pieces."""
+    """A source that can read parts of a record: one of more than `MAX_READ` values is read in pieces."""
 
     @property
     def MAX_READ(self) -> int: ...
@@ -159,7 +159,7 @@ class PiecewiseSource(Source, Protocol):
         options: SourceConfig,
         span: tuple[int, int] | None = None,
     ) -> Recording:
-        """The leads needed for `wanted`, of the samples from the first to before the last of `span`."""
+        """The leads needed for `wanted`; of the samples `span[0]` to `span[1]` (exclusive) if given."""
         ...
 
 
@@ -171,9 +171,9 @@ def module(name: str) -> Source:
 
 
 def files_below(root: Path, without: str, endings: tuple[str, ...]) -> list[str]:
-    """Names (relative paths) of all files under `root` with one of the endings (lower case), in any case, sorted.
+    """Names (relative paths) of all files under `root` with one of the endings (lower case), ignoring case, sorted.
 
-    Links to folders are followed, each folder once; the subfolder `without` (relative) is left out.
+    Symlinks to folders are followed, each folder once; the subfolder `without` (relative) is skipped.
     """
     found, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -191,7 +191,7 @@ def files_below(root: Path, without: str, endings: tuple[str, ...]) -> list[str]
 
 
 def contained(root: Path, record: str) -> str:
-    """`root/record` as text. Raises `Rejected` for a name that is absolute or climbs with `..` out of the folder."""
+    """`root/record` as text. Raises `Rejected` for a name that is absolute or leaves the folder by `..`."""
     odd = not record or record[0] in "/~" or "\0" in record
     if not odd and (".." in record or ":" in record):
         parts = record.replace("\\", "/").split("/")
@@ -202,7 +202,7 @@ def contained(root: Path, record: str) -> str:
 
 
 def read_at(path: str, offset: int, size: int) -> bytes:
-    """Up to `size` bytes of a file from `offset` on, without a buffer between: most files here are read once, whole."""
+    """Up to `size` bytes of a file from `offset`, unbuffered: most files are read once and whole."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts, left = [], size

@@ -1,6 +1,8 @@
-"""One's own arrays: a record a `.npy`, `.npz`, `.csv` or `.txt` file, or a row (`FILE#ROW`) of a `.npy` `[N, ., .]`.
+"""Arrays of the user: a record is a `.npy`, `.npz`, `.mat`, `.csv` or `.txt` file, or a row (`FILE#ROW`) of a 3-D
+`.npy`.
 
-In text files the columns are leads and may be named by the first line; without names, rows may be the leads as well.
+In text files the columns are leads, which the first line may name, with their unit (`II [uV]`) or without it; without
+names, the rows may be the leads instead.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from sharding import watchdog
-from sharding.sources import arrays
+from sharding import signal, watchdog
+from sharding.sources import arrays, matlab
 from sharding.sources.arrays import regular_file, usable
 from sharding.sources.protocol import ArrayConfig, Head, Recording, Rejected, SourceConfig, contained, files_below
 from umbra import leads as lead_names
 
-ENDINGS = (".npy", ".npz", ".csv", ".txt")
+ENDINGS = (".npy", ".npz", ".csv", ".txt", ".mat")
 MAX_TEXT = 1 << 29
 MAX_LINE = 1 << 22
 _NO_NUMBER = ("", "na", "n/a", "null", "none")
@@ -52,21 +54,21 @@ _BROKEN = (
 
 
 def check(options: SourceConfig) -> None:
-    """Raises `UserError` for options that cannot work."""
+    """Raises `UserError` for invalid options."""
     arrays.check_options(options.array, ["rate"])
 
 
 def find(root: Path, without: str, options: SourceConfig) -> list[str]:
-    """Names of all records under `root`, sorted; a `.npy` of three dimensions gives one a row. Tables are left out.
+    """Names of all records under `root`, sorted; a `.npy` of three dimensions gives one per row. Tables are left out.
 
-    Raises `UserError` for arrays that need options.
+    Raises `UserError` for missing options.
     """
     found = []
     for path in files_below(root, without, ENDINGS):
         if path in options.table.file:
             continue
         watchdog.restart()
-        if path.lower().endswith((".npy", ".npz")):
+        if path.lower().endswith((".npy", ".npz", ".mat")):
             arrays.check_options(options.array, ["leads"])
         found += _rows(root, path)
     return sorted(found)
@@ -75,7 +77,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
 def head(root: Path, record: str, options: SourceConfig) -> Head:
     """Rate, length and leads, from an array's header or a text's first line and number of lines. See `Head`.
 
-    Where `trim` cuts zeros off, the length is the one before.
+    With `trim`, the length is that before trimming.
     """
     path, row = _located(root, record)
     shape, config = _shape(regular_file(root, path), row, options.array)
@@ -83,7 +85,7 @@ def head(root: Path, record: str, options: SourceConfig) -> Head:
 
 
 def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
-    """The leads that `wanted` needs, in millivolt. See `Recording`."""
+    """The leads needed for `wanted`, in millivolts. See `Recording`."""
     path, row = _located(root, record)
     full = regular_file(root, path)
     shape, config = _shape(full, row, options.array)
@@ -103,11 +105,11 @@ def _rows(root: Path, path: str) -> list[str]:
         shape = _memory_map(regular_file(root, path)).shape
     except (Rejected, OSError):
         return [path]
-    return [f"{path}#{row}" for row in range(shape[0])] if len(shape) == 3 else [path]
+    return [f"{path}#{row}" for row in range(shape[0])] if len(shape) > 2 else [path]
 
 
 def _located(root: Path, record: str) -> tuple[str, int | None]:
-    """(file, row) of a record's name; a table's name may leave the file's ending out."""
+    """(file, row) of a record's name; the names in a table may omit the file's ending."""
     if record.lower().endswith(ENDINGS):
         return record, None
     match = re.fullmatch(r"(.+)#([0-9]{1,18})", record, re.DOTALL)
@@ -122,7 +124,7 @@ def _located(root: Path, record: str) -> tuple[str, int | None]:
 
 
 def _shape(full: str, row: int | None, options: ArrayConfig) -> tuple[Sequence[int], ArrayConfig]:
-    """(shape of the record's array, the options with this file's own leads and orientation)."""
+    """(shape of the record's array, the options with this file's leads and orientation)."""
     usable(options)
     ending = full[-4:].lower()
     if row is not None and ending != ".npy":
@@ -133,9 +135,12 @@ def _shape(full: str, row: int | None, options: ArrayConfig) -> tuple[Sequence[i
         if ending == ".npz":
             with zipfile.ZipFile(full) as archive, archive.open(_member(archive, options.signals)) as file:
                 return _npy_shape(file), options
+        if ending == ".mat":
+            return matlab.array(full, options.signals).shape, options
         layout = _layout(full, options)
     samples = layout.lines - layout.skip
-    return (samples, len(layout.columns)), replace(options, leads=layout.leads, leads_last=layout.leads_last)
+    own = replace(options, leads=layout.leads, leads_last=layout.leads_last, units=layout.units or options.units)
+    return (samples, len(layout.columns)), own
 
 
 def _values(full: str, row: int | None, options: ArrayConfig) -> NDArray:
@@ -145,6 +150,8 @@ def _values(full: str, row: int | None, options: ArrayConfig) -> NDArray:
     if ending == ".npz":
         with zipfile.ZipFile(full) as archive, archive.open(_member(archive, options.signals)) as file:
             return npy.read_array(file, allow_pickle=False)
+    if ending == ".mat":
+        return matlab.array(full, options.signals)
     return _numbers(full, _layout(full, options))
 
 
@@ -152,7 +159,7 @@ def _values(full: str, row: int | None, options: ArrayConfig) -> NDArray:
 
 
 def _memory_map(full: str) -> np.memmap:
-    """The array of a `.npy` file, not read yet. Raises `Rejected`, also for Python objects, which are never loaded."""
+    """The array of a `.npy` file, memory-mapped. Raises `Rejected`, also for Python objects, which are never loaded."""
     try:
         with _as_rejected("header"), np.errstate(over="ignore"):
             return npy.open_memmap(full, mode="r")
@@ -165,7 +172,7 @@ def _memory_map(full: str) -> np.memmap:
 def _record_of(values: NDArray, row: int | None) -> NDArray:
     if row is None:
         return values
-    if values.ndim != 3:
+    if values.ndim < 3:
         raise Rejected("shape", f"a row of an array of shape {values.shape}, not three-dimensional")
     if row >= len(values):
         raise Rejected("missing_file", f"row {row} of {len(values)}")
@@ -199,7 +206,7 @@ def _npy_shape(file: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a text file is to be read: `delimiter` (empty: spaces), `fields` a line, and which `columns` to take."""
+    """How to read a text file: `delimiter` (empty: spaces), `fields` per line, and the `columns` to use."""
 
     delimiter: str
     decimal: str
@@ -209,6 +216,7 @@ class _Layout:
     columns: list[int]
     leads: list[str]
     leads_last: bool = True
+    units: str = ""
 
 
 def _layout(full: str, options: ArrayConfig) -> _Layout:
@@ -220,13 +228,19 @@ def _layout(full: str, options: ArrayConfig) -> _Layout:
         lines = _lines(file)
     if len(first) >= MAX_LINE - 4:
         raise Rejected("header", "a line that does not end")
+    first = first.removeprefix("#").lstrip()  # numpy.savetxt writes its header as a comment
     delimiter = next((mark for mark in ";\t," if mark in first), "")
     decimal = "," if delimiter in (";", "\t") and "," in (second or first) else "."
     words = [word.strip().strip("\"'").strip() for word in (first.split(delimiter) if delimiter else first.split())]
     skip = int(_is_header(words, decimal))
-    columns = [i for i, word in enumerate(words) if skip and lead_names.canonical(word)]
+    named = [_name_and_unit(word) for word in words]
+    columns = [i for i, (name, _) in enumerate(named) if skip and lead_names.canonical(name)]
     if columns:
-        return _Layout(delimiter, decimal, skip, lines, len(words), columns, [words[i] for i in columns])
+        units = {named[i][1] for i in columns}
+        if len(units) > 1:
+            raise Rejected("units", f"columns in {', '.join(sorted(unit or 'no unit' for unit in units))}")
+        names = [named[i][0] for i in columns]
+        return _Layout(delimiter, decimal, skip, lines, len(words), columns, names, units=units.pop())
     if not options.leads:
         raise Rejected("missing_lead", "the first line names no lead, and source.array.leads is not set")
     columns = list(range(int(bool(skip and not words[0])), len(words)))
@@ -234,8 +248,16 @@ def _layout(full: str, options: ArrayConfig) -> _Layout:
     return _Layout(delimiter, decimal, skip, lines, len(words), columns, options.leads, not turned)
 
 
+def _name_and_unit(word: str) -> tuple[str, str]:
+    """(name, unit) of a column's title such as `II [uV]` or `aVR (mV)`; the unit is empty if none is stated."""
+    match = re.fullmatch(r"(.*?)[\s_]*[\[(]([^\[\]()]+)[\])]", word)
+    if not match or signal.to_millivolt(match[2].strip()) is None:
+        return word, ""
+    return match[1], match[2].strip()
+
+
 def _is_header(words: list[str], decimal: str) -> bool:
-    """Whether a first line holds names: any word, or the `0,1,2,...` that stands for them."""
+    """Whether a first line is a header: it has a word that is not a number, or is `0,1,2,...` in place of names."""
     numbers = words if words[:1] != [""] else words[1:]
     if len(numbers) > 1 and numbers == [str(i) for i in range(len(numbers))]:
         return True
@@ -264,7 +286,7 @@ def _lines(file: Any) -> int:
 
 
 def _numbers(full: str, layout: _Layout) -> NDArray[np.float64]:
-    """The columns of a text file as `[lines, columns]`, NaN where there is no number."""
+    """The columns of a text file as `[lines, columns]`, NaN for missing values."""
     if not layout.delimiter:
         columns = layout.columns
         return np.loadtxt(full, skiprows=layout.skip, usecols=columns, ndmin=2, encoding="utf-8-sig", comments=None)
@@ -287,11 +309,11 @@ def _numbers(full: str, layout: _Layout) -> NDArray[np.float64]:
 
 @contextmanager
 def _as_rejected(reason: str) -> Iterator[None]:
-    """Turns what the parsers raise for damaged files into `Rejected`; failures of the file system stay `OSError`."""
+    """Converts the parsers' errors for damaged files to `Rejected`; file system errors stay `OSError`."""
     try:
         yield
     except (*_BROKEN, OSError) as error:
-        # a zip's own wrong offsets end in EINVAL, a damaged bzip2 stream in no number at all
+        # wrong offsets in a zip give EINVAL, a damaged bzip2 stream gives no errno
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise Rejected(reason, " ".join(str(error).split())[:200] or type(error).__name__) from error

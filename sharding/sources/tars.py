@@ -1,7 +1,7 @@
-"""WebDataset tars with one array a sample: `KEY.EXT` holds the array (npy), `KEY.META` what is known of it (JSON).
+"""WebDataset tars with one array per sample: `KEY.EXT` holds the array (npy), `KEY.META` its metadata (JSON).
 
-A tar is walked once a process, header by header, and remembered as offsets; samples are then read in any order. The key
-is the path up to the first dot of the file's name, as webdataset has it.
+A tar is scanned once per process, header by header, and indexed by offsets; samples are then read in any order. The key
+is the path up to the first dot of the file name, as in webdataset.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ NOT_PLAIN, TWICE = -1, -2
 
 @dataclass(frozen=True)
 class Index:
-    """Where the samples of a tar lie: `hashes` [n] of their keys, sorted; `places` [n, 4]: offset and bytes of the
+    """The samples of a tar: `hashes` [n] of their keys, sorted; `places` [n, 4]: offset and bytes of the
     array, offset and bytes of the JSON (0: none; NOT_PLAIN: a link or sparse; TWICE: several members of one name).
 
-    `damage` is (reason, detail) of where the walk through the archive had to end early.
+    `damage`: (reason, detail) if the scan of the archive ended early.
     """
 
     hashes: NDArray[np.uint64]
@@ -54,14 +54,14 @@ class Index:
 
 
 def check(options: SourceConfig) -> None:
-    """Raises `UserError` for options that cannot work."""
+    """Raises `UserError` for invalid options."""
     arrays.check_options(options.array, ["rate", "leads"])
 
 
 def find(root: Path, without: str, options: SourceConfig) -> list[str]:
     """Names `FILE.tar#KEY` of all samples under `root`, sorted; a compressed or damaged tar also as `FILE.tar`.
 
-    Raises `UserError` for options that cannot work.
+    Raises `UserError` for options that fit no member.
     """
     found: list[str] = []
     endings: set[str] = set()
@@ -83,7 +83,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
         held = ", ".join(sorted(endings)[:10])
         raise UserError(f"source.array.signals={ext}: no tar holds a member KEY.{ext}; they hold KEY with {held}")
     jsons = sorted(ending for ending in endings if ending.endswith("json"))
-    if meta and meta not in endings and jsons:  # without it, patients would dissolve into their records
+    if meta and meta not in endings and jsons:  # without it, each record would count as its own patient
         raise UserError(
             f"source.array.meta={meta}: no tar holds a member KEY.{meta}; they hold KEY with {', '.join(jsons[:10])} "
             "(source.array.meta= reads none)"
@@ -92,7 +92,7 @@ def find(root: Path, without: str, options: SourceConfig) -> list[str]:
 
 
 def head(root: Path, record: str, options: SourceConfig) -> Head:
-    """What the array's npy header and the JSON member say. See `Head`."""
+    """Reads the array's npy header and the JSON member. See `Head`."""
     check(options)
     file, path, place = _located(root, record, options)
     with open(path, "rb", buffering=0) as tar:
@@ -103,7 +103,7 @@ def head(root: Path, record: str, options: SourceConfig) -> Head:
 
 
 def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) -> Recording:
-    """The leads that `wanted` needs, in millivolt. See `Recording`."""
+    """The leads needed for `wanted`, in millivolts. See `Recording`."""
     _, path, place = _located(root, record, options)
     with open(path, "rb", buffering=0) as tar:
         shape, fortran, kind, start = _array_header(tar.fileno(), place[0], place[1])
@@ -114,7 +114,7 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
 
 
 def _endings(options: SourceConfig) -> tuple[str, str]:
-    """(ending of the array's member, of the JSON member) without a dot before; webdataset ignores their case."""
+    """(ending of the array's member, of the JSON member) without leading dot; webdataset ignores their case."""
     signals, meta = options.array.signals or "npy", options.array.meta
     return signals.lower().lstrip("."), meta.lower().lstrip(".")
 
@@ -127,7 +127,7 @@ def _located(root: Path, record: str, options: SourceConfig) -> tuple[str, str, 
     match = re.fullmatch(r"(.*?\.tar)(?:#(.*))?", record, re.IGNORECASE | re.DOTALL)
     if match is None:
         if record.partition("#")[0].lower().endswith(COMPRESSED):
-            raise Rejected("format", "a compressed tar cannot be read from the middle: decompress it to a .tar")
+            raise Rejected("format", "a compressed tar has no random access: decompress it to a .tar")
         raise Rejected("header", "a sample of a tar is named FILE.tar#KEY")
     file, key = match.groups()
     path = contained(root, file)
@@ -152,15 +152,15 @@ def _located(root: Path, record: str, options: SourceConfig) -> tuple[str, str, 
 
 
 def _array_header(file: int, offset: int, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """(shape, Fortran order, dtype, where the values start) of the npy member at `offset`. Raises `Rejected`."""
+    """(shape, Fortran order, dtype, offset of the values) of the npy member at `offset`. Raises `Rejected`."""
     stream = io.BytesIO(_pread(file, offset, min(size, NPY_HEAD)))
     try:
         version = np.lib.format.read_magic(stream)
         reading = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, kind = reading[version](stream)
     except KeyError as error:
-        raise Rejected("format", "an npy file of another version than 1 and 2") from error
-    except Exception as error:  # numpy evaluates the header's text as Python: what it may raise is not documented
+        raise Rejected("format", "an npy file of a version other than 1 and 2") from error
+    except Exception as error:  # numpy evaluates the header as Python: the errors that it raises are not documented
         raise Rejected("header", "not the header of an npy file") from error
     if not (np.issubdtype(kind, np.floating) or np.issubdtype(kind, np.integer)):
         raise Rejected("format", f"an array of {kind}, not of real numbers")
@@ -180,14 +180,14 @@ def _meta(file: int, offset: int, size: int) -> dict[str, Any]:
     try:
         meta = json.loads(_pread(file, offset, size))
     except (ValueError, RecursionError) as error:
-        raise Rejected("header", "a JSON member that is no JSON") from error
+        raise Rejected("header", "a JSON member that is not valid JSON") from error
     if not isinstance(meta, dict):
-        raise Rejected("header", "a JSON member that is no object")
+        raise Rejected("header", "a JSON member that is not an object")
     return meta
 
 
 def _words(meta: dict[str, Any], table: TableConfig) -> dict[str, str]:
-    """The words of the keys that `table` names: the first that is there; of `codes`, all. Lists are joined by `;`."""
+    """The values of the keys that `table` names: the first that exists; all for `codes`. Lists are joined by `;`."""
     words = {}
     for kind in ("patient", "age", "sex"):
         if name := next((n for n in getattr(table, kind) if n in meta), None):
@@ -220,7 +220,7 @@ _cache: OrderedDict[tuple[Any, ...], Index] = OrderedDict()
 
 
 def _index(path: str, options: SourceConfig) -> Index:
-    """The index of a tar; those used last are kept, `CACHED_KEYS` samples in all, as long as their files stay alike."""
+    """The index of a tar, cached (LRU, `CACHED_KEYS` samples in total) as long as the file is unchanged."""
     status = os.stat(path)
     known = (path, status.st_mtime_ns, status.st_size, *_endings(options))
     if known not in _cache:
@@ -232,9 +232,9 @@ def _index(path: str, options: SourceConfig) -> Index:
 
 
 def _scan(path: str, options: SourceConfig) -> tuple[list[str], set[str], Index]:
-    """(keys with an array, some 100 endings seen, index) of one walk through a tar. Raises `Rejected`, `OSError`."""
+    """Scans a tar -> (keys with an array, about 100 of the endings, index). Raises `Rejected` and `OSError`."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Rejected("unreadable", "the tar is no regular file")
+        raise Rejected("unreadable", "the tar is not a regular file")
     ext, meta = _endings(options)
     keys: list[str] = []
     endings: set[str] = set()
@@ -259,7 +259,7 @@ def _scan(path: str, options: SourceConfig) -> tuple[list[str], set[str], Index]
 
 
 def _sorted(hashes: Numbers, offsets: Numbers, sizes: Numbers) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """(hashes, their [n, 2] offset and bytes), sorted, one row a key."""
+    """(hashes, their [n, 2] offset and bytes), sorted, one row per key."""
     unique, first, count = np.unique(np.array(hashes, np.uint64), return_index=True, return_counts=True)
     places = np.stack([np.array(offsets, np.int64), np.array(sizes, np.int64)], axis=1)[first]
     places[count > 1, 1] = TWICE
@@ -276,7 +276,7 @@ def _joined(arrays: tuple[Any, Any], metas: tuple[Any, Any], damage: tuple[str, 
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(key, ending in lower case) of a member; no key for files that webdataset passes over (`__meta__`, `.hidden`)."""
+    """(key, ending in lower case) of a member; no key for files that webdataset skips (`__meta__`, `.hidden`)."""
     if re.match(r"__[^/]*__($|/)", name):
         return "", ""
     folder, slash, file = name.rpartition("/")
@@ -292,7 +292,7 @@ def _hash(key: str) -> int:
 
 
 def _members(file: int, end: int) -> Iterator[tuple[str, str, int, int]]:
-    """(name, type, offset of the data, bytes) of each member. Raises `Rejected` where the archive is cut or damaged."""
+    """(name, type, offset of the data, bytes) of each member. Raises `Rejected` if the tar is truncated or damaged."""
     place = 0
     extra: dict[str, Any] = {}
     while True:
@@ -309,7 +309,7 @@ def _members(file: int, end: int) -> Iterator[tuple[str, str, int, int]]:
         size = _decimal(extra["size"]) if "size" in extra else size
         held = 0 if kind in "123456" else size
         if size < 0 or data + held > end:
-            raise Rejected("truncated", f"a member that ends {data + held - end} bytes behind the archive's end")
+            raise Rejected("truncated", f"a member that ends {data + held - end} bytes after the archive's end")
         place = data + -(-held // BLOCK) * BLOCK
         if kind in "LKxXg":
             extra |= _extra(file, kind, data, size)
@@ -319,7 +319,7 @@ def _members(file: int, end: int) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _after_sparse_map(file: int, block: bytes, data: int) -> int:
-    """Where a GNU sparse member's data start: behind the blocks that go on with its map."""
+    """Where the data of a GNU sparse member start: after the blocks that continue its map."""
     more = block[482]
     while more:
         more = _pread(file, data, BLOCK)[504]
@@ -328,7 +328,7 @@ def _after_sparse_map(file: int, block: bytes, data: int) -> int:
 
 
 def _extra(file: int, kind: str, offset: int, size: int) -> dict[str, str]:
-    """What a long-name or pax header says of the member that follows: `path`, `size`, `sparse`."""
+    """What a long-name or pax header sets for the next member: `path`, `size`, `sparse`."""
     if size > MAX_EXTRA:
         raise Rejected("header", f"a member header of {size} bytes")
     data = _pread(file, offset, size)
@@ -368,11 +368,11 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big") - (field[0] == 0xFF) * (1 << 8 * (len(field) - 1))
     text = field.split(b"\0", 1)[0].strip()
     if text and not re.fullmatch(rb"[0-7]+", text):
-        raise Rejected("header", "a member header with a number that is none")
+        raise Rejected("header", "a member header with an invalid number")
     return int(text or b"0", 8)
 
 
 def _decimal(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,19}", text):
-        raise Rejected("header", "a pax header with a number that is none")
+        raise Rejected("header", "a pax header with an invalid number")
     return int(text)

@@ -31,7 +31,7 @@ ENDINGS = (".hea",)
 
 @dataclass(frozen=True)
 class Format:
-    """How samples lie in bytes: `bits` each, as `dtype` less `offset` (None: packed), and the extreme values."""
+    """How samples are stored: `bits` each, as `dtype` (None: packed) minus `offset`, and the extreme values."""
 
     bits: int
     dtype: str | None
@@ -43,7 +43,7 @@ class Format:
         return -self.lowest - 1
 
 
-# The lowest value of each format means "no sample here".
+# The lowest value of each format marks a missing sample.
 FORMATS = {
     "16": Format(16, "<i2", 0, -(1 << 15)),
     "24": Format(24, None, 0, -(1 << 23)),
@@ -56,13 +56,13 @@ FORMATS = {
 
 
 def check(options: SourceConfig) -> None:
-    """WFDB headers leave nothing unsaid."""
+    """WFDB needs no options."""
 
 
 def find(root: Path, without: str = "", options: SourceConfig | None = None) -> list[str]:
     """Names (relative paths without `.hea`) of all headers under `root`, sorted. See `files_below`.
 
-    A header whose ending has capitals keeps it in its record's name.
+    An ending with capitals (`.HEA`) stays part of the record's name.
     """
     return sorted(name.removesuffix(".hea") for name in files_below(root, without, ENDINGS))
 
@@ -73,7 +73,7 @@ def _header_file(record: str) -> str:
 
 
 def head(root: Path, record: str, options: SourceConfig | None = None) -> Head:
-    """What the header says; the length is the signal file's where the header gives none. See `Head`."""
+    """Reads the header; the length is taken from the signal file if the header has none. See `Head`."""
     files = [_header_file(record)]
     try:
         header = _read_header(root, record)
@@ -94,7 +94,7 @@ def read(
     options: SourceConfig | None = None,
     span: tuple[int, int] | None = None,
 ) -> Recording:
-    """The leads that `wanted` needs, in millivolt; of `span` only, from an even sample to one past the last."""
+    """The leads needed for `wanted`, in millivolts; of `span` only, if given (even start, exclusive end)."""
     header = _read_header(root, record)
     names, picked = _picked(tuple([s.name for s in header.signals]), tuple(wanted))
     values, sums = _digital(root, record, header, picked, span or (0, header.samples or _length(root, record, header)))
@@ -124,7 +124,7 @@ def _limits(layouts: tuple[Layout, ...]) -> tuple[Limits, Limits]:
 
 @lru_cache(maxsize=4096)
 def _picked(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(leads, their rows among the signals) that `wanted` is made of. Raises `Rejected`."""
+    """(leads, their rows among the signals) needed for `wanted`. Raises `Rejected`."""
     try:
         rows = lead_names.index(signals)
     except ValueError as error:
@@ -136,7 +136,7 @@ def _picked(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[st
 
 
 def digital(root: Path, record: str) -> NDArray[np.integer]:
-    """All signals of a record as they are stored, `[signals, samples]`."""
+    """All signals of a record as stored, `[signals, samples]`."""
     header = _read_header(root, record)
     span = (0, header.samples or _length(root, record, header))
     return _digital(root, record, header, range(len(header.signals)), span)[0]
@@ -154,7 +154,7 @@ def _millivolt(values: NDArray[np.integer], lines: list[SignalLine]) -> NDArray[
 
 @lru_cache(maxsize=4096)
 def _scale(layouts: tuple[Layout, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(millivolts per step, baselines), each `[signals, 1]`, of signals in units of voltage."""
+    """(millivolts per step, baselines), each `[signals, 1]`, of signals in voltage units."""
     factors = [signal.to_millivolt(layout.units) for layout in layouts]
     scale = np.array([[f / layout.gain] for f, layout in zip(factors, layouts)], np.float64)  # type: ignore[operator]
     return scale, np.array([[layout.baseline] for layout in layouts], np.float64)
@@ -179,14 +179,14 @@ def _digital(
 
 
 def _by_file(signals: list[SignalLine]) -> list[tuple[int, list[SignalLine]]]:
-    """Signals of one file are interleaved in it and stand on consecutive lines: (first row, its lines) a file."""
+    """(first row, signal lines) of each file; its signals are interleaved and must be on consecutive lines."""
     groups: list[tuple[int, list[SignalLine]]] = []
     row = 0
     for _, lines in groupby(signals, attrgetter("file")):
         groups.append((row, list(lines)))
         row += len(groups[-1][1])
     if len({lines[0].file for _, lines in groups}) < len(groups):
-        raise Rejected("header", "the signals of one file do not stand on consecutive lines")
+        raise Rejected("header", "the signals of one file are not on consecutive lines")
     return groups
 
 
@@ -230,7 +230,7 @@ def unpack(data: bytes, form: str, count: int) -> NDArray[np.integer]:
 
 @lru_cache(maxsize=4096)
 def _format(layouts: tuple[Layout, ...]) -> Format:
-    """The format of one file's signals. Raises `Rejected` for what cannot be read."""
+    """The format of one file's signals. Raises `Rejected` if it is not supported."""
     first = layouts[0]
     if len({(layout.format, layout.offset) for layout in layouts}) > 1:
         raise Rejected("header", "signals of one file with several formats or offsets")
@@ -269,7 +269,7 @@ def _size(path: str) -> int:
     except (ValueError, OSError) as error:
         raise Rejected("unreadable", "signal file") from error
     if not stat.S_ISREG(status.st_mode):
-        raise Rejected("unreadable", "signal file is no regular file")
+        raise Rejected("unreadable", "signal file is not a regular file")
     return status.st_size
 
 
@@ -283,8 +283,8 @@ def _read_header(root: Path, record: str) -> Header:
     path = _header_file(contained(root, record))
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Rejected("unreadable", "header is no regular file")
-        data = read_at(path, 0, 1 << 14)  # few are longer, and a large buffer costs more than the file
+            raise Rejected("unreadable", "header is not a regular file")
+        data = read_at(path, 0, 1 << 14)  # few headers are longer, and a large buffer would cost more than the read
         data += read_at(path, len(data), MAX_HEADER + 1 - len(data)) if len(data) == 1 << 14 else b""
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Rejected("missing_file", "header") from error

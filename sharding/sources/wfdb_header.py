@@ -1,7 +1,7 @@
-"""The text of a WFDB header, `.hea`, in its many dialects.
+"""Parses WFDB headers, `.hea`, in their many dialects.
 
-Format: https://www.physionet.org/physiotools/wag/header-5.htm. Read leniently where the meaning is certain (dates of
-any style on the record line, `name.mat` as record name, `/mv`, no gain), refused where it is not.
+Format: https://www.physionet.org/physiotools/wag/header-5.htm. Lenient where the meaning is unambiguous (dates of
+any style on the record line, `name.mat` as record name, `/mv`, no gain), rejected where it is not.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MAX_SIGNALS = 1024
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Layout:
-    """What a signal line says from format to units (`physical = (digital - baseline) / gain` units).
+    """The fields of a signal line from format to units (`physical = (digital - baseline) / gain` units).
 
     `resolution` and `zero` are the converter's: its bits (0: not stated) and the middle of its range.
 
-    Lines of the same words share one, which is compared by identity: what follows from it is worked out once.
+    Lines with the same words share one object, compared by identity, so that derived values can be cached.
     """
 
     format: str
@@ -41,7 +41,7 @@ class Layout:
 
 
 class SignalLine(NamedTuple):
-    """One signal line: where its samples are and what they mean."""
+    """One signal line: the location of its samples and their interpretation."""
 
     file: str
     layout: Layout
@@ -58,7 +58,7 @@ class Header:
 
 
 def parse_header(text: str) -> Header:
-    """Parses the text of a `.hea` file. Raises `Rejected` for one without certain meaning."""
+    """Parses the text of a `.hea` file. Raises `Rejected` if it is ambiguous or invalid."""
     lines, comments = [], []
     for line in text.split("\n"):
         line = line.strip()
@@ -77,7 +77,7 @@ def parse_header(text: str) -> Header:
 
 
 def _record_line(line: str) -> tuple[str, int, float, int | None]:
-    """(name, signals, rate, samples): what follows them (base time and date, in any style) is left unread."""
+    """(name, signals, rate, samples): base time and date, in any style, are ignored."""
     words = line.split()
     if len(words) < 2:
         raise Rejected("header", "record line without the number of signals")
@@ -87,7 +87,7 @@ def _record_line(line: str) -> tuple[str, int, float, int | None]:
         rate = _number(words[2].split("/")[0].split("(")[0], "sampling rate")
     samples = int(words[3]) if len(words) > 3 and re.fullmatch(r"[0-9]{1,18}", words[3]) else None
     if len(words) > 3 and samples is None and not re.fullmatch(r"\d[\w:./-]*", words[3], re.ASCII):
-        raise Rejected("header", "number of samples is no number")
+        raise Rejected("header", "number of samples is not a number")
     low, high = signal.RATES
     if not low <= rate <= high:
         raise Rejected("rate", f"{rate:g} Hz")
@@ -108,7 +108,7 @@ def _signal_line(line: str) -> SignalLine:
 
 @lru_cache(maxsize=4096)
 def _layout(form: str, gain: str, bits: str, zero: str) -> tuple[Layout, bool]:
-    """(what the words from format to units say, whether the word after the format is no gain but a name)."""
+    """(the layout of the words from format to units, whether the word after the format is a name and not a gain)."""
     if not gain:
         return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), False
     parsed = _gain_word(gain)
@@ -125,14 +125,14 @@ def _layout(form: str, gain: str, bits: str, zero: str) -> tuple[Layout, bool]:
 def _format_word(word: str) -> tuple[str, int, int, int]:
     match = re.fullmatch(r"([0-9]+)(?:x([0-9]{1,9}))?(?::([0-9]{1,9}))?(?:\+([0-9]{1,15}))?", word)
     if not match:
-        raise Rejected("header", "format that is no number")
+        raise Rejected("header", "format is not a number")
     form, per_frame, skew, offset = match.groups()
     return form, int(per_frame or 1), int(skew or 0), int(offset or 0)
 
 
 @lru_cache(maxsize=4096)
 def _gain_word(word: str) -> tuple[float, int | None, str] | None:
-    """(gain, baseline, units) of `1000.0(0)/mV` and its short forms; None if the word is no gain at all."""
+    """(gain, baseline, units) of `1000.0(0)/mV` and its short forms; None if the word is not a gain."""
     match = re.fullmatch(r"([-+]?[0-9.]*(?:[eE][-+]?[0-9]+)?)(?:\(([-+]?[0-9]{1,12})\))?(?:/(\S*))?", word)
     if not match:
         return None
@@ -149,7 +149,7 @@ def _number(word: str, what: str) -> float:
     try:
         value = float(word)
     except ValueError as error:
-        raise Rejected("header", f"{what} is no number") from error
+        raise Rejected("header", f"{what} is not a number") from error
     if not math.isfinite(value):
         raise Rejected("header", f"{what} is not finite")
     return value
@@ -161,7 +161,7 @@ def _integer(word: str, what: str) -> int:
             return int(word)
     except ValueError:
         pass
-    raise Rejected("header", f"{what} is no whole number")
+    raise Rejected("header", f"{what} is not an integer")
 
 
 _WORDS = {
@@ -177,11 +177,14 @@ _WORDS = {
 }
 
 
+_BRACKETED = re.compile(r"(?=<[\w ]+>)")  # INCART: `<age>: 65 <sex>: F` on one line
+
+
 def words_of(comments: list[str]) -> dict[str, str]:
-    """The words of `# Age: 63`, `#<age>: 63` and the like; no other comment is looked at."""
+    """The values of comments such as `# Age: 63` and `#<age>: 63`; all other comments are ignored."""
     found: dict[str, str] = {}
-    for comment in comments:
-        key, colon, value = comment.partition(":")
+    for part in (part for comment in comments for part in _BRACKETED.split(comment)):
+        key, colon, value = part.partition(":")
         kind = _WORDS.get(key.strip().strip("<>").lower())
         if colon and kind and kind not in found:
             found[kind] = value.strip()

@@ -17,20 +17,18 @@ import pytest
 from tests.support.handmade import make_shards
 from tests.support.launch import ROOT, environment, launch, start
 from tests.support.misbehaving import Server
+from tests.support.pretrain_words import losses, run_words
 from trainer.data.audit import judge
 from trainer.data.order import Order
 from trainer.data.remote.needs import needs, smallest_of_run
 from trainer.observe.metrics import read_metrics
 from umbra.schema import read_manifest
 
-SMALL = [
-    "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16", "projector.hidden=16", "projector.out=8",
-    "masker.width=8", "log.every=1", "log.figure_every=0", "log.heldout_every=4", "wandb.mode=disabled",
-    "data.lanes=4", "data.block_shards=2", "data.audit=true",
-]  # fmt: skip
-
-
 LONG = 500  # seconds for a start of a run on a busy machine
+
+
+def pretrain(data, run, *more, method="adversarial"):
+    return run_words(data, run, "data.lanes=4", "data.block_shards=2", "data.audit=true", *more, method=method)
 
 
 @pytest.fixture(autouse=True)
@@ -45,23 +43,8 @@ def shards(tmp_path_factory):
     return make_shards(root, {"val": ["SR"] * 8, "train": ["SR", "STACH"] * 97}, shards_of_train=12)
 
 
-def pretrain(data: object, run: Path, *more: str) -> list[str]:
-    return [
-        "trainer/pretrain.py",
-        "configs/pretrain/adversarial.yaml",
-        f"data.path={data}",
-        f"run={run}",
-        *SMALL,
-        *more,
-    ]
-
-
 def order_of(shards: Path) -> Order:
     return Order(tuple(s.samples for s in read_manifest(shards).of_split("train")), 0, 16, 4, 1, 2)
-
-
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
 
 
 def killed_at(words: list[str], processes: int, run: Path, step: int) -> None:
@@ -108,7 +91,7 @@ def test_a_bad_shard_stops_a_run_with_a_checkpoint_and_its_records(shards, tmp_p
         words = pretrain(server.url, run, f"data.cache={tmp_path / 'cache'}", "steps=12")
         code, output = launch(words)
     assert (code, output.count("error: ")) == (2, 1), output[-3000:]
-    assert f"error: shard {names[bad.shard]} cannot be had: {server.url}/{names[bad.shard]}: HTTP 404" in output
+    assert f"error: shard {names[bad.shard]} cannot be fetched: {server.url}/{names[bad.shard]}: HTTP 404" in output
     assert f"with a checkpoint of step {bad.first}\n" in output
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{bad.first}"]
     verdict = judge(run)
@@ -168,8 +151,8 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
         code, output = launch(words, 2, LONG)
         said = [line for line in output.splitlines() if line.startswith("error: ")]
         assert (code, len(said)) == (2, 1), output[-3000:]
-        assert f"shard {names[bad.shard]} cannot be had: {server.url}/{names[bad.shard]}: " in said[0]
-        assert said[0].endswith(f"stopped before they were due, with a checkpoint of step {bad.first}")
+        assert f"shard {names[bad.shard]} cannot be fetched: {server.url}/{names[bad.shard]}: " in said[0]
+        assert said[0].endswith(f"stopped before the step that needs it, with a checkpoint of step {bad.first}")
         assert len(losses(run)) == bad.first
         assert json.loads((run / "run.json").read_text())["status"] == "failed"
         assert all("t0p" not in p.read_text() for p in (run / "config.yaml", *run.glob("checkpoints/*/state.json")))
@@ -180,7 +163,7 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
         assert set(server.times()) == {"manifest.json", names[bad.shard]}
         code, output = launch([*words, f"data.exclude=[{names[bad.shard]}]"], 2, LONG)
         assert code == 0, output[-3000:]
-        assert f"# from step {bad.first} on without {names[bad.shard]}" in output
+        assert f"# from step {bad.first}: without {names[bad.shard]}" in output
     verdict = judge(run)
     assert verdict.problems == []
     assert [(e.number, e.first, e.last, e.state) for e in verdict.epochs] == [
@@ -205,7 +188,7 @@ def test_a_resume_and_a_second_exclusion_leave_whole_epochs(shards, tmp_path):
     assert code == 0, output[-3000:]
     verdict = judge(run)
     assert verdict.problems == []
-    found = [int(at) for at in re.findall(r"# from step (\d+) on without", output)]
+    found = [int(at) for at in re.findall(r"# from step (\d+): without", output)]
     assert found[0] == 6
     assert [e.state for e in verdict.epochs[:4]] == ["cut", "complete", "cut", "complete"]
     assert [e.first for e in verdict.epochs[:4]] == [0, 6, 17, found[1]]

@@ -17,37 +17,23 @@ from sklearn.metrics import roc_auc_score
 from tests.support.compiler import compiler_or_skip
 from tests.support.handmade import make_shards
 from tests.support.launch import finish, launch, start
+from tests.support.pretrain_words import losses, run_words
 from trainer.data.audit import judge
 from trainer.observe.metrics import read_metrics
 
-SMALL = [
-    "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16", "projector.hidden=16", "projector.out=8",
-    "masker.width=8", "log.every=1", "log.figure_every=0", "log.heldout_every=4", "wandb.mode=disabled", "steps=12",
-]  # fmt: skip
 KINDS = ["SR", "AFIB", "STACH"]
 # A smooth game at a small rate: in a steep one rounding parts the runs of different numbers of processes.
 SMOOTH = ["game.slope=5", "encoder.args.activation=gelu", "optim.encoder.lr=2e-4", "optim.masker.lr=2e-5"]
+
+
+def pretrain(data, run, *more, method="adversarial"):
+    return run_words(data, run, "steps=12", *more, method=method)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "shards"
     return make_shards(root, {"train": KINDS * 16, "val": KINDS * 6, "test": KINDS * 6})
-
-
-def pretrain(shards, run, *more, method="adversarial"):
-    return [
-        "trainer/pretrain.py",
-        f"configs/pretrain/{method}.yaml",
-        f"data.path={shards}",
-        f"run={run}",
-        *SMALL,
-        *more,
-    ]
-
-
-def losses(run) -> list[float]:
-    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +67,7 @@ def test_a_second_call_does_nothing_and_says_so(whole, shards):
     run, _ = whole
     code, output = launch(pretrain(shards, run), 2)
     assert code == 0, output[-3000:]
-    assert "has its 12 steps already" in output
+    assert "already has its 12 steps" in output
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(whole, shards, tmp_path):
@@ -301,7 +287,7 @@ def test_zero_stages_resume_bit_equal_and_refuse_another_world(zero, shards, tmp
     assert json.loads((cut / "run.json").read_text())["status"] == "interrupted"
     code, output = launch(pretrain(shards, cut, f"zero={zero}", "batch.contrast=8"), 1)
     assert code == 2, output[-3000:]
-    assert "belong to a world size" in output
+    assert "partitioned by world size" in output
     assert launch(pretrain(shards, cut, f"zero={zero}", "batch.contrast=8"), 2)[0] == 0
     assert losses(cut) == losses(whole)
 

@@ -141,13 +141,13 @@ def with_another_key(table):
 @pytest.mark.parametrize(
     ("name", "change", "old", "message"),
     [
-        ("samples.parquet", of_another_age, False, r"samples.parquet has another sha256"),
-        ("samples.parquet", of_another_age, True, r"the row of sample 000000-000000 is not what its shard says"),
-        ("samples.parquet", with_another_key, True, r"the row of sample 000000-000000 is not"),
-        ("samples.parquet", without_first_row, True, r"has 7 rows, the shards 8 samples"),
-        ("private/records.parquet", without_first_row, False, r"records.parquet has another sha256"),
-        ("private/records.parquet", with_another_key, True, r"its kept windows are not the samples"),
-        ("private/records.parquet", lambda t: t.slice(0, 8), True, r"accounts for 8 of 9 records"),
+        ("samples.parquet", of_another_age, False, r"samples.parquet does not have the sha256"),
+        ("samples.parquet", of_another_age, True, r"the row of sample 000000-000000 does not match its shard"),
+        ("samples.parquet", with_another_key, True, r"the row of sample 000000-000000 does not match"),
+        ("samples.parquet", without_first_row, True, r"has 7 rows for 8 samples"),
+        ("private/records.parquet", without_first_row, False, r"records.parquet does not have the sha256"),
+        ("private/records.parquet", with_another_key, True, r"its kept windows do not match"),
+        ("private/records.parquet", lambda t: t.slice(0, 8), True, r"covers 8 of 9 records"),
     ],
 )
 def test_verify_reads_the_tables(tmp_path, name, change, old, message):
@@ -187,7 +187,7 @@ def test_verify_works_out_moments_and_counts_anew(tmp_path):
         for key, place, message in (
             ("lead_mean_mv", 11, "lead_mean_mv of V6 is" if private else "lead_(mean|std)_mv of V6 is"),
             ("lead_std_mv", 0, "lead_std_mv of I is" if private else "lead_(mean|std)_mv of I is"),
-            ("counts", "sex", "counts by sex are not"),
+            ("counts", "sex", "counts by sex do not match"),
         ):
             wrong = json.loads(json.dumps(manifest))
             wrong[key][place] = {} if key == "counts" else wrong[key][place] * (1 + 1e-7)
@@ -210,7 +210,7 @@ def test_verify_finds_a_flipped_digit_anywhere_in_the_manifest(folder, tmp_path)
                 verify(tmp_path / "out")
     for at in (text.index('"numpy": "') + len('"numpy": "'), text.index('"seed": ') + len('"seed": ')):
         path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
-        with pytest.raises(UserError, match="not as the build wrote it"):
+        with pytest.raises(UserError, match="has been modified since the build"):
             verify(tmp_path / "out")
     content = json.loads(text)
     del content["content_hash"]  # a data set of before it was kept
@@ -319,7 +319,7 @@ def test_records_that_the_table_does_not_name_are_told(tmp_path):
         write_record(tmp_path / "in" / "records100" / "00000", f"Schmidt{n}_lr", beats(n))
     outcome = build(tmp_path / "in", tmp_path / "out", config="ptbxl")
     assert (outcome.kept, len(outcome.remarks)) == (20, 1)  # the records of the other rate are named by their column
-    assert outcome.remarks[0].startswith("4 records below the input are in no row of its table")
+    assert outcome.remarks[0].startswith("4 records in the input folder are not in its table")
     assert plan.read_plan(tmp_path / "out").unlisted_examples == [f"records100/00000/Schmidt{n}_lr" for n in range(3)]
     assert b"Schmidt" not in b"".join(public_bytes(tmp_path / "out").values())
 
@@ -328,9 +328,9 @@ def test_columns_that_the_table_lacks_and_tables_that_are_not_read_are_told(tmp_
     root = tmp_path / "in"
     ptbxl_folder(root, "labels.csv", ";")
     lacking = ("source.table.patient=[nobody]", "source.table.sex=[gender]")
-    line = "labels.csv has no column of source.table patient=[nobody] sex=[gender]: a record whose"
+    line = "labels.csv lacks the columns of source.table patient=[nobody] sex=[gender]: a record whose"
     assert build(root, tmp_path / "a", *lacking, config="ptbxl").remarks[-1].startswith(line)
-    line = "labels.csv tells patients, but is not read: source.table.file=[labels.csv] does"
+    line = "labels.csv has patient ids, but is not used: set source.table.file=[labels.csv]"
     assert build(root, tmp_path / "b").remarks[-1] == line
     (root / "labels.csv").write_text("record,age\na,3\n")
     assert not [r for r in build(root, tmp_path / "c").remarks if "labels.csv" in r]
@@ -343,7 +343,7 @@ def test_unknown_sexes_are_told(tmp_path, capsys):
         write_record(tmp_path / "in", f"r{n}", beats(n), comments=(f"Sex: {sex}",))
     words = [f"input={tmp_path / 'in'}", "source.public=true"]
     main(["build", str(CONFIGS / "wfdb.yaml"), *words, f"output={tmp_path / 'out'}"])
-    assert "  4 usable records have no known sex: words that are none" in capsys.readouterr().out
+    assert "  4 usable records have no known sex: unknown words" in capsys.readouterr().out
     assert plan.read_plan(tmp_path / "out").unknown_words["sex"] == {"weiblich": 2}
     outcome = build(tmp_path / "in", tmp_path / "new", "source.table.sex_values={weiblich: female}")
     assert outcome.remarks[0].startswith("2 usable records")
@@ -359,7 +359,7 @@ def test_one_task_of_many_notices_records_that_come_and_go(tmp_path, change):
     if change == "is gone":
         gone.rename(tmp_path / "kept")
         (tmp_path / "in" / "other.hea").unlink()
-    with pytest.raises(UserError, match=rf"planned from other input, record {gone.stem} {change}"):
+    with pytest.raises(UserError, match=rf"planned from different input \(record {gone.stem} {change}"):
         build(tmp_path / "in", tmp_path / "out", *words, "task=1")
     if change == "is gone":
         (tmp_path / "kept").rename(gone)
@@ -543,7 +543,7 @@ def test_wrong_labels(tmp_path):
     ptbxl_folder(tmp_path / "in", "labels.csv", ";")
     for words, message in (
         ("labels=[strat_fol]", "no column 'strat_fol'; did you mean 'strat_fold'"),
-        ("labels=[patient_id]", "stays in private"),
+        ("labels=[patient_id]", "must stay in private"),
         ("split.column=fold", "no column 'fold'"),
         ("split.column=strat_fold", "needs split.train"),
         ("split.train=[1]", "must be fractions"),
@@ -683,7 +683,7 @@ def test_killed_builds_go_on_many_times(tmp_path):
     [
         (["build", "wfdb.yaml", "input=nope", "output=out"], "input folder nope does not exist"),
         (["build", "wfdb.yaml", "input=empty", "output=out"], "is empty"),
-        (["build", "wfdb.yaml", "input=other", "output=out", "source.public=true"], "holds no .hea file"),
+        (["build", "wfdb.yaml", "input=other", "output=out", "source.public=true"], "contains no .hea file"),
         (["build", "wfdb.yaml", "input=other", "output=out"], "no pseudonym key"),
         (["build", "wfdb.yaml", "inputs=x"], "did you mean 'input'"),
         (["build", "wfdb.yaml", "input=x", "extra"], "one config file"),

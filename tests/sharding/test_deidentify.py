@@ -13,13 +13,26 @@ from umbra.errors import UserError
 
 @pytest.mark.parametrize(
     ("text", "years"),
-    [("63", 63), ("56.0", 56), ("0.5", 0), ("89", 89), ("89.5", 90), ("90", 90), ("300", 90), ("71 years", 71)],
+    [
+        ("63", 63),
+        ("56.0", 56),
+        ("0.5", 0),
+        ("89", 89),
+        ("89.5", 90),
+        ("90", 90),
+        ("300", 90),
+        ("71 years", 71),
+        (">89", 90),
+        ("> 89 y", 90),
+        ("90+", 90),
+        (">= 90", 90),
+    ],
 )
 def test_age(text, years):
     assert d.age(text) == years
 
 
-@pytest.mark.parametrize("text", ["", "NaN", "unknown", "-4", "born 1950-02-03", "Unknown"])
+@pytest.mark.parametrize("text", ["", "NaN", "unknown", "-4", "born 1950-02-03", "Unknown", ">18", "65+", "<1"])
 def test_no_age(text):
     assert math.isnan(d.age(text))
 

@@ -86,7 +86,7 @@ def test_a_claim_that_moves_is_waited_for_and_a_dead_one_taken_over(tmp_path, no
     beating = threading.Thread(target=locking._beat, args=(claim, stop))
     beating.start()
     monkeypatch.setattr(locking, "WAIT", 2.5)
-    with pytest.raises(UserError, match="another process has planned"), locking.lock(tmp_path / "x"):
+    with pytest.raises(UserError, match="another process has held the lock"), locking.lock(tmp_path / "x"):
         pass
     stop.set()
     beating.join(10)

@@ -17,13 +17,13 @@ def table(folder, text: str, encoding: str = "utf-8", **keys):
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
-        ("name", ["Smith, John", "Doe, Jane"], "2 words that no list allows"),
+        ("name", ["Smith, John", "Doe, Jane"], "2 words that are not allowed"),
         ("mrn", ["7000004", "7000005"], "looks like an identifier"),
         ("dob", ["19500113", "19610202"], "looks like an identifier"),
-        ("dobde", ["04.02.1950", "05.02.1950"], "no list allows"),
-        ("age", ["97", "30"], "stays in private"),
-        ("sex", ["M", "F"], "stays in private"),
-        ("patient_id", ["1", "2"], "stays in private"),
+        ("dobde", ["04.02.1950", "05.02.1950"], "words that are not allowed"),
+        ("age", ["97", "30"], "must stay in private"),
+        ("sex", ["M", "F"], "must stay in private"),
+        ("patient_id", ["1", "2"], "must stay in private"),
     ],
 )
 def test_what_names_somebody_is_no_label(tmp_path, column, values, said):
@@ -38,7 +38,7 @@ def test_labels_are_numbers_or_listed_words(tmp_path):
     assert str(label(found, "qt").to_pylist()) == "[400.5, nan, 380.0]"
     assert label(found, "af").to_pylist() == ["True", "False", "True"]
     assert label(found, "group", {"x", "y"}).to_pylist() == ["x", "y", None]
-    with pytest.raises(UserError, match=r"as 'x': if they name nobody, list them in source\.vocabulary"):
+    with pytest.raises(UserError, match=r"as 'x': if they identify nobody, list them in source\.vocabulary"):
         label(found, "group")
 
 

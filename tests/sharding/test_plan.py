@@ -139,11 +139,11 @@ def test_mixed_is_splitmix64():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": 0.0}, "rate=0 must lie"),
+        ({"rate": 0.0}, "rate=0 must be between"),
         ({"seconds": -1.0}, "whole number of samples"),
         ({"seconds": 0.015}, "whole number of samples"),
-        ({"leads": ["I", "X"]}, "must be different ones of"),
-        ({"leads": ["I", "i"]}, "must be different ones of"),
+        ({"leads": ["I", "X"]}, "must be distinct leads of"),
+        ({"leads": ["I", "i"]}, "must be distinct leads of"),
         ({"workers": 0}, "workers=0"),
         ({"samples_per_shard": 0}, "samples_per_shard=0"),
         ({"task": 2, "tasks": 2}, "task=2"),

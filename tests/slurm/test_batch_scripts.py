@@ -143,7 +143,7 @@ def test_a_warned_run_saves_and_queues_itself_again(slurm: Cluster, shards: Path
     (row,) = slurm.wait(job, 90)
     log = log_of(tmp_path, job)
     assert (row["JobState"], row["Restarts"]) == ("COMPLETED", "1"), log
-    assert log.index("life 1") < log.index(f"newest checkpoint: {saved}\n") < log.index("life 2"), log
+    assert log.index("start 1") < log.index(f"newest checkpoint: {saved}\n") < log.index("start 2"), log
     assert f"step {saved} to 100000" in log
     assert committed(run) == [saved, len(steps_of(run))]
     assert steps_of(run) == list(range(1, len(steps_of(run)) + 1))
@@ -167,7 +167,7 @@ def test_a_process_for_each_gpu(slurm: Cluster, stubbed: Path) -> None:
         (["status=finished"], {}, "COMPLETED", "0:0", "run finished"),
         (["status=running", "code=3"], {}, "FAILED", "3:0", "exit code 3"),
         (["status=finished", "code=2"], {}, "FAILED", "2:0", "exit code 2"),
-        (["status=interrupted"], {}, "FAILED", "2:0", "not queued again"),
+        (["status=interrupted"], {}, "FAILED", "2:0", "not requeued"),
         (["status=interrupted", "save=4"], {"UMBRA_MAX_REQUEUES": "0"}, "FAILED", "2:0", "UMBRA_MAX_REQUEUES"),
     ],
 )
@@ -202,7 +202,7 @@ def test_the_run_directory_must_be_named(slurm: Cluster, stubbed: Path) -> None:
     job = submit(slurm, stubbed, str(PRETRAIN), "status=finished", home=stubbed)
     (row,) = slurm.wait(job, 90)
     assert (row["JobState"], row["ExitCode"]) == ("FAILED", "2:0")
-    assert log_of(stubbed, job).startswith("error: name the run directory, run=DIR")
+    assert log_of(stubbed, job).startswith("error: set the run directory, run=DIR")
 
 
 def test_an_array_builds_what_one_process_builds(

@@ -225,8 +225,8 @@ def test_group_norm_needs_no_shards_and_says_nothing_of_batch_norm(tmp_path):
     [
         ("gone", [], "gone.*give data=FOLDER with the run's shards, or statistics=running"),
         ("https://host/s", [], "https://host/s is not on this machine: give data=FOLDER"),
-        ("other", [], "other holds another data set now; give data=FOLDER"),
-        ("other", ["data=longer"], "the encoder takes samples 256, .*longer has 128; give data=FOLDER"),
+        ("other", [], "other now contains another data set; give data=FOLDER"),
+        ("other", ["data=longer"], "the encoder needs samples 256, .*longer has 128; give data=FOLDER"),
         ("gone", ["statistics=clear"], "statistics=clear is unknown; use clean, running"),
     ],
 )

@@ -35,7 +35,7 @@ def manifest(root: Path, **changes) -> None:
 
 SHARDS = [
     (lambda p: os.truncate(p, 5000), "has 5000 bytes, its manifest says"),
-    (lambda p: p.write_bytes(os.urandom(p.stat().st_size)), "is not one of this data set"),
+    (lambda p: p.write_bytes(os.urandom(p.stat().st_size)), "is not part of this data set"),
     (lambda p: shutil.copy(p.with_name("train-000001.tar"), p), "hold the same samples: one has a wrong name"),
     (lambda p: p.unlink(), "is missing"),
 ]
@@ -82,7 +82,7 @@ def test_a_remote_data_set_needs_a_cache_that_can_be_written(data, tmp_path, mon
         error = refused([path], tmp_path / "run", monkeypatch, capsys)
         assert "set data.cache=FOLDER, on a disk of each machine" in error
         error = refused([path, "data.cache=README.md/x"], tmp_path / "run", monkeypatch, capsys)
-        assert "README.md is no folder; choose another data.cache=DIR" in error
+        assert "README.md is not a folder; choose another data.cache=DIR" in error
         assert not server.seen
 
 
@@ -92,5 +92,5 @@ def test_a_dry_run_tells_the_least_room_that_works(data, tmp_path, monkeypatch, 
         code, output, error = called(["configs/pretrain/none.yaml", *words, "--dry-run"], monkeypatch, capsys)
     assert (code, error) == (0, "")
     size = sum(path.stat().st_size for path in data.glob("*.tar")) / 1e9
-    assert f"# data.cache on one machine: {size:.3f} GB hold all, {size:.3f} are the least" in output
+    assert f"# data.cache on one machine: {size:.3f} GB for all shards, at least {size:.3f} GB" in output
     assert not list((tmp_path / "cache").rglob("*.tar"))

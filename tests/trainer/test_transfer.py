@@ -211,8 +211,8 @@ MISTAKES = [
     (["finetune.lr=[nan]"], r"finetune.lr=nan must be a finite number"),
     (["finetune.epochs=0"], "finetune.epochs=0 must be >= 1"),
     (["finetune.batch=0"], "finetune.batch=0 must be >= 1"),
-    (["device=gpu"], "device=gpu is not here; use auto or cpu"),
-    (["device=cuda:99"], "device=cuda:99 is not here"),
+    (["device=gpu"], "device=gpu is not available; use auto or cpu"),
+    (["device=cuda:99"], "device=cuda:99 is not available"),
 ]
 
 
@@ -230,7 +230,7 @@ def test_every_number_of_the_config_has_a_range():
 
 def test_a_gpu_that_is_not_here_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(UserError, match="device=cuda is not here; use auto or cpu"):
+    with pytest.raises(UserError, match="device=cuda is not available; use auto or cpu"):
         device_of("cuda")
 
 
@@ -238,7 +238,7 @@ def test_a_gpu_that_is_not_here_is_refused(monkeypatch):
 def test_an_output_that_is_a_file_is_refused_before_the_work(data, encoder, tmp_path, monkeypatch, place):
     (tmp_path / "taken").write_text("mine")
     monkeypatch.setattr(transfer, "read_task", lambda config: pytest.fail("the work began"))
-    with pytest.raises(UserError, match=r"output=.*taken is no folder"):
+    with pytest.raises(UserError, match=r"output=.*taken is not a folder"):
         transfer.main([RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path / place}"])
 
 
@@ -253,7 +253,7 @@ def test_results_are_compared_also_without_an_interval(data, encoder, tmp_path):
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{}", '{"auroc": null}', "\x00\x01"])
 def test_what_is_no_result_cannot_be_compared(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UserError, match=r"r\.json is no result\.json"):
+    with pytest.raises(UserError, match=r"r\.json is not a result\.json"):
         transfer.main(["compare", str(tmp_path / "r.json")])
 
 
@@ -269,5 +269,5 @@ def test_data_of_another_length_is_refused(data, encoder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps(config | {"rate": 250.0}))
-    with pytest.raises(UserError, match=r"the encoder takes rate 250.0, .* has 100.0"):
+    with pytest.raises(UserError, match=r"the encoder needs rate 250.0, .* has 100.0"):
         transfer.main([RHYTHM, "encoder=random", f"like={other}", f"data={data}", f"output={tmp_path / 'o'}"])

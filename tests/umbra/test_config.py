@@ -115,7 +115,7 @@ class Free:
 
 @pytest.mark.parametrize("word", ["free=[a,b]", "views={a: b}"])
 def test_a_list_for_keys_and_keys_for_a_list_are_refused(word):
-    with pytest.raises(UserError, match="on the command line: a list where keys with values are needed, or the"):
+    with pytest.raises(UserError, match="on the command line: a list where a mapping is needed, or the"):
         load(Free, None, [word])
 
 

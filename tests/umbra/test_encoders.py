@@ -158,10 +158,10 @@ def test_a_vit_knows_the_order_of_its_patches():
         ("xresnet1d101", {"width": 20}, "width=20 must be a multiple of twice encoder.args.groups=8"),
         ("xresnet1d101", {"kernel": 4}, "kernel=4 must be odd"),
         ("xresnet1d101", {"pooling": "max"}, "pooling=max is unknown; use mean or concat"),
-        ("xresnet1d101", {"layers": [1]}, "layers is no argument of xresnet1d101"),
+        ("xresnet1d101", {"layers": [1]}, "layers is not an argument of xresnet1d101"),
         ("vit_s", {"heads": 5}, "width=384 must be a multiple of twice encoder.args.heads=5"),
         ("vit_s", {"patch": 0}, "patch=0 must be >= 1"),
-        ("vit_s", {"norm": "batch"}, "norm is no argument of vit_s"),
+        ("vit_s", {"norm": "batch"}, "norm is not an argument of vit_s"),
     ],
 )
 def test_arguments_that_cannot_work_are_one_line(name, args, said):
@@ -193,7 +193,7 @@ def test_the_command_lists_all(capsys):
     main(["samples=500", "leads=2"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == list(ENCODERS)
-    assert lines[0].startswith("one ECG of 2 x 500")
+    assert lines[0].startswith("forward pass of one ECG of 2 x 500")
     resnet = build_encoder("resnet18", 2, 500)
     assert f"{sum(p.numel() for p in resnet.parameters()):,}" in lines[2]
     assert f"{forward_flops(resnet, 2, 500) / 1e6:,.1f}" in lines[2]

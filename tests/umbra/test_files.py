@@ -48,7 +48,7 @@ def test_a_folder_that_cannot_be_one_is_refused_and_nothing_is_made(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     for name in ("file", "file/a/b", "broken"):
-        with pytest.raises(UserError, match=rf"run=.*/{name}: .* is no folder"):
+        with pytest.raises(UserError, match=rf"run=.*/{name}: .* is not a folder"):
             claim_folder(tmp_path / name, "run")
     for name in ("", "new", "new/a/b"):
         claim_folder(tmp_path / name, "run")
@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_one_is_refused_and_nothing_is_made(tmp_path):
 
 def test_a_folder_without_the_right_to_write_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(UserError, match="no right to write"):
+    with pytest.raises(UserError, match="no permission to write"):
         claim_folder(tmp_path / "new", "output")
 
 

@@ -57,11 +57,11 @@ def test_broken_directories_are_one_clear_line(directory, tmp_path):
     save_file(
         {k: v for k, v in weights.items() if k != name} | {name + "x": weights[name]}, directory / "model.safetensors"
     )
-    says(f"'{name}' \\(there is '{name}x'\\)")
+    says(f"'{name}' \\(closest: '{name}x'\\)")
     save_file(weights | {name: weights[name][1:].clone()}, directory / "model.safetensors")
     says("has shape")
     (directory / "model.safetensors").write_bytes(b"\x80\x04pickle")
-    says("no readable safetensors")
+    says("not a readable safetensors")
     (directory / "model.safetensors").unlink()
     says("model.safetensors does not exist")
     (directory / "config.json").write_text(json.dumps({"format": 99}))
@@ -92,7 +92,7 @@ def test_what_is_neither_directory_nor_hub_id_is_said(monkeypatch, tmp_path):
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(UserError, match="hub did not give it: no network"):
+    with pytest.raises(UserError, match="hub failed: no network"):
         load_encoder("runs/encoder")
 
 

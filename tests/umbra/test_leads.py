@@ -18,6 +18,13 @@ from umbra import leads
         ("MLII", None),
         ("CM5", None),
         ("-aVR", None),
+        ("Lead -aVR", None),
+        ("ECG -aVR", None),
+        ("ECG-aVR", "aVR"),
+        ("ECG - II", "II"),
+        ("EKG I-Ref", "I"),
+        ("EKG aVF-REF", "aVF"),
+        ("ECG V3 ref", "V3"),
         ("V7", None),
         ("1", None),
         ("PLETH", None),
@@ -45,7 +52,7 @@ def test_missing_leads_are_refused():
     assert leads.missing(["I", "III"], ["II", "aVR"]) == ["II", "aVR"]
     with pytest.raises(ValueError, match="missing leads V2"):
         leads.arrange(np.zeros((2, 4), np.float32), ["I", "II"], ["V2"])
-    with pytest.raises(ValueError, match="II comes twice"):
+    with pytest.raises(ValueError, match="II occurs twice"):
         leads.index(["I", "II", "ii"])
 
 

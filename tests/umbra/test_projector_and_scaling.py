@@ -77,8 +77,8 @@ def test_wrong_arguments_are_named():
         ({"groups": 0}, "encoder.args.groups=0 must be >= 1"),
         ({"width": 0}, "encoder.args.width=0 must be >= 1"),
         ({"embedding": 0}, "encoder.args.embedding=0 must be >= 1"),
-        ({"layers": [1, 1, 1, 1]}, "encoder.args.layers is no argument of resnet18"),
-        ({"leads": 3}, "encoder.args.leads is no argument of resnet18"),
+        ({"layers": [1, 1, 1, 1]}, "encoder.args.layers is not an argument of resnet18"),
+        ({"leads": 3}, "encoder.args.leads is not an argument of resnet18"),
         ({"embedding": 10**15}, "the encoder cannot be built from its keys encoder"),
     ],
 )

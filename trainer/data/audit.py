@@ -1,10 +1,10 @@
-"""Proves from a run's own records that its epochs were complete.
+"""Checks from a run's own records that its epochs were complete.
 
     python -m trainer.data.audit RUN
 
 With `data.audit=true` each process writes the rows of `samples.parquet` that it trained on, step by step, to
-RUN/audit/. The judgement rests on these and on the manifest alone: nothing of `order.py` has a part in it. What a crash
-threw away and a later start did again is struck out. Exit code 1 if something is not as it must be.
+RUN/audit/. The check uses only these records and the manifest, nothing of `order.py`. Steps that were lost in a crash
+and repeated by a later start count once. Exit code 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from umbra.schema import MANIFEST, Manifest, read_manifest
 FOLDER = "audit"
 REPORT = "report.json"
 NAME = re.compile(r"start-(\d+)\.rank-(\d+)\.bin")
-AT_ONCE = 1 << 22  # rows that are looked at at a time
+AT_ONCE = 1 << 22  # rows checked at a time
 SHOWN = 12
 
 
@@ -38,15 +38,15 @@ SHOWN = 12
 
 
 def next_start(run: str | Path) -> int:
-    """The number of this start of a run: one more than that of any before. All processes must use the same."""
+    """The number of this start of a run: one more than the last one. All processes must use the same number."""
     return 1 + max((number for number, _, _ in _files(Path(run))), default=0)
 
 
 class Recorder:
-    """Writes what one process trains on. A record is whole on disk or known to be cut; a kill loses none.
+    """Records what one process trains on. A truncated record is recognised by its checksum; a kill loses no whole one.
 
-    `number` is that of this start of the run (`next_start`), `step` its first step, `batch` the global batch and
-    `excluded` the shards that are left out of its epochs.
+    `number` identifies this start of the run (`next_start`), `step` is its first step, `batch` the global batch and
+    `excluded` the shards that are left out.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Recorder:
         self.flush()
 
     def add(self, step: int, epoch: int, rows: NDArray[np.int64]) -> None:
-        """Notes that this step was done on the samples at `rows`. To be called once the step is over, in order."""
+        """Records that this step was trained on the samples at `rows`. Call it after each step, in order."""
         if step != self._step:
-            raise ValueError(f"step {self._step} is due, not {step}")
+            raise ValueError(f"expected step {self._step}, not {step}")
         record = np.zeros(1, self._type)
         record["step"], record["epoch"], record["rows"] = step, epoch, rows.reshape(1, -1)
         record["check"] = _checks(record)
@@ -90,7 +90,7 @@ class Recorder:
         self._step += 1
 
     def flush(self) -> None:
-        """Waits until the records are on disk; to be called before a checkpoint is committed."""
+        """Waits until the records are on disk; call it before a checkpoint is committed."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ def _record(head: dict[str, Any]) -> np.dtype:
 
 
 def _checks(records: NDArray) -> NDArray[np.uint32]:
-    """A checksum a record; that of a record of zeros is not zero."""
+    """One checksum per record; nonzero for a record of zeros."""
     rows = records["rows"].astype(np.uint64)
     sums = rows @ (2 * np.arange(rows.shape[1], dtype=np.uint64) + 1)
     sums += (
@@ -119,13 +119,13 @@ def _checks(records: NDArray) -> NDArray[np.uint32]:
     return (sums ^ (sums >> np.uint64(32))).astype(np.uint32)
 
 
-# --- judging -----------------------------------------------------------------------------------------------------
+# --- checking ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Epoch:
-    """Steps `first` to `last` of the surviving line; `seen` samples; the rows of the training split in `remainder` were
-    not. `state`: complete, cut (by a change of data.exclude), unfinished or wrong.
+    """Steps `first` to `last` of the final history. `seen`: number of samples; `remainder`: training rows not seen;
+    `due`: steps of a whole epoch; `state`: complete, cut (by a change of data.exclude), unfinished or wrong.
     """
 
     number: int
@@ -139,7 +139,7 @@ class Epoch:
 
 @dataclass
 class Verdict:
-    """`epochs` of the surviving line, `struck` steps that count no more, and what is wrong, if anything."""
+    """`epochs` of the final history, number of discarded steps (`struck`), and what is wrong, if anything."""
 
     epochs: list[Epoch]
     struck: int
@@ -148,7 +148,7 @@ class Verdict:
 
 @dataclass
 class Stretch:
-    """Steps `first` to `stop - 1`, as one start of the run did them; `records` of its ranks, from step `begin` on."""
+    """Steps `first` to `stop - 1` of one start of the run; `records` of its ranks, which begin at step `begin`."""
 
     begin: int
     first: int
@@ -162,15 +162,15 @@ class Stretch:
 
 
 def judge(run: str | Path) -> Verdict:
-    """Judges the records of a run. Raises `UserError` if there are none."""
+    """Checks the records of a run. Raises `UserError` if there are none."""
     folder = Path(run) / FOLDER
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} holds no records: train with data.audit=true")
+        raise UserError(f"{folder} has no records: train with data.audit=true")
     manifest = read_manifest(folder)
     problems: list[str] = []
-    line, struck = _line(Path(run), manifest, problems)
+    history, struck = _history(Path(run), manifest, problems)
     parts: dict[int, list[Stretch]] = defaultdict(list)
-    for stretch in line:
+    for stretch in history:
         for number, part in _by_epoch(stretch, problems):
             parts[number].append(part)
     epochs = [_judge_epoch(manifest, number, parts[number], problems) for number in sorted(parts)]
@@ -178,21 +178,21 @@ def judge(run: str | Path) -> Verdict:
     return Verdict(epochs, struck, problems)
 
 
-def _line(run: Path, manifest: Manifest, problems: list[str]) -> tuple[list[Stretch], int]:
-    """The surviving line of steps and the number of steps struck out: of a step, the last start that did it counts."""
+def _history(run: Path, manifest: Manifest, problems: list[str]) -> tuple[list[Stretch], int]:
+    """The final history and the number of discarded steps: of several starts that did a step, the last one counts."""
     starts: dict[int, list[tuple[dict[str, Any], NDArray]]] = defaultdict(list)
     for number, _, path in sorted(_files(run)):
         if (file := _read(path, problems)) is not None:
             starts[number].append(file)
-    line: list[Stretch] = []
+    history: list[Stretch] = []
     struck, end = 0, None
     for _, files in sorted(starts.items(), reverse=True):
         heads, records = zip(*files)
         if any(head != heads[0] for head in heads):
-            problems.append(f"the processes that began at step {heads[0]['step']} disagree about what they train on")
+            problems.append(f"the processes that began at step {heads[0]['step']} disagree about the data or the batch")
         head, begin = heads[0], heads[0]["step"]
         if head["fingerprint"] != manifest.fingerprint:
-            problems.append(f"the start at step {begin} was on another data set ({head['fingerprint']})")
+            problems.append(f"the start at step {begin} used another data set ({head['fingerprint']})")
         whole = min(map(len, records)) if len(records) == head["world"] else 0
         longest = begin + max(map(len, records))
         stop = begin + whole if end is None else end
@@ -202,23 +202,23 @@ def _line(run: Path, manifest: Manifest, problems: list[str]) -> tuple[list[Stre
             )
             stop = begin + whole
         if begin < stop:
-            line.append(Stretch(begin, begin, stop, head, list(records)))
+            history.append(Stretch(begin, begin, stop, head, list(records)))
         struck += max(0, longest - max(begin, min(stop, longest)))
         end = begin if end is None else min(end, begin)
     if end:
-        problems.append(f"steps 0 to {end - 1} are in no record: was data.audit off?")
-    return line[::-1], struck
+        problems.append(f"steps 0 to {end - 1} have no records: was data.audit off?")
+    return history[::-1], struck
 
 
 def _files(run: Path) -> Iterator[tuple[int, int, Path]]:
-    """(number of the start, rank, path) of each file of records."""
+    """(start number, rank, path) of each record file."""
     for path in (run / FOLDER).glob("start-*.bin"):
         if name := NAME.fullmatch(path.name):
             yield int(name[1]), int(name[2]), path
 
 
 def _read(path: Path, problems: list[str]) -> tuple[dict[str, Any], NDArray] | None:
-    """A file's head and its records up to the first that is cut; None if its head is."""
+    """A file's header and its records up to the first invalid one; None if the header is truncated."""
     with open(path, "rb") as file:
         text = file.readline()
     if not text.endswith(b"\n"):
@@ -244,19 +244,19 @@ def _pieces(records: NDArray, step: int) -> Iterator[NDArray]:
 
 
 def _by_epoch(stretch: Stretch, problems: list[str]) -> Iterator[tuple[int, Stretch]]:
-    """A stretch cut where the epoch changes."""
+    """A stretch, split where the epoch changes."""
     inside = slice(stretch.first - stretch.begin, stretch.stop - stretch.begin)
-    said = np.stack([records["epoch"][inside] for records in stretch.records])
-    for step in np.flatnonzero((said != said[0]).any(axis=0)):
+    epochs = np.stack([records["epoch"][inside] for records in stretch.records])
+    for step in np.flatnonzero((epochs != epochs[0]).any(axis=0)):
         problems.append(f"step {stretch.first + step}: the processes disagree about its epoch")
-    cuts = [0, *(np.flatnonzero(np.diff(said[0])) + 1).tolist(), said.shape[1]]
+    cuts = [0, *(np.flatnonzero(np.diff(epochs[0])) + 1).tolist(), epochs.shape[1]]
     for a, b in zip(cuts, cuts[1:]):  # noqa: RUF007
         part = Stretch(stretch.begin, stretch.first + a, stretch.first + b, stretch.head, stretch.records)
-        yield int(said[0, a]), part
+        yield int(epochs[0, a]), part
 
 
 def _judge_epoch(manifest: Manifest, number: int, parts: list[Stretch], problems: list[str]) -> Epoch:
-    """Counts how often each row was seen; names what is not of the training split, excluded, or seen twice."""
+    """Counts how often each row was seen; reports rows outside the training split, excluded ones and repeats."""
     head, before = parts[0].head, len(problems)
     where = f"epoch {number}"
     for part in parts:
@@ -270,7 +270,7 @@ def _judge_epoch(manifest: Manifest, number: int, parts: list[Stretch], problems
         for first in range(part.first, part.stop, step):
             rows = part.rows(first, min(first + step, part.stop)).ravel()
             if rows.size and (rows.max() >= len(times) or rows.min() < 0):
-                problems.append(f"{where}, steps {first} on: row {int(rows.max())} is none of the data set")
+                problems.append(f"{where}, steps {first} on: row {int(rows.max())} is not in the data set")
                 rows = rows[(rows < len(times)) & (rows >= 0)]
             times += np.bincount(rows, minlength=len(times))
     due = np.repeat([s.split == "train" and s.name not in head["excluded"] for s in manifest.shards], _counts(manifest))
@@ -284,14 +284,14 @@ def _judge_epoch(manifest: Manifest, number: int, parts: list[Stretch], problems
             )
     steps, whole = sum(p.stop - p.first for p in parts), int(due.sum()) // head["batch"]
     if steps > whole:
-        problems.append(f"{where} has {steps} steps, {int(due.sum())} samples make {whole}")
+        problems.append(f"{where} has {steps} steps, but {int(due.sum())} samples give {whole}")
     state = "wrong" if len(problems) > before else "complete" if steps == whole else "unfinished"
     remainder = np.flatnonzero(due & (times == 0)).tolist()
     return Epoch(number, parts[0].first, parts[-1].stop - 1, whole, int((times > 0).sum()), state, remainder)
 
 
 def _judge_lengths(epochs: list[Epoch], parts: dict[int, list[Stretch]], problems: list[str]) -> None:
-    """Only the last epoch may be unfinished, and one that a change of data.exclude ended."""
+    """Only the last epoch may be unfinished, or one that a change of data.exclude cut short."""
     for epoch, following in zip(epochs, epochs[1:]):  # noqa: RUF007
         if following.number != epoch.number + 1 or following.first != epoch.last + 1:
             problems.append(
@@ -323,7 +323,7 @@ def _some(values: list[int]) -> str:
 
 
 def describe(epoch: Epoch) -> str:
-    """One line."""
+    """One line about an epoch."""
     steps = f"epoch {epoch.number}: steps {epoch.first} to {epoch.last}"
     once = f"{epoch.seen} samples, each once"
     return {
@@ -341,14 +341,12 @@ def main(argv: list[str]) -> int:
     for epoch in verdict.epochs:
         print(describe(epoch))
     if verdict.struck:
-        print(
-            f"struck out: {verdict.struck} steps that came into no checkpoint; where the run went on it did them again"
-        )
+        print(f"discarded: {verdict.struck} steps that were in no checkpoint and were repeated on resume")
     write_text(Path(argv[0]) / FOLDER / REPORT, json.dumps(asdict(verdict), indent=1))
     for problem in verdict.problems:
         print(f"error: {problem}", file=sys.stderr)
     if not verdict.epochs and not verdict.problems:
-        raise UserError(f"{argv[0]} has no step on record: nothing to prove; was it run with data.audit=true?")
+        raise UserError(f"{argv[0]} has no recorded step: nothing to check; was it run with data.audit=true?")
     done = sum(epoch.state == "complete" for epoch in verdict.epochs)
     if not verdict.problems:
         print(f"proven: {done} complete epochs, no sample twice in any epoch, none from a held-out split")

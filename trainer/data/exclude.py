@@ -1,4 +1,4 @@
-"""Shards that are left out of a run from one of its steps on (`data.exclude`)."""
+"""Excludes shards from a run, from one of its steps on (`data.exclude`)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Changes = tuple[tuple[int, tuple[int, ...]], ...]
 
 
 def changes(names: Sequence[str], shards: Sequence[Shard], saved: Mapping[str, Any]) -> Changes:
-    """The `changes` of a run's order that leaves out the shards `names` from now on.
+    """The `changes` of the order of a run that excludes the shards `names` from now on.
 
-    `saved`: the state of the checkpoint from which it goes on, with its `step` and what was left out before;
-    empty for a new run. Raises `UserError` for a name that is none of `shards`, those of the training split.
-    A change takes the place of one at the same step, where nothing was done under the first.
+    `saved`: the state of the checkpoint that the run resumes from, with its `step` and earlier exclusions; empty for a
+    new run. Raises `UserError` for a name that is not in `shards`, those of the training split. A change replaces an
+    earlier one at the same step, which no step was trained under.
     """
     step = int(saved.get("step", 0))
     known = {shard.name: i for i, shard in enumerate(shards)}
@@ -39,5 +39,5 @@ def _numbers(names: Sequence[str], known: Mapping[str, int]) -> tuple[int, ...]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"data.exclude: {name} is no shard of the training split{hint}")
+            raise UserError(f"data.exclude: {name} is not a shard of the training split{hint}")
     return tuple(sorted({known[name] for name in names}))

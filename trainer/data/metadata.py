@@ -1,7 +1,7 @@
-"""What `samples.parquet` says of the samples of a batch, by row; and for each sample a partner of the same patient.
+"""Columns of `samples.parquet` by row, and for each sample a partner of the same patient.
 
-A column is turned once into a `.npy` file, which all processes of a machine map: 10 million patient codes are 80 MB of
-page cache, whatever the number of processes.
+A column is converted once to a `.npy` file, which all processes of a machine map: 10 million patient codes take 80 MB
+of page cache, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Column:
-    """`values` [rows]: numbers (float64 with NaN where integers are missing), or places in `words` (-1: missing)."""
+    """`values` [rows]: numbers (float64 with NaN if integers are missing), or indices into `words` (-1: missing)."""
 
     values: NDArray
     words: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Column:
 class Metadata:
     """The columns of a data set's `samples.parquet`, kept as `.npy` files in `folder`.
 
-    Raises `UserError` if the table is missing, damaged or has not the rows of the manifest.
+    Raises `UserError` if the table is missing, damaged or does not match the manifest.
     """
 
     def __init__(self, root: str | Path, folder: str | Path) -> None:
@@ -47,7 +47,7 @@ class Metadata:
         except FileNotFoundError:
             raise UserError(f"{self._path} does not exist: run the same build again") from None
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self._path} is damaged: run the same build again ({_line(error)})") from None
+            raise UserError(f"{self._path} is damaged: run the same build again ({_first_line(error)})") from None
         with file:
             self._names, rows = file.schema_arrow.names, file.metadata.num_rows
         if rows != sum(self._counts):
@@ -58,11 +58,11 @@ class Metadata:
 
     @property
     def labels(self) -> list[str]:
-        """The label columns that the build was asked for."""
+        """The label columns that were requested at the build."""
         return [name for name in self._names if name not in SAMPLE_COLUMNS]
 
     def column(self, name: str) -> Column:
-        """A whole column, mapped from its file. Raises `UserError` for an unknown name, or a column of lists."""
+        """A whole column, memory-mapped. Raises `UserError` for an unknown name, or a column of lists."""
         if name not in self._names:
             raise UserError(f"{self._path} has no column '{name}'; there are {', '.join(self._names)}")
         if name not in self._columns:
@@ -78,15 +78,15 @@ class Metadata:
     def batch(self, rows: Rows, names: list[str] | None = None) -> dict[str, NDArray]:
         """`index` (the rows themselves), `patient` and the labels, or the columns `names`, of the samples at `rows`.
 
-        `rows` int64 of any shape; each result has it too.
+        `rows` int64 of any shape, which is that of each result.
         """
         names = ["patient", *self.labels] if names is None else names
         return {"index": rows, **{name: self.column(name).values[rows] for name in names}}
 
     def partners(self, rows: Rows, seed: int, epoch: int) -> Rows:
-        """For each row another one of the same patient, any of them as likely; itself where there is none.
+        """For each row another one of the same patient, drawn uniformly; the row itself if there is none.
 
-        All windows of a patient lie next to each other in one shard. The draw is a function of (seed, epoch, row).
+        All windows of a patient are adjacent in one shard. The draw is a function of (seed, epoch, row).
         """
         ends = self._runs()
         run = np.searchsorted(ends, rows, side="right")
@@ -98,11 +98,11 @@ class Metadata:
         return partner + ((partner >= rows) & (others > 0))
 
     def prepare(self) -> None:
-        """Makes the files that `partners` needs."""
+        """Creates the files that `partners` needs."""
         self._runs()
 
     def _runs(self) -> NDArray[np.int64]:
-        """Where each patient's run of rows ends, ascending; a shard's end always ends one."""
+        """Where each patient's run of rows ends, ascending; the end of a shard always ends a run."""
         if self._ends is None:
             path = self._folder / "patient-ends.npy"
             if not path.is_file():
@@ -129,7 +129,7 @@ class Metadata:
         if pa.types.is_boolean(kind):
             column, kind = column.cast(pa.int8()), pa.int8()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise UserError(f"{self._path}: column '{name}' is of type {kind}, neither numbers nor words")
+            raise UserError(f"{self._path}: column '{name}' is of type {kind}, neither numeric nor text")
         return column.to_numpy(), []
 
 
@@ -138,5 +138,5 @@ def _save(path: Path, values: NDArray) -> None:
         np.save(file, values)
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]

@@ -1,11 +1,11 @@
-"""Which sample when: a pure function of the shard counts, the seed, the global batch, the lanes and the block.
+"""The order of samples: a pure function of shard sizes, seed, global batch, number of lanes and block size.
 
-Each epoch permutes the shards, takes them in blocks, permutes the samples within each block and lays the blocks end to
-end: the *line*. The line is cut into `lanes` equal stretches; the global batch of a step takes the next samples of
-every lane. So no sample comes twice in an epoch, every epoch has floor(N / G) steps, the global batches are the same at
-any world size, and the whole state of the loader is the step.
+Each epoch permutes the shards, groups them into blocks, permutes the samples within each block and concatenates the
+blocks: the *line*. The line is split into `lanes` equal segments; the global batch of a step takes the next samples of
+every lane. So no sample occurs twice in an epoch, every epoch has floor(N / G) steps, the global batches are the same
+at any world size, and the only state of the loader is the step.
 
-Where shards are left out from some step on, the epoch under way ends there and the next begins, without them.
+Where shards are excluded from some step on, the current epoch ends at that step and the next begins without them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Span:
-    """Epoch `number` takes the steps `first` to `stop - 1`: all its `length` steps, unless a change cut it short.
+    """Epoch `number`: steps `first` to `stop - 1`, which are all its `length` steps unless a change cut it short.
 
     The shards `excluded` are left out of it.
     """
@@ -40,10 +40,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Order:
-    """`counts` samples per shard, global batch `batch`, `micro` contrast batches in it, `block` shards a block.
+    """`counts`: samples per shard; `batch`: global batch; `micro`: contrast batches in it; `block`: shards per block.
 
-    `changes`: (step, shards), by ascending steps: a new epoch begins at that step, and these shards count as empty from
-    then on, up to the next change.
+    `changes`: (step, shards), in ascending order of steps: a new epoch begins at that step, and these shards count as
+    empty until the next change.
     """
 
     counts: tuple[int, ...]
@@ -65,7 +65,7 @@ class Order:
         for excluded in ((), *(shards for _, shards in self.changes)):
             total = sum(self.counts) - sum(self.counts[shard] for shard in excluded)
             if not total:
-                raise UserError("data.exclude leaves no training shard: take out fewer of them")
+                raise UserError("data.exclude leaves no training shard: exclude fewer")
             if total < self.batch:
                 left = " that data.exclude leaves" if excluded else ""
                 raise UserError(
@@ -74,11 +74,11 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of a whole epoch as the run began."""
+        """Steps of a whole epoch at the start of the run."""
         return self._stretches[0].length
 
     def epoch(self, step: int) -> Span:
-        """The epoch in which a global step lies."""
+        """The epoch of a global step."""
         place = bisect(self._begins, step) - 1
         part, change = self._stretches[place], self._begins[place + 1 : place + 2]
         whole = (step - part.first) // part.length
@@ -96,31 +96,31 @@ class Order:
             )
 
     def step(self, step: int, rank: int = 0, world: int = 1) -> Indices:
-        """Sample indices `[micro, share]` (into the shards laid end to end) of one rank at a global step."""
+        """Sample indices `[micro, share]` (into the concatenated shards) of one rank at a global step."""
         return self.steps(step, 1, rank, world)[0]
 
     def steps(self, step: int, count: int, rank: int = 0, world: int = 1) -> Indices:
-        """`step` for several steps at once, `[n, micro, share]`: `count` of them, or those up to the epoch's end."""
+        """`step` for several steps at once, `[n, micro, share]`: `count` of them, or fewer at the end of the epoch."""
         epoch, positions = self._positions(step, count, rank, world)
         n = positions.shape[1] * self.lanes // self.batch
         samples = epoch.samples(positions.ravel()).reshape(len(positions), n, self.micro, -1)
         return samples.transpose(1, 2, 0, 3).reshape(n, self.micro, -1)
 
     def shards(self, step: int, count: int, rank: int = 0, world: int = 1) -> Indices:
-        """The shards, none of them empty, of the blocks in which a rank's lanes stand at these steps; same end."""
+        """The nonempty shards of the blocks that a rank's lanes read at these steps, within the epoch as in `steps`."""
         epoch, positions = self._positions(step, count, rank, world)
         return epoch.shards_at(positions.ravel())
 
     def blocks(self, epoch: Span) -> tuple[Indices, list[Indices]]:
-        """The blocks of an epoch's line: the places where they begin and the last ends, and the shards of each.
+        """The blocks of an epoch's line: their boundaries, and the nonempty shards of each.
 
-        No shard of them is empty. Nothing of it is kept, so that another thread may ask.
+        Nothing is cached, so that other threads may call it.
         """
         line = _Epoch(self.counts, self.seed, epoch, self.block)
         return line.borders, [line.shards_of(block) for block in range(len(line.borders) - 1)]
 
     def _positions(self, step: int, count: int, rank: int, world: int) -> tuple[_Epoch, Indices]:
-        """The epoch of a step, and the places `[lanes, samples]` in its line, ascending, that a rank takes."""
+        """The epoch of a step, and the positions `[lanes, samples]` in its line, ascending, that a rank reads."""
         epoch, per_lane = self.epoch(step), self.batch // self.lanes
         mine = np.arange(rank * self.lanes // world, (rank + 1) * self.lanes // world)
         stretch, until = epoch.length * per_lane, min(step + count, epoch.stop)
@@ -141,7 +141,7 @@ class Order:
 
     @cached_property
     def _stretches(self) -> list[Span]:
-        """The first epoch of the run, and that of each change."""
+        """The first epoch of the run, and the first one after each change."""
         parts: list[Span] = []
         for step, excluded in ((0, ()), *self.changes):
             samples = sum(self.counts) - sum(self.counts[shard] for shard in excluded)
@@ -154,7 +154,7 @@ class Order:
 
 
 class _Epoch:
-    """The line of one epoch; the permutation of a block is made when it is first asked for, and `kept` of them stay."""
+    """The line of one epoch; the permutation of a block is computed on first use, and the last `kept` are cached."""
 
     def __init__(self, counts: Sequence[int], seed: int, epoch: Span, block: int, kept: int = 16) -> None:
         self.key = (seed, epoch.number)
@@ -169,7 +169,7 @@ class _Epoch:
         self.permuted = lru_cache(maxsize=kept)(self._permuted)
 
     def samples(self, positions: Indices) -> Indices:
-        """The samples at these places of the line, which ascend."""
+        """The samples at these ascending positions of the line."""
         blocks = self._blocks(positions)
         cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(positions)]
         result = np.empty_like(positions)
@@ -182,7 +182,7 @@ class _Epoch:
         return np.concatenate([self.shards_of(block) for block in np.unique(self._blocks(positions)).tolist()])
 
     def shards_of(self, block: int) -> Indices:
-        """The shards of a block, none of them empty."""
+        """The nonempty shards of a block."""
         shards = self._shards(block)
         return shards[self.sizes[shards] > 0]
 
@@ -213,4 +213,4 @@ def _nearest(values: Sequence[int], to: int) -> int:
 
 def _multiples(contrast: int, world: int) -> str:
     good = [d for d in _divisors(contrast) if d % world == 0]
-    return str(good[-1]) if good else f"... after a batch.contrast that {world} divides"
+    return str(good[-1]) if good else f"{world} with a batch.contrast that is a multiple of {world}"

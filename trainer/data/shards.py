@@ -1,7 +1,7 @@
-"""A split of a sharded data set as one array of samples: a batch is a gather out of the tars, with no parsing.
+"""A split of a sharded data set as one array of samples: batches are gathered from the tar files without parsing them.
 
-Shards that were read ahead are memory-mapped, and samples are copied from there. Any other is read with `pread`, so
-that a file that was cut, or a disk that fails, is an error that names the shard and not the end of the process.
+Shards that were read ahead are memory-mapped, and samples are copied from the mapping. Other shards are read with
+`pread`, so that a truncated file or a failing disk raises an error that names the shard, and does not kill the process.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from umbra.errors import UserError
 from umbra.schema import BLOCK, DTYPE, SAMPLES, SPLITS, Geometry, Shard, fingerprint, npy_header, read_manifest
 
 CHUNK = 64  # samples that one thread copies at a time
-CHECKERS = 16  # shards looked at side by side when a data set is opened: each look may cross a network
-MADV_POPULATE_READ = 22  # Linux 5.14: reads a mapped range from the file, in sequence, and reports what fails
-READ_AHEAD = 1 << 17  # bytes; Linux may cut a longer request for reading ahead
+CHECKERS = 16  # shards checked in parallel when a data set is opened: each check may cross a network
+MADV_POPULATE_READ = 22  # Linux 5.14: reads a mapped range from the file sequentially, and reports errors
+READ_AHEAD = 1 << 17  # bytes; Linux may shorten a larger read-ahead request
 _LIBC = ctypes.CDLL(None)
 _FIXES = {
     errno.EMFILE: "; raise `ulimit -n`, or lower data.lanes or data.block_shards",
@@ -39,8 +39,8 @@ _FIXES = {
 class Shards:
     """The samples of one split, 0 to `count - 1`; sample *i* is row `rows[i]` of `samples.parquet`.
 
-    Raises `UserError` for a missing or unfinished data set, a manifest that was changed, an empty split and, unless the
-    shards come `later` or are `excluded` (by name), a shard that is missing, was cut or is not of this data set.
+    Raises `UserError` for a missing or unfinished data set, a modified manifest, an empty split and, unless the shards
+    come `later` or are `excluded` (by name), a shard that is missing, truncated or not of this data set.
     """
 
     def __init__(self, root: str | Path, split: str, later: bool = False, excluded: Collection[str] = ()) -> None:
@@ -49,7 +49,7 @@ class Shards:
             raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
         m = self.manifest
         if m.fingerprint != fingerprint(m.shards, m.geometry, m.rate, m.leads, m.resolution_uv):
-            raise UserError(f"the manifest of {root} does not fit its own fingerprint: run the same build again")
+            raise UserError(f"the manifest of {root} does not match its own fingerprint: run the same build again")
         self.split, self.shards = split, m.of_split(split)
         self.counts = tuple(s.samples for s in self.shards)
         self.count = sum(self.counts)
@@ -72,7 +72,7 @@ class Shards:
     ) -> NDArray[np.int16]:
         """Copies the samples at `indices`, of any shape, into `out`, int16 [..., leads, samples], by threads of `pool`.
 
-        Returns `out`. Raises `UserError` for a shard that is missing, cut or not readable.
+        Returns `out`. Raises `UserError` for a shard that is missing, truncated or not readable.
         """
         if not out.flags.c_contiguous or out.dtype != DTYPE or out.shape != (*indices.shape, *self.shape):
             raise ValueError("out must be a contiguous int16 array of as many samples as there are indices")
@@ -83,7 +83,7 @@ class Shards:
         return out
 
     def hold(self, shards: Iterable[int]) -> list[OpenShard]:
-        """Keeps these shards open, as far as they are there, and no others; returns those not open before."""
+        """Keeps these shards open, those that exist, and no others; returns the newly opened ones."""
         wanted = dict.fromkeys(shards)
         new = {s: shard for s in wanted if s not in self._held and (shard := self._open_if_there(s))}
         self._held = {s: shard for s, shard in self._held.items() if s in wanted} | new
@@ -117,7 +117,7 @@ class Shards:
         np.concatenate(list(rows), out=out)
 
     def _check(self, shard: int) -> bytes:
-        """The first half of its samples' keys, which no other shard of a data set has; nothing if it is empty."""
+        """The first half of its samples' keys, unique to a shard within a data set; empty if the shard is."""
         file = self._open(shard).samples
         assert isinstance(file, _File)
         return file.key
@@ -136,7 +136,7 @@ class Shards:
         return OpenShard(self._path(shard), self.shards[shard], self.manifest.geometry)
 
     def _open_if_there(self, shard: int) -> OpenShard | None:
-        """A shard that nobody reads yet may be removed at any time to make room for others."""
+        """Opens a shard if it exists: one that is not in use may be removed at any time to free space for others."""
         try:
             return self._open(shard) if self._path(shard).is_file() else None
         except UserError:
@@ -149,18 +149,18 @@ class Shards:
 
 
 class OpenShard:
-    """One shard, open for reading; it closes when nobody holds it. `samples[i]` is sample *i*, as one `_item`.
+    """One shard, open for reading; closed with its last reference. `samples[i]` is sample *i*, as one `_item`.
 
-    Raises `UserError` if the shard is missing or not one of this data set, and when a sample cannot be read.
+    Raises `UserError` if the shard is missing or not part of this data set, and when a sample cannot be read.
     """
 
     def __init__(self, path: Path, shard: Shard, geometry: Geometry) -> None:
         self.samples: _File | NDArray[np.void] = _File(path, shard, geometry)
 
     def read_ahead(self) -> None:
-        """Reads the whole shard into memory, in sequence, and maps it.
+        """Reads the whole shard into memory sequentially and maps it.
 
-        Where the system cannot do that, or the file fails, samples are read one by one as before, with its errors.
+        If the system cannot do that, or reading fails, samples are still read one by one, which raises any error.
         """
         file = self.samples
         if isinstance(file, _File):
@@ -169,8 +169,8 @@ class OpenShard:
 
 
 def _item(geometry: Geometry) -> np.dtype:
-    """A whole sample as one item. For arrays of many items numpy lets go of Python's lock, which for each sample costs
-    as much as half of its copy when another thread waits for the lock.
+    """A whole sample as one array item. numpy releases the GIL to copy arrays of many items; per sample, that would
+    take half as long as the copy itself if another thread waits for the GIL.
     """
     return np.dtype((np.void, geometry.array_bytes))
 
@@ -191,7 +191,7 @@ class _File:
             ) from None
         self._check()
 
-    def __del__(self) -> None:  # and not before: a thread may be reading
+    def __del__(self) -> None:  # not earlier: a thread may be reading
         if self.handle >= 0:
             os.close(self.handle)
 
@@ -216,7 +216,7 @@ class _File:
         if size != self.shard.bytes or size != geometry.shard_bytes(count):
             raise UserError(
                 f"shard {self.path} has {size} bytes, its manifest says {self.shard.bytes} for {count} samples: it was "
-                "cut or overwritten; delete it and run the same build again"
+                "truncated or overwritten; delete it and run the same build again"
             )
         for i in {0, count - 1} if count else ():
             head = self._read(i * geometry.stride, geometry.first)
@@ -227,7 +227,7 @@ class _File:
                 or head[BLOCK:] != npy_header(geometry.leads, geometry.samples)
             ):
                 raise UserError(
-                    f"shard {self.path} is not one of this data set: its sample {i} does not begin where the manifest "
+                    f"shard {self.path} is not part of this data set: its sample {i} does not begin where the manifest "
                     "says; delete it and run the same build again"
                 )
             self.key = name[:-15]
@@ -239,7 +239,7 @@ class _File:
             raise UserError(f"shard {self.path} cannot be read ({error.strerror}): copy or build it again") from error
         if len(data) != size:
             raise UserError(
-                f"shard {self.path} ends within bytes {at} to {at + size}: it was cut after the start of this run; "
-                "delete it and run the same build again"
+                f"shard {self.path} ends within bytes {at} to {at + size}: it was truncated after the start of this "
+                "run; delete it and run the same build again"
             )
         return data

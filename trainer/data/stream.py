@@ -1,4 +1,4 @@
-"""Batches on the device, ahead of their use: one thread plans and gathers, others copy for it and read shards ahead."""
+"""Prefetches batches to the device: one thread plans and gathers, others copy samples and read shards ahead."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from trainer.data.order import Order
 from trainer.data.shards import Shards
 from umbra.schema import DTYPE
 
-PLAN = 32  # steps whose samples are looked up at once; the shards of the next as many are read ahead
-FETCHED_PLAN = 4  # the same where shards are fetched: one that is removed takes room until it is closed
-FILES = 65536  # files that may be open, where the system lets us choose
+PLAN = 32  # steps planned at a time; the shards of as many following steps are read ahead
+FETCHED_PLAN = 4  # the same for fetched shards: a removed one takes disk space until it is closed
+FILES = 65536  # limit on open files, where the system allows it
 
 Write = Callable[[NDArray[np.int16]], object]
-Partners = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]  # (step, indices) -> indices of as many others
+Partners = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]  # (step, indices) -> indices of their partners
 
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's share of a step: `signals` int16 [micro, share, leads, samples], `rows` int64 [micro, share].
 
-    `rows` are those of `samples.parquet`; `host_rows` are the same, wherever the tensors are. `partners`: the signals
-    that the second views are made of, where they are others.
+    `rows` are row numbers of `samples.parquet`; `host_rows` are the same on the CPU. `partners`: the signals of the
+    second views, if they differ.
     """
 
     step: int
@@ -47,7 +47,7 @@ class Batch:
 
 
 class Fetcher(Protocol):
-    """Brings shards from elsewhere: `wait` returns once those of a step are there, `done` says that it was read."""
+    """Provides remote shards: `wait` blocks until those of a step are there, `done` reports that it was read."""
 
     def wait(self, step: int) -> None: ...
 
@@ -55,10 +55,10 @@ class Fetcher(Protocol):
 
 
 class Stream(Iterator[Batch]):
-    """The batches of steps `start` to `stop - 1`, in order; an error while reading is raised by `next`.
+    """The batches of steps `start` to `stop - 1`, in order; a read error is raised by `next`.
 
-    `threads` copy samples, `ahead` batches are kept ready. A batch is the caller's for as long as a tensor of it lives:
-    its memory is used again only then. `close` (or the end) stops the threads.
+    `threads` copy samples, `ahead` batches are prefetched. The memory of a batch is reused only once no tensor uses it.
+    `close` (or the end) stops the threads.
     """
 
     def __init__(
@@ -78,28 +78,28 @@ class Stream(Iterator[Batch]):
         self._shards, self._order, self._place = shards, order, (rank, world)
         self._start, self._stop, self._threads = start, stop, threads
         self._fetcher, self._partners = fetcher, partners
-        self._left = stop - start
+        self._remaining = stop - start
         self._memory = _Pinned(device) if device.type == "cuda" else _Memory()
         self._ready: queue.SimpleQueue[tuple[Batch, Any] | BaseException] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # an item for each batch that may be got ready
+        self._slots: queue.SimpleQueue[None] = queue.SimpleQueue()  # an item for each batch that may be prepared
         for _ in range(ahead):
-            self._room.put(None)
+            self._slots.put(None)
         self._closed = threading.Event()
         _prepare_process()
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # a thread that copies while the interpreter goes down would crash it
+        atexit.register(self.close)  # a thread still copying while the interpreter shuts down would crash it
 
     def __next__(self) -> Batch:
-        if self._left <= 0 or self._closed.is_set():
+        if self._remaining <= 0 or self._closed.is_set():
             self.close()
             raise StopIteration
         item = self._ready.get()
-        self._room.put(None)
+        self._slots.put(None)
         if isinstance(item, BaseException):
             self.close()
             raise item
-        self._left -= 1
+        self._remaining -= 1
         batch, copied = item
         if copied is not None:
             _hand_over(batch, copied)
@@ -107,13 +107,13 @@ class Stream(Iterator[Batch]):
 
     @property
     def depth(self) -> int:
-        """Batches that are ready."""
+        """Number of batches that are ready."""
         return self._ready.qsize()
 
     def close(self) -> None:
         atexit.unregister(self.close)
         self._closed.set()
-        self._room.put(None)
+        self._slots.put(None)
         self._thread.join(timeout=10)
         self._shards.hold(())
 
@@ -124,7 +124,7 @@ class Stream(Iterator[Batch]):
                 for pool in pools:
                     stack.callback(pool.shutdown, cancel_futures=True)
                 for step, indices, rows in self._plan(pools[1]):
-                    self._room.get()
+                    self._slots.get()
                     if self._closed.is_set():
                         return
                     self._ready.put(self._load(step, indices, rows, pools[0]))
@@ -132,7 +132,7 @@ class Stream(Iterator[Batch]):
             self._ready.put(error)
 
     def _plan(self, reader: ThreadPoolExecutor) -> Iterator[tuple[int, NDArray[np.int64], Tensor]]:
-        """Each step with its indices and rows [micro, share]; the shards of the steps to come are read ahead."""
+        """Each step with its indices and rows [micro, share]; reads the shards of the following steps ahead."""
         order, step = self._order, self._start
         now: list[int] = []
         most = PLAN if self._fetcher is None else FETCHED_PLAN
@@ -153,11 +153,13 @@ class Stream(Iterator[Batch]):
             self._fetcher.wait(step)
         wanted = indices if self._partners is None else np.stack([indices, self._partners(step, indices)])
         shape = (*wanted.shape, *self._shards.shape)
-        signals, there, copied = self._memory.load(shape, lambda out: self._shards.gather(wanted, out, pool), rows)
+        signals, device_rows, copied = self._memory.load(
+            shape, lambda out: self._shards.gather(wanted, out, pool), rows
+        )
         pair = (signals,) if self._partners is None else signals.unbind()
         if self._fetcher:
             self._fetcher.done(step)
-        return Batch(step, pair[0], there, rows.numpy(), *pair[1:]), copied
+        return Batch(step, pair[0], device_rows, rows.numpy(), *pair[1:]), copied
 
 
 def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
@@ -166,26 +168,27 @@ def millivolts(signals: Tensor, resolution_mv: float) -> Tensor:
 
 
 def bottleneck(data_wait: float, depth: float, threads: int, ahead: int, fetched: int | None = None) -> str | None:
-    """The line that says that steps wait for the loader, and what to set; None while they do not.
+    """A message that steps wait for the loader, with what to set; None if they do not.
 
-    `data_wait`: share of the time spent waiting; `depth`: batches that were ready when one was asked for, on average;
-    `fetched`: of remote shards, the steps ahead for which they are there.
+    `data_wait`: fraction of the time spent waiting; `depth`: mean number of batches ready when one was requested;
+    `fetched`: number of steps ahead whose remote shards are in place.
     """
     if data_wait < 0.2:
         return None
     if fetched is not None and fetched <= ahead + FETCHED_PLAN:
         fix = (
-            f"shards come too slowly: raise data.threads (now {threads}) or data.cache_gb, or copy them to a near disk"
+            f"shards arrive too slowly: raise data.threads (now {threads}) or data.cache_gb, or copy them to a local "
+            "disk"
         )
     elif depth >= 1:
-        fix = f"batches come in bursts: raise data.ahead (now {ahead})"
+        fix = f"batches arrive in bursts: raise data.ahead (now {ahead})"
     else:
         fix = f"raise data.threads (now {threads}), or put data.path on faster storage if that does not help"
     return f"the loader is the bottleneck: steps wait for data {100 * data_wait:.0f} % of the time; {fix}"
 
 
 class _Memory:
-    """Batches in the computer's memory. A buffer is used again when no tensor, view or array is on it any more."""
+    """Batches in host memory. A buffer is reused once no tensor, view or array refers to it."""
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.int16]] = []
@@ -193,13 +196,13 @@ class _Memory:
     def load(self, shape: tuple[int, ...], write: Write, rows: Tensor) -> tuple[Tensor, Tensor, None]:
         buffer = self._free.pop() if self._free else np.empty(shape, DTYPE)
         write(buffer)
-        lent = buffer.view()  # lives as long as the memory of the tensor made from it
+        lent = buffer.view()  # lives until the last tensor on it is gone
         weakref.finalize(lent, self._free.append, buffer).atexit = False
         return torch.from_numpy(lent), rows, None
 
 
 class _Pinned:
-    """Batches on a GPU, copied on a stream of their own out of two page-locked buffers that take turns."""
+    """Batches on a GPU, copied on a separate CUDA stream from two alternating page-locked buffers."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
@@ -208,7 +211,7 @@ class _Pinned:
     def load(self, shape: tuple[int, ...], write: Write, rows: Tensor) -> tuple[Tensor, Tensor, Any]:
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             buffer, copied = self._next(shape)
-            copied.synchronize()  # the copy out of this buffer, two batches ago, is over
+            copied.synchronize()  # waits for the copy from this buffer, two batches ago
             write(buffer.numpy())
             signals, rows = (x.to(self._device, non_blocking=True) for x in (buffer, rows))
             copied = torch.cuda.Event()
@@ -223,7 +226,7 @@ class _Pinned:
 
 
 def _hand_over(batch: Batch, copied: Any) -> None:
-    """Lets the caller's CUDA stream wait for the copy, and keeps the memory until that stream is done with it."""
+    """Makes the caller's CUDA stream wait for the copy, and keeps the memory until that stream is done with it."""
     stream = torch.cuda.current_stream(batch.signals.device)
     stream.wait_event(copied)
     for tensor in (batch.signals, batch.rows):
@@ -231,7 +234,7 @@ def _hand_over(batch: Batch, copied: Any) -> None:
 
 
 def _prepare_process() -> None:
-    """As many open files as the system allows, and a trace if a file is cut while it is mapped (SIGBUS)."""
+    """Raises the limit on open files; enables a traceback if a mapped file is truncated (SIGBUS)."""
     if not faulthandler.is_enabled():
         faulthandler.enable()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

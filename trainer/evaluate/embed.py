@@ -1,4 +1,4 @@
-"""The encoder that a transfer names, and the features that it gives."""
+"""Loads the encoder to evaluate and computes its features."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from umbra.hub import initialise, load_encoder, read_config
 def open_encoder(config: TransferConfig, train: Labelled) -> Encoder:
     """The encoder that the config names, on its device; randomly initialised for `encoder=random` or `mode=scratch`.
 
-    Batch norm of one that stays random gets the mean and variance of the train records, as that of an exported one has
-    those of its training ECGs. Raises `UserError` if the data are not of the encoder's kind.
+    In a random encoder that is probed, batch norm gets the mean and variance of the train records, as in an exported
+    encoder those of its training ECGs. Raises `UserError` if the data do not match the encoder's input.
     """
     name, device = config.like if config.encoder == "random" else config.encoder, device_of(config.device)
     fresh = config.encoder == "random" or config.mode == "scratch"
@@ -38,17 +38,17 @@ def _check_fits(encoder: Encoder, shards: Shards, config: TransferConfig) -> Non
     for what in ("rate", "leads", "samples"):
         if getattr(wanted, what) != getattr(given, what):
             raise UserError(
-                f"the encoder takes {what} {getattr(wanted, what)}, {config.data} has {getattr(given, what)}: "
+                f"the encoder needs {what} {getattr(wanted, what)}, {config.data} has {getattr(given, what)}: "
                 "build the shards with the rate, seconds and leads of the encoder"
             )
 
 
 def device_of(name: str) -> torch.device:
-    """Raises `UserError` for a device that is not here."""
+    """The device of this name. Raises `UserError` if it is not available."""
     gpus = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     here = ["auto", "cpu", *(["cuda"] if gpus else []), *gpus]
     if name not in here:
-        raise UserError(f"device={name} is not here; use {' or '.join(here)}")
+        raise UserError(f"device={name} is not available; use {' or '.join(here)}")
     return torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
 
 
@@ -58,7 +58,7 @@ def signals(data: Labelled, device: torch.device) -> Tensor:
 
 
 def embed(encoder: nn.Module, data: Labelled, batch: int) -> np.ndarray:
-    """Features of these records, float32 `[n, D]`, by the encoder in eval mode."""
+    """Features of these records, float32 `[n, D]`, from the encoder in eval mode."""
     encoder.eval()
     device = next(encoder.parameters()).device
     with torch.inference_mode():
@@ -67,6 +67,6 @@ def embed(encoder: nn.Module, data: Labelled, batch: int) -> np.ndarray:
 
 
 def parts_of(data: Labelled, batch: int) -> Iterator[Labelled]:
-    """The records in their order, `batch` at a time."""
+    """The records in order, `batch` at a time."""
     for start in range(0, len(data), batch):
         yield data.take(np.arange(start, min(start + batch, len(data))))

@@ -19,7 +19,7 @@ from umbra.encoders.encoder import Encoder
 
 
 def finetune(task: Task, encoder: Encoder, chosen: np.ndarray, config: TransferConfig) -> Fitted:
-    """Trains the encoder and a linear head on the `chosen` train records; val takes the learning rate and epoch."""
+    """Trains encoder and linear head on the `chosen` train records; selects the learning rate and epoch on val."""
     best: Fitted | None = None
     for lr in config.finetune.lr:
         model = _with_head(copy.deepcopy(encoder), len(task.classes), config.seed)

@@ -1,15 +1,16 @@
-"""Where do the masks fall? `python -m trainer.figures masks RUN [key=value]`: on P, QRS and T, against chance.
+"""How much of P, QRS and T do the masks hide, against chance? `python -m trainer.figures masks RUN [key=value]`.
 
-Held-out ECGs are delineated by NeuroKit2 (discrete wavelets, Martinez et al. 2004; Makowski et al. 2021). A wave's lift
-is the share of it that is hidden over the share of the whole ECG that is hidden: 1 is chance, 1.5 is half as much
-again. Beside the masker's own masks (each of the N; per lead that of the delineated lead) stand two controls: the mask
-of another ECG, and a random block on a ring.
+Held-out ECGs are delineated by `trainer/evaluate/delineation.py`, which also decides what counts as a P wave. A wave's
+lift is the fraction of it that is hidden, divided by the hidden fraction of the whole ECG: 1 is chance, 1.5 is 50 %
+more; a rhythm without the wave has no lift on it. Two controls are reported next to the masker's own masks (each of the
+N; for per-lead masks that of the delineated lead): the mask of another ECG, and a random block that wraps around at the
+end of the window.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from trainer.config import PretrainConfig
 from trainer.data.remote.store import local_root
 from trainer.data.shards import Shards
 from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.delineation import WAVES, Delineation, delineate
 from trainer.evaluate.result import plain
 from trainer.evaluate.scores import interval, patient_resamples
 from trainer.evaluate.task import class_of
@@ -40,7 +42,7 @@ from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.files import write_text
 
-WAVES = ("P", "QRS", "T", "between")
+LEAST_ECGS, LEAST_SHARE = 10, 0.2  # ECGs of a group, and ECGs with a wave among them, for a lift
 MASKS = ("masker", "masker, another ECG's", "random block")
 USAGE = "python -m trainer.figures masks RUN [data=DIR] [split=val] [ecgs=300] [by=rhythm] [draw=4] [lead=II]"
 Bools = NDArray[np.bool_]
@@ -48,35 +50,38 @@ Bools = NDArray[np.bool_]
 
 @dataclass
 class MaskLiftConfig:
-    """Which ECGs of which run are looked at."""
+    """Which ECGs and masks are analysed."""
 
     run: str = ""
     """The run directory."""
     data: str = ""
-    """The data set (empty: the run's own)."""
+    """The folder of the data set (empty: the one that the run was trained on)."""
     split: str = "val"
-    """The split whose ECGs are looked at."""
+    """The split that the ECGs are taken from."""
     ecgs: int = setting(300, ">= 2")
-    """How many of them."""
+    """Number of ECGs."""
     lead: str = "II"
-    """The lead in which waves are delineated."""
+    """The lead that is delineated."""
     by: str = "rhythm"
     """A task of configs/transfer whose classes get a table each (empty: none)."""
     draw: int = setting(4, ">= 0")
-    """How many ECGs are drawn."""
+    """Number of ECGs to draw with their masks."""
     bootstrap: int = setting(1000, ">= 1")
-    """Resamples of the patients."""
+    """Bootstrap resamples of the patients."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
         if not self.run:
-            raise UserError(f"say which run: {USAGE}")
+            raise UserError(f"run is not set: {USAGE}")
         check_fields(self)
 
 
 @dataclass(frozen=True)
 class Lift:
-    """One row: `lift` of a wave under one kind of mask, its 95 % by patients, over `ecgs` ECGs of `group`."""
+    """One row: `lift` of a wave under one kind of mask, its 95 % interval by patients, over `ecgs` ECGs of `group`.
+
+    The wave is in `found` of their `beats` and in `ecgs_with` of the ECGs; NaN if too few ECGs have it.
+    """
 
     group: str
     masks: str
@@ -85,6 +90,9 @@ class Lift:
     low: float
     high: float
     ecgs: int
+    ecgs_with: int
+    found: int
+    beats: int
 
 
 def main(argv: list[str]) -> None:
@@ -120,13 +128,13 @@ def main(argv: list[str]) -> None:
 
 
 def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] per lead; of
-    a spectrum the mean over its bins. Raises `UserError` for a run without a masker or checkpoint."""
+    """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] for per-lead
+    masks; spectral masks are averaged over bins. Raises `UserError` for a run without a masker or checkpoint."""
     if not settings.game.enabled:
-        raise UserError(f"{run} was trained without a masker: there are no masks to look at")
+        raise UserError(f"{run} was trained without a masker: there are no masks to analyse")
     found = newest(run)
     if found is None:
-        raise UserError(f"{run / 'checkpoints'} holds no committed checkpoint: let the run reach its first save")
+        raise UserError(f"{run / 'checkpoints'} has no committed checkpoint: let the run reach its first one")
     _, masker = make_players(settings, shards)
     assert masker is not None
     weights = load_file(found / "weights.safetensors")
@@ -146,15 +154,15 @@ def measure(cfg: MaskLiftConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.f
     leads, rate = shards.manifest.leads, shards.manifest.rate
     if cfg.lead not in leads:
         raise UserError(f"lead={cfg.lead} is not among the leads of the data: {', '.join(leads)}")
-    waves = [delineate(ecg[leads.index(cfg.lead)], rate) for ecg in tqdm(ecgs, "delineation", unit="ECG")]
-    kept = np.flatnonzero([w is not None for w in waves])
+    found = [delineate(ecg[leads.index(cfg.lead)], rate) for ecg in tqdm(ecgs, "delineation", unit="ECG")]
+    kept = np.flatnonzero([d is not None for d in found])
     if not len(kept):
         raise UserError(f"none of the {len(ecgs)} ECGs could be delineated in lead {cfg.lead}; try another lead=")
     print(f"{len(kept)} of {len(ecgs)} ECGs could be delineated in lead {cfg.lead}")
-    place = np.stack([w for w in waves if w is not None])
+    delineated = [d for d in found if d is not None]
     own = hidden[kept] if hidden.ndim == 3 else hidden[kept][:, :, leads.index(cfg.lead)]
     coverage = min(max(float(own.mean()), 0.01), 0.99)
-    ring = TimeMask(op="control", coverage=coverage, per_lead=False)  # all places alike, also the edges
+    ring = TimeMask(op="control", coverage=coverage, per_lead=False)  # wraps around: hides all samples equally often
     block = ring.hidden(Key(0, 0, torch.from_numpy(kept)), 1, own.shape[-1])[:, 0].numpy().astype(np.float32)
     kinds: dict[str, NDArray[np.float32]] = {}
     for n, masks in enumerate(own.swapaxes(0, 1)):
@@ -164,15 +172,36 @@ def measure(cfg: MaskLiftConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.f
     patient = table.column("patient").to_numpy()[kept]
     groups = {"all": np.ones(len(kept), bool), **_classes(cfg.by, table, kept)}
     return [
-        Lift(group, name, wave, *lift(masks[some], place[some, w], patient[some], cfg.bootstrap), int(some.sum()))
+        row
         for group, some in groups.items()
         for name, masks in kinds.items()
-        for w, wave in enumerate(WAVES)
+        for row in _rows(group, name, masks[some], [delineated[n] for n in np.flatnonzero(some)], patient[some], cfg)
     ]
 
 
-def _classes(task: str, table: Any, kept: NDArray[np.int64], least: int = 10) -> dict[str, Bools]:
-    """The ECGs of each class of a transfer task that has at least `least` of them."""
+def _rows(
+    group: str,
+    name: str,
+    masks: NDArray[np.float32],
+    delineated: Sequence[Delineation],
+    patient: NDArray[np.int64],
+    cfg: MaskLiftConfig,
+) -> list[Lift]:
+    """One row a wave, of masks [n, T] on n ECGs."""
+    count = np.array([d.count for d in delineated])
+    beats = sum(d.beats for d in delineated)
+    rows = []
+    for w, wave in enumerate(WAVES):
+        having = int((count[:, w] > 0).sum())
+        enough = having >= min(len(delineated), max(LEAST_ECGS, LEAST_SHARE * len(delineated)))
+        place = np.stack([d.waves[w] for d in delineated])
+        value = lift(masks, place, patient, cfg.bootstrap) if enough else (math.nan,) * 3
+        rows.append(Lift(group, name, wave, *value, len(delineated), having, int(count[:, w].sum()), beats))
+    return rows
+
+
+def _classes(task: str, table: Any, kept: NDArray[np.int64]) -> dict[str, Bools]:
+    """The ECGs of each class of a transfer task that has at least `LEAST_ECGS` of them."""
     if not task:
         return {}
     path = config_file(f"configs/transfer/{task}.yaml")
@@ -183,30 +212,7 @@ def _classes(task: str, table: Any, kept: NDArray[np.int64], least: int = 10) ->
         raise UserError(f"by={task}: samples.parquet has no column '{cfg.column}'; set by='' for one table of all")
     names = np.array([str(class_of(v, cfg.classes)) for v in table.column(cfg.column).to_pylist()])[kept]
     found = {name: names == name for name in sorted(set(names.tolist()) - {"None"})}
-    return {name: some for name, some in found.items() if some.sum() >= least}
-
-
-def delineate(signal: NDArray[np.float32], rate: float) -> Bools | None:
-    """Which samples of one lead [T] lie in P, QRS, T and between the waves: bool [4, T]; None if that fails."""
-    try:
-        import neurokit2
-    except ImportError:
-        raise UserError("delineation needs NeuroKit2: pip install 'umbra[delineate]'") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            clean = neurokit2.ecg_clean(signal.astype(float), sampling_rate=rate)
-            _, peaks = neurokit2.ecg_peaks(clean, sampling_rate=rate)
-            _, found = neurokit2.ecg_delineate(clean, peaks["ECG_R_Peaks"], sampling_rate=rate, method="dwt")
-    except Exception:  # the library raises whatever numpy does on a signal without beats
-        return None
-    waves = np.zeros((len(WAVES), len(signal)), bool)
-    for w, name in enumerate(("P", "R", "T")):
-        for start, end in zip(found[f"ECG_{name}_Onsets"], found[f"ECG_{name}_Offsets"]):
-            if np.isfinite(start) and np.isfinite(end) and 0 < end - start < 0.4 * rate * (1 + (name == "T")):
-                waves[w, int(start) : int(end) + 1] = True
-    waves[3] = ~waves[:3].any(0)
-    return waves if waves[1].any() else None
+    return {name: some for name, some in found.items() if some.sum() >= LEAST_ECGS}
 
 
 def lift(masks: NDArray[np.float32], wave: Bools, patient: NDArray[np.int64], count: int) -> tuple[float, float, float]:
@@ -214,23 +220,28 @@ def lift(masks: NDArray[np.float32], wave: Bools, patient: NDArray[np.int64], co
     inside, size = (masks * wave).sum(1).astype(np.float64), wave.sum(1).astype(np.float64)
     whole, length = masks.sum(1).astype(np.float64), np.full(len(masks), masks.shape[1], np.float64)
 
-    def of(weight: NDArray[Any]) -> NDArray[np.float64]:
+    def ratio(weight: NDArray[Any]) -> NDArray[np.float64]:
         with np.errstate(invalid="ignore", divide="ignore"):
             return (weight @ inside / (weight @ size)) / (weight @ whole / (weight @ length))
 
-    values = np.concatenate([of(w.astype(np.float64)) for w in patient_resamples(patient, count, 0)])
-    return (float(of(np.ones((1, len(masks))))[0]), *interval(values))
+    values = np.concatenate([ratio(w.astype(np.float64)) for w in patient_resamples(patient, count, 0)])
+    return (float(ratio(np.ones((1, len(masks))))[0]), *interval(values))
 
 
 def markdown(rows: Sequence[Lift]) -> str:
-    """One table a group: a line a kind of mask, a column a wave."""
+    """One table per group: a row per kind of mask, a column per wave; a cell is empty if too few ECGs have the wave."""
     parts = []
     for group in dict.fromkeys(row.group for row in rows):
         mine = [row for row in rows if row.group == group]
-        lines = [f"{group}: {mine[0].ecgs} ECGs; hidden share of a wave over that of the whole ECG", ""]
+        p = mine[0]
+        lines = [f"{group}: {p.ecgs} ECGs; hidden fraction of a wave / hidden fraction of the whole ECG", ""]
+        lines += [f"P waves in {p.found} of {p.beats} beats, in {p.ecgs_with} of {p.ecgs} ECGs", ""]
         lines += ["| masks | " + " | ".join(WAVES) + " |", "|---" * (1 + len(WAVES)) + "|"]
         for kind in dict.fromkeys(row.masks for row in mine):
-            cells = [f"{r.lift:.2f} ({r.low:.2f} to {r.high:.2f})" for r in mine if r.masks == kind]
-            lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+            lines.append(f"| {kind} | " + " | ".join(_cell(row) for row in mine if row.masks == kind) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _cell(row: Lift) -> str:
+    return f"{row.lift:.2f} ({row.low:.2f} to {row.high:.2f})" if math.isfinite(row.lift) else ""

@@ -16,7 +16,7 @@ from umbra.encoders.encoder import Encoder
 
 @dataclass(frozen=True)
 class Fitted:
-    """What val chose, its macro AUROC there, and the class probabilities of the test records `[n, K]`."""
+    """Settings selected on val, their macro AUROC there, and class probabilities of the test records `[n, K]`."""
 
     chosen: dict[str, float]
     val_auroc: float
@@ -25,7 +25,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Features:
-    """Frozen features of the three splits, standardised with the mean and deviation of the whole train split."""
+    """Frozen features of the three splits, standardised by the mean and standard deviation of the whole train split."""
 
     train: np.ndarray
     val: np.ndarray
@@ -40,7 +40,7 @@ def features(encoder: Encoder, task: Task, batch: int) -> Features:
 
 
 def probe(task: Task, given: Features, chosen: np.ndarray, config: ProbeConfig) -> Fitted:
-    """Logistic regression on the `chosen` train records for each C; val takes the best, the smaller C of equals."""
+    """Logistic regression on the `chosen` train records; selects C on val (the smaller one if two are equal)."""
     best: Fitted | None = None
     for c in sorted(config.C):
         model = LogisticRegression(C=c, max_iter=2000).fit(given.train[chosen], task.train.label[chosen])

@@ -1,4 +1,4 @@
-"""One transfer from fit to files: `result.json`, `predictions.parquet`, and their tables as text."""
+"""Runs one evaluation, writes `result.json` and `predictions.parquet`, and formats results as text."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ from umbra.files import atomic, write_text
 from umbra.schema import SPLITS
 
 RESULT = "result.json"
-
-
 PREDICTIONS = "predictions.parquet"
 
 
 def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
-    """Trains, chooses, tests, writes predictions.parquet and then result.json to `config.output`; returns the result.
+    """Trains, selects, tests, writes predictions.parquet and then result.json to `config.output`; returns the result.
 
-    `given`: features computed before for this encoder and task (probe only).
+    `given`: precomputed features of this encoder and task (probe only).
     """
     began = time.monotonic()
     chosen = fraction_of(task.train.label, task.train.patient, config.fraction, config.seed)
@@ -88,7 +86,7 @@ def _write(output: Path, task: Task, probability: np.ndarray, result: dict[str, 
 
 
 def plain(value: Any) -> Any:
-    """The same, with NaN as null: JSON has no NaN."""
+    """A copy with NaN and infinities replaced by null, since JSON has neither."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -130,11 +128,11 @@ def _read_result(path: Path) -> dict[str, Any]:
             return dict(result)
     except (ValueError, TypeError, KeyError):
         pass
-    raise UserError(f"{path} is no result.json that `python -m trainer.transfer` wrote")
+    raise UserError(f"{path} is not a result.json written by `python -m trainer.transfer`")
 
 
 def _score(scored: dict[str, Any]) -> str:
-    """AUROC with its interval; without resamples there is none."""
+    """AUROC with its interval, which is missing without resamples."""
     low, high = scored["low"], scored["high"]
     known = None not in (low, high) and math.isfinite(low + high)
     return f"{scored['auroc']:.3f} " + (f"({low:.3f} to {high:.3f})" if known else "(no interval)")

@@ -1,4 +1,4 @@
-"""AUROC, and its interval by a bootstrap of patients."""
+"""AUROC, and its interval by a bootstrap over patients."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def scorable(label: np.ndarray, classes: int) -> list[int]:
-    """The classes that have both members and others among `label`: only for these does an AUROC exist."""
+    """The classes with both positive and negative records in `label`, for which the AUROC is defined."""
     return [k for k in range(classes) if 0 < (label == k).sum() < len(label)]
 
 
 def macro_auroc(label: np.ndarray, score: np.ndarray) -> float:
-    """Mean one-vs-rest AUROC of scores `[n, K]` over the classes that `label` `[n]` can score."""
+    """Mean one-vs-rest AUROC of scores `[n, K]` over the `scorable` classes of `label` `[n]`."""
     return float(np.mean([auroc(label == k, score[:, k]) for k in scorable(label, score.shape[1])]))
 
 
@@ -41,7 +41,7 @@ def weighted_auroc(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) 
 
 
 def patient_resamples(patient: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Bootstrap of patients: blocks `[b, n]` of record weights, `count` rows in all (how often a patient was drawn)."""
+    """Patient bootstrap: blocks `[b, n]` of record weights (how often its patient was drawn), `count` rows in all."""
     unique, inverse = np.unique(patient, return_inverse=True)
     rng = np.random.default_rng([seed, 0xB0])
     share = np.full(len(unique), 1 / len(unique))
@@ -62,6 +62,6 @@ def bootstrap_auroc(label: np.ndarray, score: np.ndarray, patient: np.ndarray, c
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of bootstrap values, those that are NaN left out; (nan, nan) if there are none."""
+    """The central 95 % interval of bootstrap values, ignoring NaN; (nan, nan) if none are finite."""
     finite = values[np.isfinite(values)]
     return (float(np.quantile(finite, 0.025)), float(np.quantile(finite, 0.975))) if len(finite) else (math.nan,) * 2

@@ -1,4 +1,4 @@
-"""A task of few labels: which records of a sharded data set belong to which class, split by split."""
+"""A classification task: the class of each record of a sharded data set, per split."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class TaskConfig:
     """Which records belong to which class."""
 
     name: str = ""
-    """What the task is called."""
+    """Name of the task."""
     column: str = "codes"
-    """The column of samples.parquet that gives the label."""
+    """The label column of samples.parquet."""
     classes: dict[str, list[str]] = field(default_factory=dict)
     """Class -> values: a record belongs to the first class that lists its value (for `codes`: one of its codes).
-    Without, each value is a class."""
+    Empty: each value is a class."""
     data: str = ""
     """The folder of the sharded data set."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labelled records of one split: place in the split, class number, patient code."""
+    """The labelled records of one split: index in the split, class number, patient code."""
 
     shards: Shards
     index: np.ndarray
@@ -43,7 +43,7 @@ class Labelled:
 
     @property
     def row(self) -> np.ndarray:
-        """Rows of samples.parquet."""
+        """Row numbers in samples.parquet."""
         return self.index + self.shards.rows.start
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Task:
-    """The labelled records of the three splits, with the classes that have train examples, and what was left out."""
+    """The labelled records of the three splits, the classes with train examples, and notes on what was left out."""
 
     name: str
     classes: list[str]
@@ -83,7 +83,7 @@ def read_task(config: TaskConfig) -> Task:
     if len(classes) < 2:
         raise UserError(
             f"task '{config.name}': the train split of {config.data} has {len(classes)} of the classes "
-            f"{', '.join(names) or '(none)'}, two are needed: do the values in `classes` fit column '{config.column}'?"
+            f"{', '.join(names) or '(none)'}, two are needed: do the `classes` match column '{config.column}'?"
         )
     number = {name: k for k, name in enumerate(classes)}
     parts = {}
@@ -101,7 +101,7 @@ def read_task(config: TaskConfig) -> Task:
 
 
 def _labelled(shards: Shards, config: TaskConfig) -> tuple[Shards, list[str | None]]:
-    """The class name of each record of a split, None where it has none."""
+    """The class name of each record of a split, None if it has none."""
     table = shards.table()
     if config.column not in table.column_names:
         near = difflib.get_close_matches(config.column, table.column_names, n=3, cutoff=0.4) or table.column_names
@@ -126,10 +126,10 @@ def class_of(value: Any, classes: dict[str, list[str]]) -> str | None:
 
 
 def fraction_of(label: np.ndarray, patient: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Places of a share of the records: of each class `fraction` of its records, at least 2 (or all there are).
+    """Indices of a subset of the records: of each class `fraction` of its records, at least 2 (or all there are).
 
-    Whole patients come one after the other in an order drawn from `seed`, so that few labels are labels of few
-    patients; a larger fraction holds every record of a smaller one.
+    Records are taken patient by patient, in an order drawn from `seed`, so that few labels come from few patients; a
+    larger fraction contains a smaller one.
     """
     unique, inverse = np.unique(patient, return_inverse=True)
     turn = np.random.default_rng([seed, 0x7A]).permutation(len(unique))[inverse]

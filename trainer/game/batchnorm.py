@@ -1,7 +1,7 @@
-"""Batch norm (Ioffe and Szegedy 2015) whose batch is that of all ranks, and its statistics for the time after training.
+"""Batch norm (Ioffe and Szegedy 2015) over the batches of all ranks, and its statistics for inference.
 
-Encoders are made of torch's own batch norm, and checkpoints and exported encoders hold its names; pre-training alone
-exchanges it (`over_all_ranks`). torch's SyncBatchNorm does the same on GPUs, and nothing on CPUs.
+Encoders are built with torch's own batch norm, and checkpoints and exported encoders use its parameter names; only
+pre-training replaces it (`over_all_ranks`). torch's SyncBatchNorm does the same, but not on CPUs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer import distributed
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    """The batch norms of a module, in its order."""
+    """The batch-norm layers of a module, in order."""
     return [m for m in module.modules() if isinstance(m, _BatchNorm)]
 
 
@@ -28,7 +28,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def over_all_ranks(module: M) -> M:
-    """The module, its batch norms exchanged for `BatchNorm` with the same parameters and buffers, in place."""
+    """Replaces the batch norms of a module by `BatchNorm` with the same parameters and buffers, in place."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             made = BatchNorm(child.num_features, child.eps, child.momentum)
@@ -42,11 +42,11 @@ def over_all_ranks(module: M) -> M:
 
 
 class BatchNorm(_BatchNorm):
-    """[n, channels, ...] of any float type, normalised by mean and variance over the rows of all ranks while it trains.
+    """[n, channels, ...] of any float type, normalised in training by mean and variance over the rows of all ranks.
 
-    The result and the gradients are those of torch's batch norm on the ranks' rows put together; with one rank it is
+    Result and gradients are those of torch's batch norm on the concatenated rows of all ranks; with one rank it is
     torch's. Statistics are fp32 or wider, also under autocast; the running ones are the same on all ranks. Every rank
-    must call it equally often, forward and backward. As everywhere, gradients of parameters are this rank's share: the
+    must run the same number of forward and backward passes. Parameter gradients are this rank's share, as usual: the
     engine averages them.
     """
 
@@ -78,9 +78,9 @@ def moments(x: Tensor) -> Tensor:
 
 
 def merged(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`moments` [parts, 3, channels] -> (count, mean, sum of squared deviations) of all together, each [channels].
+    """`moments` [parts, 3, channels] -> (count, mean, sum of squared deviations) of all parts, each [channels].
 
-    By the deviations of the parts' means (Chan et al. 1979), so that a mean far from 0 costs no digits.
+    Combines the parts as in Chan et al. 1979, which loses no precision when the mean is far from 0.
     """
     means, squares, counts = parts.unbind(1)
     count = counts.sum(0)
@@ -90,11 +90,11 @@ def merged(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def estimate(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Sets the running mean and variance of each batch norm to those of all that comes to it from `batches`.
+    """Sets the running mean and variance of each batch norm to those of its inputs over all `batches`.
 
-    Each batch is normalised by its own statistics, as in training, so one pass does for all layers; what is kept is the
-    mean and the variance (the plain one, as training divides by) over all batches together, not an average of theirs.
-    The weights stay, and the module is left in eval mode.
+    Each batch is normalised by its own statistics, as in training, so one pass suffices for all layers; what is stored
+    is the mean and the (biased) variance over all batches together, not an average of the batches' values. Weights do
+    not change; the module is left in eval mode.
     """
     norms = batch_norms(module)
     seen: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
@@ -133,12 +133,12 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, count, mean, scale = ctx.saved_tensors
-        rows, slope = _all_but_channels(x), upstream.to(mean.dtype)
+        rows, gradient = _all_but_channels(x), upstream.to(mean.dtype)
         normed = (x.to(mean.dtype) - _as_channels(mean, x)).mul_(_as_channels(scale, x))
-        own = torch.stack([slope.sum(rows), (slope * normed).sum(rows)])
-        everyone = distributed.add_over_ranks(own.clone())
-        along, across = everyone / count
-        to_x = normed.mul_(_as_channels(-across, x)).sub_(_as_channels(along, x)).add_(slope)
+        own = torch.stack([gradient.sum(rows), (gradient * normed).sum(rows)])
+        total = distributed.add_over_ranks(own.clone())
+        mean_gradient, mean_product = total / count
+        to_x = normed.mul_(_as_channels(-mean_product, x)).sub_(_as_channels(mean_gradient, x)).add_(gradient)
         to_bias, to_weight = own.to(weight.dtype)
         return to_x.mul_(_as_channels(weight * scale, x)).to(x.dtype), to_weight, to_bias, None, None, None, None
 
@@ -148,5 +148,5 @@ def _all_but_channels(x: Tensor) -> list[int]:
 
 
 def _as_channels(values: Tensor, x: Tensor) -> Tensor:
-    """[channels] in the place that they have in x."""
+    """[channels], reshaped to broadcast over x."""
     return values.view(-1, *[1] * (x.ndim - 2))

@@ -1,4 +1,4 @@
-"""A batch too large for the device, in chunks: the same result and the same gradient."""
+"""Processes a batch that is too large for the device in chunks, with the same result and gradient."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch.utils.checkpoint import checkpoint
 def in_chunks(forward: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
     """`forward(x)`, computed for `rows` of the first axis at a time (0: all at once).
 
-    The results are kept, the activations are not: the backward makes those of one chunk again before it goes through
-    that chunk, as GradCache does (Gao et al. 2021, arXiv 2101.06983), for one more forward pass. `forward` must treat
-    rows alone and draw no random numbers. Each parameter's gradient is still summed once per backward pass, so this
-    works under all ZeRO stages.
+    Activations are not kept: the backward pass recomputes them, one chunk at a time, as in GradCache (Gao et al. 2021,
+    arXiv 2101.06983), at the cost of one more forward pass. `forward` must treat rows independently and draw no random
+    numbers. Each parameter's gradient is still reduced once per backward pass, so this works under all ZeRO stages.
     """
     if not rows or len(x) <= rows:
         return forward(x)

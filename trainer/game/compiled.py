@@ -1,4 +1,4 @@
-"""Networks under `torch.compile`: the same parameters under the same names."""
+"""Networks under `torch.compile`, with the same parameter names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from umbra.errors import UserError
 
 
 def compile_networks(networks: Iterable[Any], device: torch.device) -> None:
-    """Compiles what each network does with one chunk of a batch, its `whole`, in place; done at the first calls.
+    """Compiles each network's `whole`, the forward pass of one chunk, in place; compilation happens at the first calls.
 
-    Only that method is replaced, on the instance: names of parameters, checkpoints and exports stay as they are, and
-    `in_chunks` stays outside. A network compiled so is not to be copied. Raises `UserError` where nothing compiles.
+    Only that method is replaced, on the instance: parameter names, checkpoints and exports do not change, and
+    `in_chunks` is not compiled. Do not copy a compiled network. Raises `UserError` if nothing compiles here.
     """
     try_compiler(device)
     for network in networks:
@@ -22,7 +22,7 @@ def compile_networks(networks: Iterable[Any], device: torch.device) -> None:
 
 
 def try_compiler(device: torch.device) -> None:
-    """Compiles a trifle. Raises `UserError` with the backend's reason where this cannot work (no C++ compiler ...)."""
+    """Compiles a trivial function. Raises `UserError` with the backend's reason if that fails (no C++ compiler ...)."""
     try:
         torch.compile(lambda x: x.sin() + 1, options={"fx_graph_cache": False})(torch.ones(8, device=device))
     except Exception as error:

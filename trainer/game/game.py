@@ -1,9 +1,9 @@
 """The adversarial game, split at the mask. The only file that knows two engines.
 
-The masker hides parts of view 2; the encoder (with its projector) recognises the ECG all the same. One encoder pass
-plays both sides: the encoder minimises NT-Xent; its backward leaves d loss / d hidden at the hand-over, a leaf; the
-masker's own backward carries `-strength` times that gradient on, plus its penalty. So the masker's gradient is exactly
-that of `-strength * loss + penalty` (Bo et al. 2022 after ADIOS, Shi et al. 2022, equation 3).
+The masker hides parts of view 2; the encoder (with its projector) must match the two views regardless. One encoder pass
+trains both: the encoder minimises NT-Xent; its backward leaves d loss / d hidden at the mask, which is detached (a
+leaf); the masker's own backward continues with `-strength` times that gradient, and adds its penalty. So the masker's
+gradient is exactly that of `-strength * loss + penalty` (Bo et al. 2022 after ADIOS, Shi et al. 2022, equation 3).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MASK_VIEW = 2
 
 @dataclass(frozen=True)
 class Pair:
-    """One contrast batch's share: view 1 `x` and view 2 `v`, scaled [B, leads, T], and the key of its draws.
+    """One rank's share of a contrast batch: view 1 `x` and view 2 `v`, scaled [B, leads, T], and the key of its draws.
 
-    `patients` int64 [B]: ECGs of one patient are no negatives of each other (None: each ECG is its own patient).
+    `patients` int64 [B]: ECGs of one patient are not negatives of each other (None: each ECG is its own patient).
     """
 
     x: Tensor
@@ -45,9 +45,9 @@ def contrast(
     temperature: float,
     patients: Tensor | None = None,
 ) -> Any:
-    """One encoder pass over view 1 [B, leads, T] and every second view -> (NT-Xent, its figures), means over these.
+    """One encoder pass over view 1 [B, leads, T] and every second view -> (NT-Xent, metrics), means over the latter.
 
-    A temperature that `recognise` gives beside the embeddings goes before `temperature`.
+    A temperature that `recognise` returns with the embeddings takes precedence over `temperature`.
     """
     found = recognise(torch.cat([x, *seconds]))
     z, t = found if isinstance(found, tuple) else (found, temperature)
@@ -61,7 +61,7 @@ def contrast(
 
 
 class Engine(Protocol):
-    """What the game asks of a DeepSpeed engine: a forward pass, a backward pass that reduces gradients, a step."""
+    """What the game needs of a DeepSpeed engine: a forward pass, a backward pass that reduces gradients, a step."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -71,13 +71,13 @@ class Engine(Protocol):
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a handed-over gradient was not finite on some rank: agreed by all ranks before the step."""
+    """A loss or the gradient at the mask is not finite on some rank; raised on all ranks before the step."""
 
 
 class Game:
     """Plays one optimiser step from `len(pairs)` contrast batches on the two engines (`masker` None: no adversary).
 
-    `hop`: samples per cell of a mask. `total`: steps of the run, which the dials' schedules are shares of.
+    `hop`: samples per cell of a mask. `total`: steps of the run, to which the schedules in `cfg` are relative.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Game:
         self.dials, self._cfg, self.hop, self._total = cfg.at(1.0), cfg, hop, total
 
     def step(self, pairs: Sequence[Pair], step: int, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
-        """Both players' updates. Returns this rank's figures (means over the pairs, on the device) and whether any
+        """Updates both players. Returns this rank's metrics (means over the pairs, on the device) and whether any
         rank was asked to stop. Raises `NonFiniteError` on all ranks before the player concerned is updated."""
         self.dials = self._cfg.at(step / self._total)
         masker = self.masker
@@ -103,13 +103,13 @@ class Game:
     ) -> tuple[dict[str, Tensor], bool]:
         """The encoder's update and, in the same pass, that of the `trained` masker."""
         figures: list[dict[str, Tensor]] = []
-        seen: list[Tensor] = []  # whether all is finite, of each pair
+        all_finite: list[Tensor] = []  # one bool per pair
         for pair in pairs:
             played, finite = self._play(pair, trained, len(pairs))
             figures.append(played)
-            seen.append(finite)
-            if len(seen) == len(pairs):
-                stop = self._agree(torch.stack(seen).all(), stop, "no weight was changed by it")
+            all_finite.append(finite)
+            if len(all_finite) == len(pairs):
+                stop = self._agree(torch.stack(all_finite).all(), stop, "no weight was changed")
             self.encoder.step()
             if trained is not None:
                 trained.step()
@@ -136,31 +136,30 @@ class Game:
         return figures | mask_figures(masks.detach(), hidden.detach(), self.dials), finite
 
     def _masker_phase(self, masker: Engine, pairs: Sequence[Pair]) -> None:
-        """The second half of the alternating schedule: the updated encoder, frozen, called past its engine."""
-        seen: list[Tensor] = []
+        """The second half of the alternating schedule: the updated encoder, frozen and called without its engine."""
+        all_finite: list[Tensor] = []
         for pair in pairs:
             masks, chosen = self.hide(masker, pair)
             chosen.retain_grad()
-            with frozen(self.encoder.module):  # also backward, which makes chunks again
+            with frozen(self.encoder.module):  # the backward too, which recomputes chunks
                 with _autocast(self.encoder):
                     loss, _ = self._contrast(self.encoder.module, pair, chosen)
                 price = cost(masks, self.dials)
                 masker.backward(-self.dials.strength * loss + price)
             assert chosen.grad is not None
             finite = loss.detach().isfinite() & price.detach().isfinite() & chosen.grad.isfinite().all()
-            seen.append(finite)
-            if len(seen) == len(pairs):
-                self._agree(
-                    torch.stack(seen).all(), False, "the masker was not changed by it, the encoder is one step further"
-                )
+            all_finite.append(finite)
+            if len(all_finite) == len(pairs):
+                kept = "the masker was not changed, the encoder was already updated in this step"
+                self._agree(torch.stack(all_finite).all(), False, kept)
             masker.step()
 
     def masks_of(self, masker: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-        """The masks, log-odds [B, N, R, *S], of signals [B, leads, T]."""
+        """The masks of signals [B, leads, T], as log-odds [B, N, R, *S]."""
         return soft_masks(masker(v), self.dials, self.hop)
 
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
-        """(masks [B, N, R, *S], soft-binarised chosen ones [n, B, R, *S]) for a pair."""
+        """(all masks [B, N, R, *S], the chosen ones soft-binarised [n, B, R, *S]) of a pair."""
         masks, key = self.masks_of(masker, pair.v), pair.key.with_view(MASK_VIEW)
         return masks, with_random_blocks(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
 
@@ -176,9 +175,9 @@ class Game:
     def evaluate(self, pair: Pair) -> dict[str, Tensor]:
         """NT-Xent `loss` and `accuracy` of a pair without an update, over all ranks.
 
-        Batch norm uses its running statistics, which are of passes like these: view 1 and masked views 2 together.
-        With a masker also `masked_loss`, without the random blocks of `share`, and `others_masks_loss`, where each ECG
-        gets the mask of another: the control that tells what the masker has learned about an ECG.
+        Batch norm uses its running statistics, which come from the same kind of pass: view 1 and masked views 2
+        together. With a masker also `masked_loss`, without the random blocks of `share`, and `others_masks_loss`, where
+        each ECG gets the mask of another one: the control that shows whether masks are specific to an ECG.
         """
         modules = [e.module for e in (self.encoder, self.masker) if e is not None]
         try:
@@ -208,7 +207,7 @@ class Game:
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """The module's parameters take no gradient inside."""
+    """Inside the block, the module's parameters get no gradient."""
     trained = [p for p in module.parameters() if p.requires_grad]
     try:
         for p in trained:
@@ -220,7 +219,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def _autocast(engine: Any) -> contextlib.AbstractContextManager[None]:
-    """What the engine's own forward does by itself: `module` goes past `torch_autocast`."""
+    """The autocast of the engine's own forward, which a direct call of `module` bypasses."""
     if not engine.torch_autocast_enabled():
         return contextlib.nullcontext()
     return torch.autocast(engine.device.type, dtype=engine.torch_autocast_dtype())

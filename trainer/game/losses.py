@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from trainer import distributed
 
-TILE = 2048  # anchors, and embeddings they are compared with, at a time: 16 MiB of fp32
+TILE = 2048  # anchors per tile, and embeddings that they are compared with: 16 MiB of fp32
 
 
 def nt_xent(
@@ -22,10 +22,11 @@ def nt_xent(
     """NT-Xent (Chen et al. 2020, equation 1) of this rank's rows against the embeddings of all ranks.
 
     `z1`, `z2`: [B, D] embeddings of two views, any float type; computed in fp32 or wider, also under autocast. Each of
-    the 2 B W embeddings is an anchor, its other view the positive, all others negatives; with `patients`, int64 [B],
-    those of other patients only. `temperature` may be a tensor that is learned. Returns the mean loss of this rank's
-    2 B anchors and the share of them whose positive is nearer than every negative. The mean of the ranks' losses is the
-    global loss, and its gradient, averaged over the ranks, is the true one: the gather sends gradients back.
+    the 2 B W embeddings (W: world size) is an anchor, its other view the positive, all others negatives; with
+    `patients`, int64 [B], only those of other patients. `temperature` may be a learned tensor. Returns the mean loss of
+    this rank's 2 B anchors and the fraction of them whose positive is closer than every negative. The mean of the
+    ranks' losses is the global loss, and the gradient averaged over the ranks is its gradient: the gather is
+    differentiable.
     """
     with torch.autocast(z1.device.type, enabled=False):
         dtype = torch.promote_types(z1.dtype, torch.float32)
@@ -44,16 +45,16 @@ def nt_xent(
 def anchors(
     local: Tensor, everyone: Tensor, ids: Tensor, all_ids: Tensor, start: int, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each anchor's loss [n], and whether its positive is nearer than every negative [n].
+    """Each anchor's loss [n], and whether its positive is closer than every negative [n].
 
-    `local` [n, D] are rows `start` to `start + n` of `everyone` [M, D], all of length 1; the positive of row i is row
-    i + n / 2 of `local`, modulo n. `ids` [n], `all_ids` [M] int64: embeddings of one id are no negatives of each other.
-    The [n, M] similarities are made tile by tile, forward and again backward: memory grows with n + M.
+    `local` [n, D] are rows `start` to `start + n` of `everyone` [M, D], all of unit length; the positive of row i is
+    row i + n / 2 of `local`, modulo n. `ids` [n], `all_ids` [M] int64: embeddings with the same id are not negatives of
+    each other. The [n, M] similarities are computed tile by tile, and recomputed in the backward: memory is O(n + M).
     """
     n = len(local)
     positives = start + (torch.arange(n, device=local.device) + n // 2) % n
     if not isinstance(temperature, Tensor):
-        temperature = local.new_full((), temperature)  # a copy from the host would wait for the device
+        temperature = local.new_full((), temperature)  # torch.tensor would copy from the host and synchronise
     scale = 1 / temperature.to(local.dtype)
     losses, hits = _Anchors.apply(local, everyone, scale, ids, all_ids, positives)
     return losses, hits
@@ -63,16 +64,16 @@ def paper_penalty(masks: Tensor, alpha: float, ratio: float) -> Tensor:
     """alpha * sum over N, mean over the batch, of 1 / sin(pi R c), c the mean of the raw mask (Bo et al. 2022).
 
     `masks`: [B, N, T] in (0, 1); `ratio` R in (0, 1]. Its minimum is at c = 0.5 / R. Near its poles, where rounding
-    would turn the sine's sign, it is constant.
+    could flip the sign of the sine, it is constant.
     """
     coverage = masks.to(torch.promote_types(masks.dtype, torch.float32)).mean(-1)
     return alpha * (1 / torch.sin(math.pi * ratio * coverage).clamp_min(1e-6)).mean(0).sum()
 
 
 class _Anchors(torch.autograd.Function):
-    """Losses of the anchors by log-sum-exp over tiles; the backward makes the tiles again.
+    """Losses of the anchors by log-sum-exp over tiles; the backward recomputes the tiles.
 
-    With P the softmax over positive and negatives, d loss_i / d logit_ij = P_ij, less 1 at the positive.
+    With P the softmax over positive and negatives, d loss_i / d logit_ij = P_ij, minus 1 at the positive.
     """
 
     @staticmethod
@@ -101,11 +102,11 @@ class _Anchors(torch.autograd.Function):
             for rows in _tiles(len(local)):
                 for columns in _tiles(len(everyone)):
                     logits, own, at = _tile(local, everyone, scale, ids, all_ids, positives, rows, columns)
-                    slope = logits.sub_(total[rows, None]).exp_()
+                    gradient = logits.sub_(total[rows, None]).exp_()
                     here = torch.where(own.isneginf(), 0, torch.expm1(own - total[rows]))
-                    slope.scatter_add_(1, at[:, None], here[:, None]).mul_(upstream[rows, None])
-                    to_local[rows].addmm_(slope, everyone[columns])
-                    to_everyone[columns].addmm_(slope.T, local[rows])
+                    gradient.scatter_add_(1, at[:, None], here[:, None]).mul_(upstream[rows, None])
+                    to_local[rows].addmm_(gradient, everyone[columns])
+                    to_everyone[columns].addmm_(gradient.T, local[rows])
         to_scale = (to_local * local).sum() if ctx.needs_input_grad[2] else None
         return to_local.mul_(scale), to_everyone.mul_(scale), to_scale, None, None, None
 
@@ -133,7 +134,7 @@ def _tiles(length: int) -> Iterator[slice]:
 
 
 class _Gather(torch.autograd.Function):
-    """[n, D] of every rank -> [W n, D]; the backward sums the gradients of all ranks and hands each its own."""
+    """[n, D] of every rank -> [W n, D]; the backward sums the gradients over ranks and returns each rank its rows."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:  # type: ignore[override]

@@ -1,8 +1,8 @@
-"""From the masker's logits to what is hidden: pure functions, and the dials of the game.
+"""From the masker's logits to masked signals: pure functions, and the settings of the game.
 
-Masks are log-odds [B, N, R, *S]: N masks an ECG, R rows that each have masks of their own (1, or the leads), S the grid
-of a mask: (T,), or (bins, frames) of the spectrum. Their sigmoid is the published mask, in (0, 1); log-odds tell its
-values apart where that one is flat.
+Masks are log-odds [B, N, R, *S]: N masks per ECG, each with R rows (1, or one per lead), S the grid of a mask: (T,), or
+(bins, frames) of the spectrum. Their sigmoid is the published mask, in (0, 1); log-odds still distinguish values where
+the sigmoid saturates.
 """
 
 from __future__ import annotations
@@ -23,86 +23,86 @@ LEAST_SPREAD = 1e-3
 
 @dataclass
 class GameConfig:
-    """The dials of the game; shares of the run count in its steps, after a change of `steps` in the new number."""
+    """The settings of the game. Fractions of the run are of its total steps; if `steps` changes, of the new total."""
 
     enabled: bool = True
-    """Whether there is a masker; false for the rivals."""
+    """Whether a masker is trained; false for the baselines."""
     family: str = setting("time", choices=("time", "lead", "spectral"))
-    """What a mask hides: `time` (a stretch of all leads), `lead` (each lead has a mask of its own), `spectral`
-    (cells of the short-time spectrum, of all leads). On validation folds `lead` was better on rhythm and worse
-    on sex."""
+    """What a mask hides: `time` (samples, the same in all leads), `lead` (samples, with a separate mask per lead),
+    `spectral` (cells of the short-time spectrum, the same in all leads). On the validation folds `lead` was better on
+    rhythm and worse on sex."""
     masks: int = setting(1, ">= 1")
-    """N, the masks drawn per ECG; three or six did no better than one on validation folds
+    """N, the number of masks per ECG; three or six were no better than one on the validation folds
     (docs/results/game-dials.md)."""
     use: str = setting("one", choices=("one", "all"))
-    """`one` of the N, drawn per ECG, or `all` N (N terms in the loss, as in ADIOS)."""
+    """`one` of the N masks, drawn per ECG, or `all` (N terms in the loss, as in ADIOS)."""
     coverage: float = setting(0.5, "> 0 and < 1")
-    """Share of the mask that is hidden. On validation folds a quarter was as good as a half; three quarters
-    were worse on rhythm with few labels."""
+    """Fraction of the mask that is hidden. On the validation folds 0.25 was as good as 0.5; 0.75 was worse on rhythm
+    with few labels."""
     threshold: str = setting("coverage", choices=("coverage", "half"))
-    """`coverage` takes each mask's own quantile, `half` a fixed 0.5 (with `penalty: paper`)."""
+    """`coverage`: a quantile of each mask; `half`: a fixed 0.5 (with `penalty: paper`)."""
     resolution_s: float = setting(0.4, "> 0")
     """Seconds per cell of the mask."""
     slope: float = setting(20.0, "> 0")
     """Steepness k of the soft binarisation, per standard deviation of a mask's log-odds over its grid (with `half`
-    per unit of the mask, as published). 20 was chosen in an early exploration, on test
-    folds; on validation folds 5 was better on rhythm and worse on sex."""
+    per unit of the mask, as published). 20 was chosen in an early exploration, on test folds; on the validation folds
+    5 was better on rhythm and worse on sex."""
     slope_start: float = setting(0.0, ">= 0")
-    """The slope from which it grows to `slope` as soon as the masker plays (0: it does not grow);
+    """Initial slope, from which it grows to `slope` once the masker is in use (0: constant);
     configs/pretrain/adversarial.yaml sets 2."""
     slope_rise: float = setting(0.0, ">= 0 and <= 1")
-    """Share of the run over which the slope grows; configs/pretrain/adversarial.yaml sets 0.5, which had the
-    largest mean of twelve settings on validation folds."""
+    """Fraction of the run over which the slope grows; configs/pretrain/adversarial.yaml sets 0.5, which had the
+    highest mean of twelve settings on the validation folds."""
     share: float = setting(1.0, "> 0 and <= 1")
-    """Share of the ECGs, drawn again each epoch, that the masker hides; the others get a random block of the same
-    coverage, to the sample (a mask's is in whole cells)."""
+    """Fraction of the ECGs, redrawn each epoch, that the masker masks; the others get a random block of the same
+    coverage, exact to the sample (that of a mask is in whole cells)."""
     warmup: float = setting(0.0, ">= 0 and < 1")
-    """Share of the run before the masker plays: random blocks until then. Half of the run did no
-    better on validation folds."""
+    """Fraction of the run before the masker is used, with random blocks instead. Half of the run was no better on the
+    validation folds."""
     strength: float = setting(1.0, ">= 0")
-    """Factor on the adversary's gradient. AdamW is blind to a constant factor, so it counts against the costs of
-    masks, while `optim.masker.lr` sets the pace."""
+    """Factor on the adversary's gradient. AdamW is invariant to a constant factor, so it only matters relative to the
+    penalties on masks; `optim.masker.lr` sets the masker's speed."""
     strength_rise: float = setting(0.0, ">= 0 and <= 1")
-    """Share of the run over which the strength rises from 0, after `warmup`."""
+    """Fraction of the run over which the strength rises from 0, after `warmup`."""
     masker_interval: int = setting(1, ">= 1")
-    """The masker trains every k-th step; every fourth did no better on validation folds."""
+    """The masker is trained every k-th step; every fourth was no better on the validation folds."""
     schedule: str = setting("simultaneous", choices=("simultaneous", "alternating"))
-    """`simultaneous`, or `alternating` (the masker sees the encoder after its update)."""
+    """`simultaneous`, or `alternating` (the masker is trained against the encoder after its update)."""
     penalty: str = setting("none", choices=("none", "paper"))
-    """What raw masks cost, with `threshold: half`: `paper` is alpha / sin(pi ratio c), summed over the N masks (of
-    masks of each lead the mean over the leads)."""
+    """Penalty on the raw masks, with `threshold: half`: `paper` is alpha / sin(pi ratio c) with c the mean of a mask,
+    summed over the N masks (per-lead masks: averaged over leads)."""
     alpha: float = setting(0.1, ">= 0")
     """Weight of the paper's penalty."""
     ratio: float = setting(1.0, "> 0")
-    """R of the paper's penalty, which is least at a mean mask of 0.5 / R."""
+    """R of the paper's penalty, whose minimum is at a mean mask of 0.5 / R."""
     entropy: float = setting(0.0, ">= 0")
-    """Weight of the mean entropy over the masks, in nats (low: decided)."""
+    """Weight of a penalty on the mean entropy of the masks, in nats."""
     smoothness: float = setting(0.0, ">= 0")
-    """Weight of a mask's switches along time."""
+    """Weight of a penalty on the total variation of a mask along time."""
 
     def check(self) -> None:
         """Raises `UserError` for a value out of range or a combination that cannot work."""
         check_fields(self, "game.")
         if self.penalty == "paper" and self.ratio > 1:
             raise UserError(
-                f"game.ratio={self.ratio}: the paper's penalty has a pole inside (0, 1) beyond 1; use 1 or less"
+                f"game.ratio={self.ratio}: above 1, the paper's penalty has a pole inside (0, 1); use 1 or less"
             )
         if self.penalty == "paper" and self.masks > 2:
             raise UserError(
-                f"game.penalty=paper cannot hold {self.masks} masks that share the time axis near a half each; "
+                f"game.penalty=paper cannot keep {self.masks} masks that share the time axis near one half each; "
                 "use game.masks of 1 or 2, or game.penalty=none"
             )
         if bool(self.slope_start) != bool(self.slope_rise):
             raise UserError(
-                f"game.slope_start={self.slope_start:g} and game.slope_rise={self.slope_rise:g} work together only: "
-                "give both, or leave both at 0"
+                f"game.slope_start={self.slope_start:g} and game.slope_rise={self.slope_rise:g} only work together: "
+                "set both, or leave both at 0"
             )
         for key in ("strength", "slope"):
             rise = getattr(self, f"{key}_rise")
             if self.warmup + rise > 1:
                 raise UserError(
-                    f"game.warmup={self.warmup:g} and game.{key}_rise={rise:g} are more than the whole "
-                    f"run: the adversary would never reach game.{key}; lower one of them"
+                    f"game.warmup={self.warmup:g} and game.{key}_rise={rise:g} exceed the whole run "
+                    f"together: the adversary would never reach game.{key}; lower one of them"
                 )
         for key, needed in self._idle():
             if getattr(self, key) != getattr(GameConfig, key):
@@ -110,12 +110,12 @@ class GameConfig:
         costs = [f"game.{key}={value}" for key, value in self._costs().items()]
         if costs and self.threshold == "coverage":
             raise UserError(
-                f"{costs[0]} counts the raw mask, of which game.threshold=coverage takes the order alone: the masker "
-                "would shrink it and hide the same; use game.threshold=half with it"
+                f"{costs[0]} penalises the raw mask, but game.threshold=coverage only uses the order of its values: "
+                "the masker would shrink the mask and hide the same; use game.threshold=half"
             )
 
     def _idle(self) -> list[tuple[str, str]]:
-        """(key, what it would need) of the keys that have no effect as others are set."""
+        """(key, what it needs) of the keys that have no effect with the current values of others."""
         if not self.enabled:
             return [(f.name, "game.enabled=true") for f in fields(self) if f.name != "enabled"]
         idle = []
@@ -132,7 +132,7 @@ class GameConfig:
         return {key: value for key, value in given.items() if value not in ("none", 0)}
 
     def at(self, progress: float) -> GameConfig:
-        """The dials at this share of the run: 0 at its first step, 1 at its end."""
+        """The settings at this fraction of the run: 0 at its first step, 1 at its end."""
         played = progress - self.warmup
         slope, start = self.slope, self.slope_start or self.slope
         return replace(
@@ -147,7 +147,7 @@ class GameConfig:
         return max(1, round(self.resolution_s * rate))
 
     def channels(self, leads: int, hop: int) -> int:
-        """Channels that the masker needs: a mask's rows and, of a spectrum, bins."""
+        """Output channels of the masker: one per mask, row and (for a spectrum) bin."""
         return self.masks * {"time": 1, "lead": leads, "spectral": hop + 1}[self.family]
 
 
@@ -158,8 +158,8 @@ def _risen(progress: float, over: float) -> float:
 def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
     """The masker's logits [B, channels, T] -> log-odds of the masks [B, N, R, *S], fp32 or wider.
 
-    Of their sigmoid for N = 1, else of their softmax over N. `hop`: samples per cell; the spectrum has a frame at each
-    end and between cells, ceil(T / hop) + 1.
+    For N = 1 the log-odds of a sigmoid, else of a softmax over N. `hop`: samples per cell; the spectrum has
+    ceil(T / hop) + 1 frames, at both ends and between cells.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     batch, length = len(logits), logits.shape[-1]
@@ -170,7 +170,7 @@ def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
         logits = logits.view(batch, cfg.masks, -1, length)
     if cfg.masks == 1:
         return logits
-    each = logits.unbind(1)  # an index by a list would be a copy from the host
+    each = logits.unbind(1)  # indexing by a list would copy from the host
     others = [torch.stack(each[:n] + each[n + 1 :], 1).logsumexp(1) for n in range(cfg.masks)]
     return logits - torch.stack(others, 1)
 
@@ -184,11 +184,11 @@ def choose(masks: Tensor, key: Key, use: str) -> Tensor:
 
 
 def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
-    """What is hidden by masks [n, B, R, *S]: sigmoid(k (mask - threshold)).
+    """Soft binarisation of masks [n, B, R, *S], 1 where hidden: sigmoid(k (mask - threshold)).
 
-    `half`: of the published mask, and the threshold is 0.5. `coverage`: of the log-odds; the threshold is the
-    (1 - coverage) quantile of each mask, and k counts in its standard deviation, both detached: whatever the masker's
-    scale and bias, about `coverage` of a mask is hidden, and hidden rather than dimmed.
+    `half`: of the published mask, with the threshold 0.5. `coverage`: of the log-odds; the threshold is the
+    (1 - coverage) quantile of each mask, and k is per standard deviation of the mask, both detached: whatever the
+    masker's scale and bias, about `coverage` of a mask is hidden, and hidden rather than dimmed.
     """
     if cfg.threshold == "half":
         return torch.sigmoid(cfg.slope * (masks.sigmoid() - 0.5))
@@ -199,10 +199,10 @@ def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
-    """What about `share` of the last axis lies under, halfway between two of its values: [..., T] -> [..., 1].
+    """The value that about `share` of the last axis is below, halfway between two values: [..., T] -> [..., 1].
 
-    Equal values, as the samples of one cell are, lie on one side of it together: `share` counts in whole cells, the
-    nearest number of them, and both sides get one, but where all values are equal.
+    Equal values, such as the samples of one cell, are on the same side of it: `share` is rounded to whole cells, with
+    at least one on each side unless all values are equal.
     """
     length = values.shape[-1]
     low = values.kthvalue(min(max(round(share * length), 1), length), -1, keepdim=True).values
@@ -216,7 +216,7 @@ def quantile(values: Tensor, share: float) -> Tensor:
 
 
 def with_random_blocks(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
-    """[n, B, R, *S] -> the same, with a random block in place of the mask for `1 - share` of the ECGs, drawn by key."""
+    """[n, B, R, *S] -> the same, with the mask replaced by a random block for `1 - share` of the ECGs, drawn by key."""
     if cfg.share == 1:
         return hidden
     played = uniform(key, "share") < cfg.share
@@ -228,10 +228,11 @@ def with_random_blocks(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:
 
 
 def cover(v: Tensor, hidden: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
-    """The signals v [B, leads, T] with what [B, R, *S] hides taken out; 0 hides nothing, exactly.
+    """The signals v [B, leads, T] without what [B, R, *S] hides; 0 leaves a signal exactly unchanged.
 
-    Of the spectrum cells are taken out: a Hann window of 2 `hop` samples every `hop` of them, inverted exactly. Zeros
-    fill up the last cell, so that two frames hold each sample: where one does, its inverse has a pole at its end.
+    With `spectral`, cells of the short-time spectrum (Hann window of 2 `hop` samples, every `hop` samples) are removed,
+    and the inverse is exact. The last cell is zero-padded, so that two frames cover each sample: with only one, the
+    inverse has a pole at the end of the frame.
     """
     hidden = hidden.to(v.dtype)
     if cfg.family != "spectral":
@@ -240,14 +241,15 @@ def cover(v: Tensor, hidden: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
     flat = torch.nn.functional.pad(flat, (0, -v.shape[-1] % hop))
     window = torch.hann_window(2 * hop, dtype=flat.dtype, device=v.device)
     spectrum = torch.stft(flat, 2 * hop, hop, window=window, return_complex=True, pad_mode="constant")
-    lost = spectrum.view(*v.shape[:2], *spectrum.shape[1:]) * hidden.to(flat.dtype)
-    gone = _inverse(lost.flatten(0, 1), window)[..., : v.shape[-1]]
-    return v - gone.view_as(v).to(v.dtype)
+    removed = spectrum.view(*v.shape[:2], *spectrum.shape[1:]) * hidden.to(flat.dtype)
+    difference = _inverse(removed.flatten(0, 1), window)[..., : v.shape[-1]]
+    return v - difference.view_as(v).to(v.dtype)
 
 
 def _inverse(spectrum: Tensor, window: Tensor) -> Tensor:
-    """Short-time spectrum [n, bins, frames], centred frames of a window with half as many samples between them ->
-    [n, samples]: torch's istft, which waits for the device to look at the window (Griffin and Lim 1984, equation 6).
+    """Short-time spectrum [n, bins, frames], with centred frames half a window apart -> [n, samples].
+
+    The same as torch's istft, which synchronises with the device to check the window (Griffin and Lim 1984, eq. 6).
     """
     frames = torch.fft.irfft(spectrum, len(window), dim=1) * window[:, None]
     weight = window.square()[:, None].expand(-1, frames.shape[-1])
@@ -255,14 +257,14 @@ def _inverse(spectrum: Tensor, window: Tensor) -> Tensor:
 
 
 def _overlapped(frames: Tensor) -> Tensor:
-    """[n, 2 hop, F] -> [n, hop, F]: the second half of each frame with the first of the next one on top."""
+    """[n, 2 hop, F] -> [n, hop, F]: the second half of each frame plus the first half of the next one."""
     early, late = frames.chunk(2, 1)
     return late + torch.nn.functional.pad(early[..., 1:], (0, 1))
 
 
 def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
-    """What the published masks, of log-odds [B, N, R, *S], cost the masker, a scalar; zero without any cost. The
-    penalty is a sum over the N, and a mean over the R rows of each."""
+    """The masker's penalties on the published masks, given as log-odds [B, N, R, *S]: a scalar, zero without penalties.
+    The paper's penalty is summed over the N masks and averaged over the R rows."""
     total, masks = masks.new_zeros(()), masks.sigmoid()
     if cfg.penalty == "paper":
         total = total + paper_penalty(masks.flatten(3).flatten(1, 2), cfg.alpha, cfg.ratio) / masks.shape[2]
@@ -274,7 +276,7 @@ def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
 
 
 def entropy(masks: Tensor) -> Tensor:
-    """Mean entropy of N published masks [B, N, ...] at a place, in nats; of a single one that of hidden or not."""
+    """Mean entropy per grid point of N published masks [B, N, ...], in nats; for N = 1 of hidden or not."""
     p = masks.clamp(1e-6, 1 - 1e-6)
     if masks.shape[1] == 1:
         p = torch.cat([p, 1 - p], 1)

@@ -1,4 +1,4 @@
-"""The two players: encoder with projector, and masker, made from the config with weights from the seed."""
+"""The two players: encoder with projector, and masker, built from the config with weights from the seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from umbra.errors import UserError, building
 class ContrastiveEncoder(nn.Module):
     """Backbone and projector: [B, leads, T] scaled -> [B, D]; with a learned `temperature` also its value.
 
-    `chunk`: rows of one pass (0: all), see `in_chunks`.
+    `chunk`: rows per forward pass (0: all), see `in_chunks`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder
     if batch_norms(backbone) and cfg.batch.device:
         raise UserError(
             f"batch.device={cfg.batch.device}: with batch norm an ECG's features depend on its whole contrast batch, "
-            "which cannot pass in chunks; use batch.device=0 or encoder.args.norm=group"
+            "which cannot be split into chunks; use batch.device=0 or encoder.args.norm=group"
         )
     with building("projector"):
         projector = Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out)
@@ -59,12 +59,12 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder
     if hop >= manifest.samples:
         seconds = manifest.samples / manifest.rate
         raise UserError(
-            f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a window of {seconds:g} s: use less"
+            f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a window of {seconds:g} s: lower it"
         )
     cells, rare = -(-manifest.samples // hop), min(cfg.game.coverage, 1 - cfg.game.coverage)
     if cfg.game.threshold == "coverage" and cfg.game.family != "spectral" and rare * cells < 0.5:
         raise UserError(
-            f"game.coverage={cfg.game.coverage:g} of {cells} cells a window comes to less than half a cell, the least "
+            f"game.coverage={cfg.game.coverage:g} of {cells} cells per window is less than half a cell, the minimum "
             f"is one of {cells}: lower game.resolution_s={cfg.game.resolution_s:g}"
         )
     leads = len(manifest.leads)
@@ -75,5 +75,5 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder
 
 
 def masked_views(game: GameConfig) -> int:
-    """Masked copies of view 2 that pass the encoder (one that is not masked without the game)."""
+    """Copies of view 2 that pass through the encoder, masked unless the game is off."""
     return game.masks if game.enabled and game.use == "all" else 1

@@ -1,4 +1,4 @@
-"""The projector of SimCLR (Chen et al. 2020): a hidden layer between the embedding and the contrastive loss."""
+"""The projection head of SimCLR (Chen et al. 2020): one hidden layer between features and contrastive loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A temperature that is learned (Radford et al. 2021, section 2.5: a log-parameterised factor, held to at most 100)."""
+"""A learned temperature (Radford et al. 2021, section 2.5: its inverse is log-parameterised and clipped at 100)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LEAST, MOST = 0.01, 1.0
 
 
 class Temperature(nn.Module):
-    """() -> the temperature, a scalar between `LEAST` and `MOST`; `start` at first. The parameter is log(1 / t).
+    """() -> the temperature, a scalar between `LEAST` and `MOST`, initially `start`. The parameter is log(1 / t).
 
-    At a bound a gradient that points outward is dropped: an optimiser that keeps copies of the parameters (ZeRO) would
-    not see them clamped in place. `value` is what the last call gave.
+    At a bound, a gradient that points outward is zeroed; clamping the parameter in place would not reach an optimiser
+    that keeps its own copies (ZeRO). `value` is the result of the last call.
     """
 
     def __init__(self, start: float) -> None:

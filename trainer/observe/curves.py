@@ -1,4 +1,4 @@
-"""The curves of one run, and the health of several runs side by side, as PNG."""
+"""Plots of the metrics of one run, and of the health of several runs, as PNG."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ from umbra.errors import UserError
 
 Array = NDArray[np.float64]
 METHOD_COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#e08214", "#762a83", "#878787", "#01665e", "#8c510a")
-
-
 _PANELS = (
     ("contrastive loss", ("loss",), ("heldout/loss",), "linear"),
-    ("share of pairs found", ("accuracy",), ("heldout/accuracy",), "from 0"),
+    ("contrastive accuracy", ("accuracy",), ("heldout/accuracy",), "from 0"),
     ("masker: penalty", ("penalty",), (), "linear"),
-    ("share hidden", ("coverage", "hidden", "mask_sameness", "extreme_coverage"), (), "from 0"),
+    ("hidden fraction", ("coverage", "hidden", "mask_sameness", "extreme_coverage"), (), "from 0"),
     ("held-out loss by mask", (), ("heldout/masked_loss", "heldout/others_masks_loss"), "linear"),
     ("embeddings", ("alignment", "uniformity"), (), "linear"),
     ("learning rate", ("lr/",), (), "linear"),
     ("gradient norm", ("grad_norm/",), (), "log"),
     ("samples/s", ("samples_per_s",), (), "from 0"),
-    ("share of time waiting for data", ("data_wait",), (), "from 0"),
+    ("fraction of time waiting for data", ("data_wait",), (), "from 0"),
 )
 
 
 def loss_curves(metrics_jsonl_path: str | Path, path: str | Path) -> None:
-    """Draws `metrics.jsonl` over the steps: loss (and on held-out patients), accuracy, penalty and so on.
+    """Plots `metrics.jsonl` against steps: loss (also on held-out patients), accuracy, penalty and so on.
 
-    Only panels with numbers are drawn. Raises `ValueError` if there are none.
+    Only panels with data are drawn. Raises `ValueError` if there are none.
     """
     rows = read_metrics(metrics_jsonl_path)
     names = sorted({name for row in rows for name in row})
@@ -75,7 +73,7 @@ _SHARED = ("loss", "heldout/loss", "accuracy", "coverage", "hidden", "mask_samen
 
 
 def runs_together(runs: Sequence[str | Path], path: str | Path) -> None:
-    """Draws the health of several runs over their steps, a panel a figure, a line a run.
+    """Plots the health metrics of several runs against steps: a panel per metric, a line per run.
 
     runs: run directories. Raises `UserError` for one without metrics.
     """

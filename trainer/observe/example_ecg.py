@@ -1,4 +1,4 @@
-"""A synthetic ECG, so that a picture of masks need not show a patient."""
+"""A synthetic ECG, so that figures of masks need not show a patient's recording."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ _WAVES = (
     ("T1", 0.250, 0.050, (0.18, 0.14, 0.10)),
     ("T2", 0.290, 0.028, (0.13, 0.10, 0.07)),
 )
-
-
 _CHEST = {
     "V1": (-0.20, 0.02, 1.00),
     "V2": (0.32, 0.06, 1.15),
@@ -35,10 +33,10 @@ _CHEST = {
 
 
 def synthetic_example(leads: Sequence[str], samples: int, rate: float, seed: int = 0) -> Array:
-    """A synthetic sinus rhythm, [leads, samples] in mV: nobody's recording, the same for the same arguments.
+    """A synthetic sinus rhythm, [leads, samples] in mV: no patient's recording, deterministic.
 
-    Each beat is a sum of Gaussians of a heart vector. The limb leads follow from I and II: III = II - I (Einthoven),
-    aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2 (Goldberger). A lead of another name shows lead II.
+    Each beat is a sum of Gaussians in the heart vector. The limb leads follow from I and II: III = II - I (Einthoven),
+    aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2 (Goldberger). Other leads get lead II.
     """
     random = np.random.default_rng(seed)
     time = np.arange(samples) / rate

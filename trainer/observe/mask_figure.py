@@ -1,4 +1,4 @@
-"""An ECG on paper with the masks that it receives, as PNG."""
+"""An ECG on ECG paper with its masks, as PNG."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ Array = NDArray[np.float64]
 MASK_COLOURS = ("#2166ac", "#1b7837", "#762a83", "#b35806", "#01a0a8", "#4d4d4d") + (
     *("#8a7d00", "#c2185b", "#5d4037", "#5c6bc0", "#7cb342", "#000000"),
 )
-
-
 COLUMNS = (("I", "II", "III", "aVR", "aVL", "aVF"), ("V1", "V2", "V3", "V4", "V5", "V6"))
 
 
@@ -33,8 +31,8 @@ def ecg_with_masks(
     """Draws the first `seconds` of an ECG on ECG paper (25 mm/s, 10 mm/mV), the masks as shaded bands; writes a PNG.
 
     signal_mv: [leads, T] in mV; masks: [N, T] (the same for all leads) or [N, leads, T], in 0..1 (shade = value), or
-    None; rate in Hz. Limb leads stand left and chest leads right; other lead names fill two columns in order.
-    Raises `ValueError` if the shapes do not fit.
+    None; rate in Hz. Limb leads are on the left and chest leads on the right; other lead names fill two columns in
+    order. Raises `ValueError` if the shapes do not fit.
     """
     signal = np.asarray(signal_mv, dtype=float)
     if signal.ndim != 2 or len(signal) != len(leads):
@@ -67,7 +65,7 @@ def ecg_with_masks(
 
 
 def bands(masks: Array, samples: int) -> Array:
-    """Masks [N, R, T] or [N, 1, bins, frames] for `ecg_with_masks`; of a spectrum the mean over its bins."""
+    """Masks [N, R, T] or [N, 1, bins, frames] for `ecg_with_masks`; spectral masks are averaged over bins."""
     if masks.ndim == 4:
         masks = masks.mean(2)
     if masks.shape[-1] != samples:
@@ -97,7 +95,7 @@ def _columns(leads: list[str]) -> list[list[str]]:
 
 
 def _shade(axes: Any, bands: Array, left: float, width: float, low: float, high: float) -> None:
-    """Overlays N masks [N, T] on one strip; each mask also gets its own lane of solid colour at the strip's foot."""
+    """Overlays N masks [N, T] on one strip; each mask also gets a lane of solid colour at the bottom of the strip."""
     lane = min(1.2, 6 / max(1, len(bands)))
     for n, mask in enumerate(bands):
         rgba = np.empty((1, len(mask), 4))

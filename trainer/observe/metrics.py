@@ -1,6 +1,6 @@
-"""Where the numbers of a run go: the terminal, `metrics.jsonl` (the truth) and W&B (its mirror).
+"""Logs the metrics of a run: to the terminal, `metrics.jsonl` (authoritative) and W&B (a copy of it).
 
-Only rank 0 writes. Names that the terminal line knows; any other name is logged all the same and shown at the end:
+Only rank 0 writes. The terminal line formats these names; other metrics are logged as well and shown at its end:
 
     loss  penalty  coverage  lr/encoder  lr/masker  grad_norm/encoder  grad_norm/masker  samples_per_s  data_wait
 """
@@ -23,12 +23,12 @@ METRICS = "metrics.jsonl"
 
 
 class Metrics:
-    """The sinks of one run.
+    """The log outputs of one run.
 
     `run_info`: `wandb_id` (see `new_wandb_id`; the same one after a restart), `steps` (total, for the ETA), and
-    whatever else W&B may show as the run's config, e.g. `config`, `versions`: it goes through `public_config`.
-    `enabled` is true on rank 0 only; elsewhere every call does nothing. `start_step` is the step of the checkpoint that
-    the run goes on from: later lines of `metrics.jsonl` are dropped (all lines if it is 0).
+    anything else to show at W&B as the run's config, e.g. `config`, `versions`, filtered by `public_config`. `enabled`
+    is true on rank 0 only; on other ranks every call does nothing. `start_step` is the step of the checkpoint that the
+    run resumes from: later lines of `metrics.jsonl` are dropped (all lines if it is 0).
 
     Raises `UserError` for a mode that W&B does not have.
     """
@@ -59,7 +59,7 @@ class Metrics:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of `metrics.jsonl`, one line of the terminal, one row of W&B; `step` = steps done so far.
 
-        Non-finite values become `null` in `metrics.jsonl`. Raises `ValueError` if `step` does not grow.
+        Non-finite values become `null` in `metrics.jsonl`. Raises `ValueError` if `step` does not increase.
         """
         if not self._enabled:
             return
@@ -76,18 +76,18 @@ class Metrics:
         self._mirror.log(step, numbers)
 
     def note(self, text: str | None) -> None:
-        """Prints a line on the terminal, unless it is None or one that began alike (up to its colon) came before it."""
+        """Prints a line on the terminal, unless it is None or an earlier one had the same text before the colon."""
         if self._enabled and text and (subject := text.partition(":")[0]) not in self._noted:
             self._noted.add(subject)
             print(f"# {text}", flush=True)
 
     def figure(self, step: int, name: str, path: str | Path, recording: bool = False) -> None:
-        """Mirrors a PNG. One that shows a patient's `recording` is sent only with `wandb.upload_ecgs=true`."""
+        """Sends a PNG to W&B. One that shows a patient's `recording` is sent only with `wandb.upload_ecgs=true`."""
         if self._enabled:
             self._mirror.figure(step, name, Path(path), recording)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Closes the sinks; `summary` is shown by W&B as the run's results. A second call does nothing."""
+        """Closes the sinks; `summary` is shown at W&B as the run's results. A second call does nothing."""
         if self._enabled:
             self._enabled = False
             self._file.close()
@@ -121,7 +121,7 @@ def terminal_line(step: int, total: int, values: Mapping[str, float], eta: float
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a line that a crash has cut is left out."""
+    """The rows of a `metrics.jsonl`; a line truncated by a crash is skipped."""
     rows = []
     for line in Path(path).read_bytes().splitlines():
         with contextlib.suppress(ValueError):
@@ -132,7 +132,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Keeps the lines of `metrics.jsonl` up to `step` (none if it is 0): written aside, then renamed."""
+    """Keeps the lines of `metrics.jsonl` up to `step` (none if it is 0), atomically."""
     if not path.exists():
         return
     kept = [row for row in read_metrics(path) if step > 0 and row["step"] <= step]
@@ -141,9 +141,3 @@ def truncate(path: Path, step: int) -> None:
 
 def _number(value: Any) -> int | float:
     return value if isinstance(value, int) else float(value)
-
-
-# ---- W&B ----
-
-
-# ---- speed ----

@@ -1,4 +1,4 @@
-"""Samples per second, and the share of the time that waits for data."""
+"""Samples per second, and the fraction of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 class Throughput:
-    """Samples per second and share of the time spent waiting for data, without the first `skip` steps of this process.
+    """Samples per second and fraction of time spent waiting for data, without the first `skip` steps of this process.
 
     with throughput.waiting():
         batch = next(batches)
@@ -28,7 +28,7 @@ class Throughput:
         self._depths: list[int] = []
 
     def found(self, depth: int) -> None:
-        """Counts the batches that were ready when one was asked for."""
+        """Records how many batches were ready when one was requested."""
         self._depths.append(depth)
 
     @contextlib.contextmanager
@@ -42,7 +42,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time inside the block (validation, a checkpoint) out."""
+        """Excludes the time inside the block (validation, a checkpoint)."""
         begin = self._clock()
         try:
             yield
@@ -50,7 +50,7 @@ class Throughput:
             self._since += self._clock() - begin
 
     def step(self, samples: int) -> None:
-        """Marks the end of a step that took `samples` samples."""
+        """Marks the end of a step on `samples` samples."""
         if self._skip > 0:
             self._skip -= 1
             self._restart()

@@ -1,4 +1,4 @@
-"""Builds a run from its config, once: the plan of it, then its parts by name."""
+"""Builds a run from its config, once: first its plan, then its parts, by keyword."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from umbra.files import claim_folder
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, known from its config and its data before any process has joined another.
+    """A run's settings and players, known from its config and data before the process group is joined.
 
-    `views`: of either side of a pair; `total`: steps of the whole run.
+    `views`: of the first and second side of a pair; `total`: steps of the whole run.
     """
 
     cfg: PretrainConfig
@@ -75,7 +75,7 @@ def plan_run(cfg: PretrainConfig) -> Plan:
 
 
 def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
-    """The parts of a run, on the newest checkpoint if there is one; None if it has its steps already.
+    """The parts of a run, resumed from the newest checkpoint if there is one; None if it already has all its steps.
 
     Called by every rank; writes `run.json`.
     """
@@ -139,19 +139,19 @@ def make_engines(plan: Plan, world: distributed.World) -> dict[str, Any]:
 
 
 def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order:
-    """The order of a run that goes on from the checkpoint whose state is `saved`, or is new if that is empty."""
+    """The sample order of a run that resumes from the checkpoint state `saved` (empty: a new run)."""
     lanes = cfg.data.lanes or default_lanes(cfg.contrast)
     changes = exclude.changes(cfg.data.exclude, train.shards, saved)
     return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards, changes)
 
 
 def describe(plan: Plan) -> str:
-    """What a run would do: steps, parameters, memory of weights and optimiser, storage of the checkpoints."""
+    """A summary of a run: steps, parameters, memory of weights and optimiser, storage of the checkpoints."""
     cfg, train, order, total = plan.cfg, plan.train, plan.order, plan.total
     sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in (plan.encoder, plan.masker)]
     mib = sum(sizes) * 4 / 2**20
     changes = [
-        f"# from step {at} on without {', '.join(out) or 'nothing'}\n"
+        f"# from step {at}: {'without ' + ', '.join(out) if out else 'all shards'}\n"
         for at, out in exclude.as_saved(order.changes, train.shards)
     ]
     saves = total // cfg.checkpoint.every if cfg.checkpoint.every else 1
@@ -165,12 +165,12 @@ def describe(plan: Plan) -> str:
 
 
 def describe_cache(plan: Plan) -> str:
-    """How much room the shards of a run need on a machine; empty where they are on a disk already."""
+    """The disk space that the shards of a run need on each machine; empty if they are not remote."""
     if not is_remote(plan.cfg.data.path):
         return ""
     kept = loop.kept_shards(plan.cfg, plan.order, plan.train, plan.heldout)
     least, whole = space_needed(plan.train.manifest, plan.order, Node(), 0, plan.total, kept)
-    return f"# data.cache on one machine: {whole / 1e9:.3f} GB hold all, {least / 1e9:.3f} are the least\n"
+    return f"# data.cache on one machine: {whole / 1e9:.3f} GB for all shards, at least {least / 1e9:.3f} GB\n"
 
 
 def start_cache(plan: Plan, world: distributed.World, order: Order, start: int) -> Cache | None:
@@ -184,7 +184,7 @@ def start_cache(plan: Plan, world: distributed.World, order: Order, start: int) 
     words = (train.root, train.manifest, order, node, start, plan.total, cfg.data.cache_gb, token, pinned)
     cache = open_cache(Remote(cfg.data.path), *words, max(4, cfg.data.threads))
     if world.is_main:
-        print(f"# shards are fetched into {train.root}, of {cache.size / 1e9:.3f} GB at most", flush=True)
+        print(f"# shards are fetched into {train.root}, at most {cache.size / 1e9:.3f} GB at a time", flush=True)
     return cache
 
 
@@ -195,7 +195,7 @@ def patient_partners(cfg: PretrainConfig, order: Order, train: Shards) -> Partne
     metadata, first = Metadata(train.root, cfg.data.cache or cfg.run), train.rows.start
     if distributed.local_rank() == 0:
         metadata.prepare()
-    distributed.gather(None)  # one process of a machine makes the files, the others wait
+    distributed.gather(None)  # the other processes of the machine wait for the files
     return lambda step, rows: metadata.partners(rows + first, cfg.seed, order.epoch(step).number) - first
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints: both engines, the position, the plain weights; committed or not there.
+"""Checkpoints: both engines, the step, and the plain weights; incomplete ones are ignored.
 
 `checkpoints/step-N/` holds DeepSpeed's `encoder/` and `masker/`, `state.json` (the step, the run's whole config, the
-data's fingerprint), `weights.safetensors` (fp32, whole) and, written last by rank 0 once every rank is done, the marker
-`COMMITTED`.
+data's fingerprint), `weights.safetensors` (fp32, unpartitioned) and, written last by rank 0 once every rank is done,
+the marker `COMMITTED`.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
 
 
 def saved_state(path: Path | None) -> dict[str, Any]:
-    """What `save` was given as `state`, with the `step`; empty without a checkpoint."""
+    """The `state` that was passed to `save`, with the `step`; empty without a checkpoint."""
     return json.loads((path / "state.json").read_text()) if path else {}
 
 
 def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
-    """Restores both engines and returns the step. Raises `UserError`, naming what changed, if the run is another.
+    """Restores both engines and returns the step. Raises `UserError`, naming what changed, if it is not the same run.
 
-    `state` holds what `save` was given: `config` (nested), `fingerprint` of the data, `world` (number of processes);
-    `excluded` (the shards that are left out from which step on) may differ.
+    `state` is what was passed to `save`: `config` (nested), `fingerprint` of the data, `world` (number of processes);
+    `excluded` (the shards excluded, from which step on) may differ.
     """
     saved = saved_state(path)
     if "config" not in saved:
@@ -77,14 +77,14 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
     changed = changes(saved, state)
     if changed:
         raise UserError(
-            f"{path} was made with another {'; '.join(changed)}: go on with the old values, or choose another run "
+            f"{path} was made with another {'; '.join(changed)}: resume with the old values, or choose another run "
             "directory (run=DIR)"
         )
     zero = state["config"]["zero"]
     if zero > 0 and saved["world"] != state["world"]:
         raise UserError(
             f"{path} was made by {saved['world']} processes, this run has {state['world']}: with zero={zero} "
-            "the optimiser's parts belong to a world size; use the same number of processes (zero=0 can change it)"
+            "the optimiser state is partitioned by world size; use the same number of processes (zero=0 can change it)"
         )
     for name, engine in engines.items():
         loaded, _ = engine.load_checkpoint(str(path / name), tag="state")
@@ -94,7 +94,7 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
 
 
 def changes(saved: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
-    """What keeps a run with `state` from going on from a `saved` one: `key: old value, now new value`."""
+    """What prevents a run with `state` from resuming a `saved` one: `key: old value, now new value`."""
     old, new = ({**s["config"], "fingerprint": s["fingerprint"]} for s in (saved, state))
     return [f"{c.key}: {_shown(c.old)}, now {_shown(c.new)}" for c in resume.changes("run", old, new)]
 
@@ -104,17 +104,17 @@ def _shown(value: Any) -> str:
 
 
 def whole_weights(engine: Any) -> dict[str, Tensor]:
-    """The fp32 weights of an engine's module by name, whole at any ZeRO stage; called by every rank."""
+    """The fp32 weights of an engine's module by name, unpartitioned at any ZeRO stage; called by every rank."""
     if engine.zero_optimization_stage() < 3:
-        return {k: _kept(v).contiguous() for k, v in engine.module.state_dict().items()}
+        return {k: _to_fp32(v).contiguous() for k, v in engine.module.state_dict().items()}
     import deepspeed
 
     module: nn.Module = engine.module
     with deepspeed.zero.GatheredParameters(list(module.parameters())):
-        return {k: _kept(v).clone().contiguous() for k, v in module.state_dict().items()}
+        return {k: _to_fp32(v).clone().contiguous() for k, v in module.state_dict().items()}
 
 
-def _kept(value: Tensor) -> Tensor:
+def _to_fp32(value: Tensor) -> Tensor:
     """On the CPU, in fp32; integers as they are."""
     return (value.detach().float() if value.is_floating_point() else value).cpu()
 

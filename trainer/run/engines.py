@@ -13,10 +13,10 @@ from umbra.errors import UserError
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """`auto` is bf16 on GPUs that have it, fp32 elsewhere. Raises `UserError` for bf16 on a GPU without it."""
+    """`auto` is bf16 on GPUs that support it, fp32 elsewhere. Raises `UserError` for bf16 on a GPU without it."""
     able = device.type == "cuda" and torch.cuda.is_bf16_supported()
     if precision == "bf16" and device.type == "cuda" and not able:
-        raise UserError("precision=bf16: this GPU has no bf16; use precision=fp32")
+        raise UserError("precision=bf16: this GPU does not support bf16; use precision=fp32")
     return precision == "bf16" or (precision == "auto" and able)
 
 
@@ -34,14 +34,14 @@ def make_engine(module: nn.Module, player: PlayerConfig, cfg: PretrainConfig, de
 
 
 def _groups(module: nn.Module) -> list[dict[str, Any]]:
-    """All parameters; a learned temperature in a group of its own, without weight decay."""
+    """All parameters; a learned temperature is in a separate group without weight decay."""
     free = [p for m in module.modules() if isinstance(m, Temperature) for p in m.parameters()]
     decayed = [p for p in module.parameters() if all(p is not q for q in free)]
     return [{"params": decayed}] + ([{"params": free, "weight_decay": 0.0}] if free else [])
 
 
 def _keep_norm(engine: Any) -> None:
-    """Without ZeRO the engine clips but forgets the norm."""
+    """Makes the engine keep the gradient norm, which it clips by but does not store without ZeRO."""
 
     def clip() -> None:
         engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(
@@ -53,7 +53,7 @@ def _keep_norm(engine: Any) -> None:
 
 def _deepspeed_config(player: PlayerConfig, cfg: PretrainConfig, bf16: bool) -> dict[str, Any]:
     return {
-        "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, used by its own loader only
+        "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, only used by its own data loader
         "gradient_accumulation_steps": cfg.accumulation,
         "gradient_clipping": player.clip,
         "zero_optimization": {"stage": cfg.zero},

@@ -1,4 +1,4 @@
-"""The training loop: play, log, look at held-out patients, save, stop when asked."""
+"""The training loop: steps, logging, losses on held-out patients, checkpoints, and stopping on request."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from umbra.schema import Shard
 class Run:
     """The parts of a run, built by `trainer/run/assemble.py`.
 
-    `patients`: the code of each row of `samples.parquet`, on the device; `mfu_per_ecg`: the share of a second of all
-    devices' bf16 peak that one ECG's own operations take (NaN where the peak is not known).
+    `patients`: the code of each row of `samples.parquet`, on the device; `mfu_per_ecg`: one ECG's
+    own operations over the bf16 peak per second of all devices (NaN if the peak is not known).
     """
 
     cfg: PretrainConfig
@@ -69,8 +69,8 @@ class Run:
 
 
 def train(run: Run, stop: Stop) -> int:
-    """Trains from step `run.start` to `run.total`, or until asked to stop, or until the data of the next step cannot be
-    had (`missing`); returns the steps done. Saves at the end.
+    """Trains from step `run.start` to `run.total`, until asked to stop, or until the data of the next step are not
+    available (`missing`); returns the number of steps done. Saves a checkpoint at the end.
     """
     cfg, start = run.cfg, run.start
     done = start
@@ -120,8 +120,8 @@ def train(run: Run, stop: Stop) -> int:
 
 
 def missing(run: Run, step: int, wait: bool = False) -> str:
-    """Why the data of a step cannot be had on some machine, the same words on every rank; empty if they can, or if it
-    is not known yet and not to be waited for.
+    """Why the data of a step are not available on some machine, the same text on every rank; empty if they are, or if
+    that is not known yet and `wait` is false.
     """
     if run.cache is None:
         return ""
@@ -130,7 +130,7 @@ def missing(run: Run, step: int, wait: bool = False) -> str:
 
 
 def _next_is_missing(run: Run, step: int, stop: Stop) -> bool:
-    """Waits for the data of the next step before this one is done, so that a checkpoint can be saved without them."""
+    """Waits for the data of the next step before this one is done, so that a run without them can save a checkpoint."""
     if run.cache is None:
         return False
     with run.throughput.waiting():
@@ -157,7 +157,7 @@ def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) 
 
 
 def heldout_loss(run: Run) -> dict[str, Tensor]:
-    """NT-Xent and accuracy on the first ECGs of the held-out patients, same views and masks each time."""
+    """NT-Xent and accuracy on the first ECGs of the held-out patients, with the same views and masks each time."""
     assert run.heldout is not None
     world = run.world
     share = heldout_count(run.cfg.contrast, run.heldout.count, run.order.lanes) // world.size
@@ -171,7 +171,7 @@ def heldout_loss(run: Run) -> dict[str, Tensor]:
 
 
 def heldout_count(contrast: int, count: int, lanes: int) -> int:
-    """ECGs of a held-out loss: a contrast batch or, of fewer, a multiple of the lanes: as many at any world size."""
+    """ECGs of a held-out loss: a contrast batch or, if there are fewer, a multiple of the lanes, at any world size."""
     most = min(contrast, count)
     return most - most % lanes or most
 
@@ -230,13 +230,13 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
 
 
 def shown_shard(order: Order) -> int:
-    """The training shard whose first ECG is drawn with `wandb.upload_ecgs`: the first that is not left out."""
+    """The training shard whose first ECG is drawn with `wandb.upload_ecgs`: the first that is not excluded."""
     out = order.changes[-1][1] if order.changes else ()
     return next(i for i, n in enumerate(order.counts) if n and i not in out)
 
 
 def kept_shards(cfg: PretrainConfig, order: Order, train: Shards, heldout: Shards | None) -> list[Shard]:
-    """What a run reads over and over beside its batches: of remote shards these stay in the cache."""
+    """The shards that a run reads repeatedly besides its batches; remote ones stay in the cache."""
     kept = [train.shards[shown_shard(order)]] if cfg.wandb.upload_ecgs else []
     if heldout is not None and cfg.log.heldout_every:
         begins = np.cumsum([0, *heldout.counts[:-1]]).tolist()
@@ -246,7 +246,7 @@ def kept_shards(cfg: PretrainConfig, order: Order, train: Shards, heldout: Shard
 
 @torch.no_grad()
 def _draw_masks(run: Run, step: int) -> None:
-    """The masks that a synthetic ECG receives, on ECG paper; every rank computes them (ZeRO 3 gathers), one draws.
+    """Draws the masks of a synthetic ECG; every rank computes them (ZeRO 3 gathers parameters), rank 0 draws.
 
     With `wandb.upload_ecgs` also those of the first training ECG.
     """

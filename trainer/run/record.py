@@ -1,4 +1,4 @@
-"""What a run directory says of its run: `config.yaml` and `run.json`, written and read here alone."""
+"""The record of a run in its directory: `config.yaml` and `run.json`, written and read here alone."""
 
 from __future__ import annotations
 
@@ -96,10 +96,16 @@ def read_record(run: Path) -> RunRecord:
 
 
 def _known_wandb_id(path: Path) -> str | None:
+    """The id at W&B of a run that goes on, so that its curves do too. Raises `UserError` if the file is damaged."""
     if not path.is_file():
         return None
-    found: str | None = json.loads(path.read_text()).get("wandb_id")
-    return found
+    try:
+        found = json.loads(path.read_text()).get("wandb_id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}; delete it to go on from the newest checkpoint (W&B shows a new run then)"
+        ) from error
+    return str(found) if found else None
 
 
 def _commit() -> str:

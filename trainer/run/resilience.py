@@ -1,4 +1,4 @@
-"""Signals and the wall clock: either asks for a stop at the next step boundary, after a checkpoint."""
+"""Signals and a time limit: either requests a stop at the next step boundary, after a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stop:
-    """`asked` turns true once a signal came or `max_minutes` (0: no limit) are over; a second SIGINT interrupts."""
+    """`asked` becomes true after a signal or after `max_minutes` (0: no limit); a second SIGINT interrupts at once."""
 
     def __init__(self, max_minutes: float = 0.0) -> None:
         self.reason = ""
@@ -21,19 +21,19 @@ class Stop:
     @property
     def asked(self) -> bool:
         if not self.reason and time.monotonic() > self._end:
-            self.reason = "max_minutes is over"
+            self.reason = "max_minutes reached"
         return bool(self.reason)
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = f"signal {signal.Signals(number).name}"

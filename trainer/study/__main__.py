@@ -1,8 +1,8 @@
 """Methods x rotations x seeds x tasks x fractions -> one table, one figure.
 
 `python -m trainer.study configs/study/ptbxl100-first.yaml data=FOLDER output=OUT`: shards the data of each rotation of
-its folds, pre-trains each method, exports the encoders and tests them (`trainer.transfer`). Each step leaves a finished
-file behind; a second call goes on where the first was cut.
+its folds, pre-trains each method, exports the encoders and tests them (`trainer.transfer`). Each step that
+finishes leaves a file; running the same command again skips those steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The predictions of all rotations as one score a method, with paired differences."""
+"""Pools the predictions of all rotations into one score per method, with paired differences."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from trainer.evaluate.scores import bootstrap_auroc, interval, macro_auroc
 from trainer.study.config import Cell, StudyConfig
 from umbra.errors import UserError
 
-RESOLVABLE = 2.8
+RESOLVABLE = 2.8  # standard errors: 80 % power at a two-sided level of 5 %
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """The test records of all rotations: class number (-1: a class without a common score), patient, rotation,
+    """The test records of all rotations: class number (-1: not scored in all rotations), patient, rotation,
     probabilities `[n, K]`."""
 
     classes: list[str]
@@ -32,7 +32,7 @@ class Pooled:
     def ranks(self) -> np.ndarray:
         """Scores `[n, K]` that can be pooled: a record's mid-rank among the test records of its rotation, in (0, 1).
 
-        Each rotation has a probe of its own, and their probabilities lie on scales of their own; ranks do not (Forman
+        Each rotation has its own probe, whose probabilities are on a scale of its own; ranks share one scale (Forman
         and Scholz, Apples-to-apples in cross-validation studies, 2010).
         """
         out = np.empty_like(self.probability)
@@ -64,7 +64,7 @@ def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float
 
 
 def score(config: StudyConfig, method: str, task: str, fraction: float) -> tuple[dict[str, Any], np.ndarray]:
-    """The row of one method in the table, and its macro AUROC in each patient resample `[bootstrap]` (seeds' mean)."""
+    """The row of one method in the table, and its macro AUROC per patient resample `[bootstrap]` (mean over seeds)."""
     pooled = [pool(config, method, seed, task, fraction) for seed in config.seeds]
     by_seed = [macro_auroc(p.label, p.ranks()) for p in pooled]
     resampled = np.mean(
@@ -91,7 +91,7 @@ def score(config: StudyConfig, method: str, task: str, fraction: float) -> tuple
 def difference(reference: dict[str, Any], other: dict[str, Any], paired: np.ndarray) -> dict[str, Any]:
     """Reference minus other; `paired`: the same difference in each patient resample `[bootstrap]`.
 
-    `resolvable`: the smallest true difference that a two-sided test at 5 % finds with 80 % power,
+    `resolvable`: the smallest true difference that a two-sided test at 5 % detects with 80 % power,
     (1.96 + 0.84) x the standard error of the paired difference.
     """
     low, high = interval(paired)
@@ -110,7 +110,7 @@ def difference(reference: dict[str, Any], other: dict[str, Any], paired: np.ndar
 
 
 def compare(config: StudyConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of all methods, and the paired differences of the reference to each other method."""
+    """The rows of all methods, and the paired differences between the reference and each other method."""
     rows, differences = [], []
     for task in config.tasks:
         for fraction in config.fractions:

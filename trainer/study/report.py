@@ -1,4 +1,4 @@
-"""A study as a page: results.json, table.md, figure.png."""
+"""Writes the results of a study: results.json, table.md, figure.png."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report(config: StudyConfig, output: Path) -> None:
 
 
 def cost(noted: list[dict[str, Any]]) -> dict[str, float]:
-    """Wall seconds by kind of step; pre-training and tests also by method."""
+    """Wall time in seconds by kind of step; pre-training and evaluation also by method."""
     total: dict[str, float] = {}
     for step in noted:
         parts = step["step"].split("/")
@@ -39,7 +39,7 @@ def cost(noted: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def markdown(config: StudyConfig, rows: list[dict], differences: list[dict], noted: list[dict]) -> str:
-    """The results as a page: one table of scores, one of differences, the cost, the commands of one rotation."""
+    """The results as Markdown: a table of scores, one of differences, the cost, the commands of one rotation."""
     parts = [f"# {config.name}", _explained(config, rows), "## Macro AUROC", _score_table(rows)]
     parts += [f"## {config.reference} minus the others", _difference_table(differences)]
     parts += ["## Cost", _table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
@@ -59,10 +59,11 @@ def _explained(config: StudyConfig, rows: list[dict]) -> str:
     return (
         f"{len(config.rotations)} rotations of {config.folds} folds, seeds {config.seeds}. "
         f"Pooled {config.judge} records: {counts}. "
-        "Scores are pooled as ranks within their rotation, for each rotation has a probe of its own; the two last "
-        "columns pool the probabilities as they are, and average the rotations. Intervals: 95 %, "
-        f"{config.bootstrap} resamples of the test patients, the same for all methods; they do not hold the spread of "
-        "seeds and training sets. Resolvable: 2.8 x the standard error of the paired difference (80 % power, 5 %)."
+        "Scores are pooled as ranks within each rotation, since each rotation has its own probe; the last two "
+        "columns pool the raw probabilities, and average over the rotations. Intervals: 95 %, "
+        f"{config.bootstrap} resamples of the test patients, the same for all methods; they do not include the "
+        "variation between seeds and training sets. Resolvable: 2.8 x the standard error of the paired difference "
+        "(80 % power, 5 %)."
     )
 
 

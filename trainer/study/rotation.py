@@ -1,4 +1,4 @@
-"""What is run of one rotation: shards, pre-training and export of each method, their tests."""
+"""Runs one rotation: shards, pre-training and export of each method, evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from umbra.schema import MANIFEST
 
 
 def run_rotation(config: StudyConfig, rotation: int, steps: Steps) -> None:
-    """Shards, pre-trains, exports and tests what is not done yet of one rotation."""
+    """Runs the steps of one rotation that are not done yet."""
     base = Path(config.output) / f"rotation-{rotation}"
     steps.run(f"shard/{rotation}", shard_command(config, rotation, base), (base / "data" / MANIFEST).is_file)
     for seed in config.seeds:
@@ -36,7 +36,7 @@ def run_rotation(config: StudyConfig, rotation: int, steps: Steps) -> None:
 
 
 def pretrain(config: StudyConfig, rotation: int, method: str, seed: int, steps: Steps) -> None:
-    """Pre-trains one method and exports its encoder, unless that is there."""
+    """Pre-trains one method and exports its encoder, unless the encoder exists."""
     base = Path(config.output) / f"rotation-{rotation}"
     place = _run_directory(base, method, seed)
     if (place / "encoder" / CONFIG).is_file():
@@ -85,14 +85,14 @@ def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) ->
 
 
 def _free_port() -> int:
-    """A port that is free now, so that studies on one machine do not meet at the launcher's default."""
+    """A port that is free now, so that studies on one machine do not collide on the launcher's default."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def transfer_words(config: StudyConfig, cell: Cell) -> list[str]:
-    """The `key=value` words of `python -m trainer.transfer` for one cell."""
+    """The `key=value` arguments of `python -m trainer.transfer` for one cell."""
     output = Path(config.output)
     base = output / f"rotation-{cell.rotation}"
     like = _run_directory(base, _trained(config)[0], cell.seed) / "encoder"
@@ -105,7 +105,7 @@ def transfer_words(config: StudyConfig, cell: Cell) -> list[str]:
 
 
 def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
-    """Tests one method on one task, all fractions; the features are computed once."""
+    """Evaluates one method on one task with all fractions; features are computed once."""
     left = [cell for cell in cells if not (cell.directory(Path(config.output)) / RESULT).is_file()]
     if not left:
         return

@@ -1,4 +1,4 @@
-"""Runs the commands of a study, each with a log and a time limit, and notes what they were and took."""
+"""Runs the commands of a study, each with a log and a time limit, and records them with their durations."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ STEPS = "steps.jsonl"
 
 @dataclass(frozen=True)
 class Steps:
-    """Runs commands, each with a log and at most `seconds` long, and notes what they were and took in steps.jsonl."""
+    """Runs commands, each with a log and a limit of `seconds`; records them with their durations in steps.jsonl."""
 
     output: Path
     seconds: float
 
     def run(self, name: str, words: Sequence[str | Path], done: Callable[[], bool]) -> None:
-        """Runs a command unless it is done. Raises `UserError` with the end of its log if it fails or is too slow."""
+        """Runs a command unless it is done. Raises `UserError` with the end of its log if it fails or times out."""
         if done():
             return
-        spoken = [str(word) for word in words]
+        command = [str(word) for word in words]
         log = self.output / "logs" / f"{name.replace('/', '-')}.log"
         log.parent.mkdir(exist_ok=True)
-        print(f"[{name}] {shown(spoken)}\n[{name}] log: {log}", flush=True)
+        print(f"[{name}] {shown(command)}\n[{name}] log: {log}", flush=True)
         began = time.monotonic()
-        problem = run_limited(spoken, log, self.seconds) or ("" if done() else "ended without its result")
+        problem = run_limited(command, log, self.seconds) or ("" if done() else "ended without its result")
         if problem:
             raise UserError(f"step {name} {problem}; log: {log}; it says: {telling_line(log)}")
-        self.note(name, spoken, time.monotonic() - began)
+        self.note(name, command, time.monotonic() - began)
 
     def note(self, name: str, words: Sequence[str | Path], seconds: float) -> None:
         with open(self.output / STEPS, "a") as file:
@@ -49,7 +49,7 @@ class Steps:
 
 
 def shown(words: Sequence[str | Path]) -> str:
-    """A command as one types it: programs by their names."""
+    """A command as typed in a shell, with programs by name."""
     first = "python" if str(words[0]) == sys.executable else Path(words[0]).name
     return shlex.join([first, *(str(word) for word in words[1:])])
 
@@ -62,9 +62,9 @@ def telling_line(log: Path) -> str:
 
 
 def run_limited(words: Sequence[str], log: Path, seconds: float) -> str:
-    """Runs a command in a process group of its own; returns in words what went wrong, or nothing.
+    """Runs a command in its own process group; returns what went wrong, or an empty string.
 
-    None of the group's processes outlives the call, whether it ends, is too slow or is interrupted.
+    No process of the group outlives the call, whether the command ends, times out or is interrupted.
     """
     with open(log, "wb") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
@@ -78,7 +78,7 @@ def run_limited(words: Sequence[str], log: Path, seconds: float) -> str:
 
 
 def _end_group(process: subprocess.Popen[bytes], patience: float = 20.0) -> None:
-    """Ends what is left of the command's process group: asked first, killed after `patience` seconds."""
+    """Ends the rest of the command's process group: SIGTERM first, SIGKILL after `patience` seconds."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         end = time.monotonic() + patience

@@ -1,4 +1,4 @@
-"""Views: what is done to a signal before the encoder sees it, batched and on the device, from keyed random numbers.
+"""Views (augmentations) of a signal, applied in batches on the device, with keyed random numbers.
 
 To add one: a `View` dataclass in a file of this folder, and its name in `VIEWS`.
 """
@@ -42,7 +42,7 @@ class Views:
         return _apply(self.signal, x, key, rate)
 
     def mask_views(self, x: Tensor, key: Key, rate: float) -> Tensor:
-        """x [B, leads, samples], scaled; what is hidden becomes 0."""
+        """x [B, leads, samples], scaled; hidden samples become 0."""
         return _apply(self.mask, x, key, rate)
 
 
@@ -50,7 +50,7 @@ def build(specs: Sequence[str | Mapping[str, Any]], leads: Sequence[str]) -> Vie
     """Builds the views of a config's list for signals with these leads.
 
     A spec is a view's name or a mapping such as `{name: vcg, max_angle: 45}`. Raises `UserError` for an unknown view or
-    argument (naming the nearest known one), a value out of range, or leads that a view needs and the data lack.
+    argument (naming the nearest known one), a value out of range, or leads that a view needs and the data do not have.
     """
     if isinstance(specs, str | Mapping):
         raise UserError(f"views must be a list such as [{{name: vcg}}, time_mask], not {specs!r}")

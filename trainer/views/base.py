@@ -1,4 +1,4 @@
-"""What every view is: a dataclass whose fields are its arguments, called on a batch."""
+"""Base class of the views: a dataclass whose fields are its arguments, called on a batch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from umbra.errors import UserError
 class View:
     """`view(x, key, rate)`: signals [B, leads, samples] in and out, same dtype and device; `rate` in Hz.
 
-    `stage` is "signal" (works in mV, before scaling) or "mask" (works on the scaled signal, hidden = 0). `op` is the
-    name under which it draws its numbers: two views of one kind in a list have different ones. All other fields are the
-    arguments a config may set; a number of the wrong kind is a `UserError`.
+    `stage` is "signal" (works in mV, before scaling) or "mask" (works on the scaled signal, hidden = 0). `op` names
+    its random numbers: two views of the same kind in a list have different names. All other fields are the arguments
+    that a config may set; a value of the wrong type is a `UserError`.
     """
 
     stage: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Random masks on the scaled signal: what is hidden becomes 0, the lead's mean."""
+"""Random masks on the scaled signal: hidden samples become 0, the lead's mean."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainer.views.random import Key, integers, uniform
 
 @dataclass(kw_only=True)
 class BlockMask(View):
-    """Hides `round(coverage * samples)` samples in `blocks` stretches that do not overlap; exactly these many, at least
-    one, and never all.
+    """Hides exactly `round(coverage * samples)` samples, at least one and never all, in `blocks` segments that do not
+    overlap.
 
-    A stretch lies whole within the window, its start uniform over the places where it fits: the edges are hidden less
-    often than the middle. Several stretches are about equally long and may touch. All leads of a sample share the mask,
-    or each has its own (`per_lead`).
+    A segment lies entirely within the window, its start uniform over the positions where it fits: the edges are hidden
+    less often than the middle. Several segments are about equally long and may touch. All leads share the mask, or each
+    has its own (`per_lead`).
     """
 
     stage: ClassVar[str] = "mask"
@@ -56,10 +56,10 @@ class BlockMask(View):
 
 @dataclass(kw_only=True)
 class TimeMask(BlockMask):
-    """3KG's time mask (Gopal et al. 2021, arXiv 2106.04452): in every lead one stretch of its own, half of the window.
+    """3KG's time mask (Gopal et al. 2021, arXiv 2106.04452): one segment per lead, half of the window.
 
-    The window is taken as a ring: a stretch that leaves it at the end goes on at the start, so that all samples are
-    hidden equally often.
+    A segment that reaches the end of the window wraps around to its start, so that all samples are hidden equally
+    often.
     """
 
     wrap: ClassVar[bool] = True
@@ -68,14 +68,14 @@ class TimeMask(BlockMask):
 
 @dataclass(kw_only=True)
 class LeadDropout(View):
-    """Hides each lead whole with probability `p`, but never all of them."""
+    """Hides each lead entirely with probability `p`, but never all leads."""
 
     stage: ClassVar[str] = "mask"
     p: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(0 <= self.p < 1, f"p must be at least 0 and under 1, not {self.p:g}")
+        self.require(0 <= self.p < 1, f"p must be at least 0 and below 1, not {self.p:g}")
 
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
         drawn = uniform(key, f"{self.op}.lead", (x.shape[1],))

@@ -13,14 +13,14 @@ from trainer.views.random import Key, normal
 
 @dataclass(kw_only=True)
 class Gaussian(View):
-    """White normal noise of standard deviation `sd_mv` (mV), independent in every lead and sample, added in float32."""
+    """White Gaussian noise of standard deviation `sd_mv` (mV), independent per lead and sample, added in float32."""
 
     stage: ClassVar[str] = "signal"
     sd_mv: float = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.sd_mv >= 0, f"sd_mv must not be negative, not {self.sd_mv:g}")
+        self.require(self.sd_mv >= 0, f"sd_mv must be at least 0, not {self.sd_mv:g}")
 
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
         noise = normal(key, self.op, tuple(x.shape[1:])).mul_(self.sd_mv)

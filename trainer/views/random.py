@@ -1,11 +1,11 @@
 """Keyed random numbers: one counter hash of (seed, epoch, view, operation, sample index, element), batched.
 
-No state and no generator: a sample gets the same numbers alone or in any batch, on any rank, on CPU and GPU. Integers
-and uniforms are equal bit for bit everywhere, and so are normals up to the last bit of a table made in float64.
+There is no generator state: a sample gets the same numbers alone or in any batch, on any rank, on CPU and GPU. Integers
+and uniforms are bitwise identical everywhere, normals up to the last bit of a table computed in float64.
 
-The mixer is `lowbias32` (C. Wellons, https://github.com/skeeto/hash-prospector), a bijection of 32-bit words, held in
-int64 tensors. Its second factor is written as a negative number of the same residue modulo 2^32, so that no product
-leaves the range of int64 and nothing rests on how overflow wraps.
+The mixer is `lowbias32` (C. Wellons, https://github.com/skeeto/hash-prospector), a bijection of 32-bit words, computed
+in int64 tensors. Its second factor is written as the negative number congruent to it modulo 2^32, so that no product
+overflows int64.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor
 
 WORD = 0xFFFFFFFF
 FACTORS = (0x7FEB352D, 0x846CA68B - (1 << 32))
-LANES = (0x243F6A88, 0x85A308D3)  # the first two words of pi's fraction
+LANES = (0x243F6A88, 0x85A308D3)  # the first two 32-bit words of pi's fractional part
 
 
 @dataclass(frozen=True, eq=False)
 class Key:
-    """What the numbers of a batch are a function of.
+    """What the random numbers of a batch are a function of.
 
-    `index` is int64 [B], the samples' rows in the data set; the numbers are made on its device. `view` tells the views
-    of one sample apart. `seed` may have up to 64 bits.
+    `index` is int64 [B], the samples' rows in the data set; the numbers are computed on its device. `view`
+    distinguishes the views of one sample. `seed` may have up to 64 bits.
     """
 
     seed: int
@@ -44,7 +44,7 @@ class Key:
 def bits(key: Key, op: str, shape: tuple[int, ...] = ()) -> Tensor:
     """int64 [B, *shape], uniform in [0, 2^32).
 
-    `op` names the operation: the same name gives the same numbers again, another name unrelated ones. An element's
+    `op` names the operation: the same name gives the same numbers, another name independent ones. An element's
     number depends on its flat position in `shape`.
     """
     first, second = (_state(lane, key, op)[:, None] for lane in LANES)
@@ -64,7 +64,7 @@ def normal(key: Key, op: str, shape: tuple[int, ...] = ()) -> Tensor:
     """float32 [B, *shape], standard normal, never beyond +-6.2.
 
     The sum of two normals over sqrt(2), each looked up by one half of a 32-bit word in a table of 2^16 quantiles:
-    unlike the logarithms and cosines of Box and Muller, additions and look-ups are the same on every device.
+    unlike the logarithms and cosines of Box-Muller, additions and look-ups give the same result on every device.
     """
     table = _quantiles(key.index.device)
     word = bits(key, op, shape)
@@ -79,7 +79,7 @@ def integers(key: Key, op: str, shape: tuple[int, ...], high: int) -> Tensor:
 
 
 def _state(lane: int, key: Key, op: str) -> Tensor:
-    """A 32-bit word a sample, int64 [B]: the mixer chained over the words of the key, from the start value `lane`."""
+    """One 32-bit word per sample, int64 [B]: the mixer chained over the words of the key, starting from `lane`."""
     word: Any = lane
     for part in (key.seed, key.seed >> 32, key.epoch, key.view, zlib.crc32(op.encode()), key.index, key.index >> 32):
         word = _mix(word ^ (part & WORD))
@@ -104,6 +104,6 @@ def _mix_(x: Tensor) -> Tensor:
 
 @functools.cache
 def _quantiles(device: torch.device) -> Tensor:
-    """float32 [2^16]: the quantiles (i + 1/2) / 2^16 of the normal, scaled to a variance of exactly one."""
+    """float32 [2^16]: the quantiles (i + 1/2) / 2^16 of the normal, scaled to unit variance."""
     table = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16))
     return (table / table.square().mean().sqrt()).to(torch.float32).to(device)

@@ -1,4 +1,4 @@
-"""3KG's view in space: the heart vector turned and stretched (Gopal et al. 2021, arXiv 2106.04452)."""
+"""3KG's spatial view: the vectorcardiogram, rotated and scaled (Gopal et al. 2021, arXiv 2106.04452)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ INVERSE_DOWER = (
 
 @dataclass(kw_only=True)
 class VCG(View):
-    """Leads -> heart vector -> turned and stretched -> leads, on signals in mV.
+    """Leads -> vectorcardiogram (VCG) -> rotated and scaled -> leads, on signals in mV.
 
-    I, II and V1-V6 give the vector by the inverse Dower matrix. It is turned about z, then y, then x, each by an angle
-    from U(-max_angle, max_angle) degrees, its axes are stretched by factors from U(1, max_scale), and the
-    pseudo-inverse gives the eight leads back. III, aVR, aVL and aVF follow from the new I and II (Einthoven,
-    Goldberger). What the eight leads hold beyond three dimensions is lost, as in 3KG. Arithmetic is float32, whatever
-    the dtype and under autocast. Raises `UserError` if the data lack a lead of the eight or have one beyond the twelve.
+    I, II and V1-V6 give the VCG by the inverse Dower matrix. It is rotated about z, then y, then x, each by an angle
+    from U(-max_angle, max_angle) degrees, its axes are scaled by factors from U(1, max_scale), and the pseudo-inverse
+    maps it back to the eight leads. III, aVR, aVL and aVF follow from the new I and II (Einthoven, Goldberger). As in
+    3KG, components of the eight leads outside the three dimensions of the VCG are dropped. Arithmetic is float32 for
+    any dtype and under autocast. Raises `UserError` if the data lack a lead of the eight or have one beyond the twelve.
     """
 
     stage: ClassVar[str] = "signal"
@@ -46,7 +46,9 @@ class VCG(View):
         missing = [lead for lead in INDEPENDENT if lead not in self.leads]
         self.require(not missing, f"needs lead {', '.join(missing)}, but the data have {have}; leave the view out")
         foreign = [lead for lead in self.leads if lead not in CANONICAL]
-        self.require(not foreign, f"cannot make lead {', '.join(foreign)} from the heart vector; leave the view out")
+        self.require(
+            not foreign, f"cannot derive lead {', '.join(foreign)} from the vectorcardiogram; leave the view out"
+        )
 
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
         forward, back = _matrices(x.device)
@@ -60,7 +62,7 @@ class VCG(View):
 
 
 def rotation(angles: Tensor) -> Tensor:
-    """[B, 3, 3] from [B, 3] angles in radians: about z by the first, then the fixed y, then the fixed x (Rx Ry Rz)."""
+    """[B, 3, 3] from [B, 3] angles in radians: about fixed z by the first, then fixed y, then fixed x (Rx Ry Rz)."""
     (sz, sy, sx), (cz, cy, cx) = angles.sin().unbind(1), angles.cos().unbind(1)
     rows = (
         (cy * cz, -cy * sz, sy),
@@ -71,7 +73,7 @@ def rotation(angles: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """[B, n, m] times [B, m, T], summed in a fixed order: the same in any batch, untouched by autocast and TF32."""
+    """[B, n, m] times [B, m, T], summed in a fixed order: the same in any batch, not affected by autocast or TF32."""
     total = a[:, :, 0, None] * b[:, None, 0]
     for k in range(1, a.shape[2]):
         total += a[:, :, k, None] * b[:, None, k]

@@ -1,6 +1,6 @@
-"""ECG paper, drawn without a display: a sheet whose data units are millimetres, and how figures are written.
+"""ECG paper, drawn without a display: axes in millimetres, and figures written as PNG.
 
-25 mm/s and 10 mm/mV, with a grid of 1 and 5 mm, as electrocardiographs print. Needs matplotlib.
+25 mm/s and 10 mm/mV with a grid of 1 and 5 mm, the standard of printed ECGs. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def blank(width: float, height: float, dpi: float, layout: Literal["constrained"
 
 
 def sheet(width: float, height: float, dpi: float = 150) -> tuple[Figure, Axes]:
-    """A figure and its axes over a whole sheet of ECG paper, `width` x `height` mm; one data unit is one millimetre."""
+    """A figure of ECG paper, `width` x `height` mm, and its axes; one data unit is one millimetre."""
     figure = blank(width / 25.4, height / 25.4, dpi)
     figure.set_facecolor(PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
@@ -41,6 +41,6 @@ def sheet(width: float, height: float, dpi: float = 150) -> tuple[Figure, Axes]:
 
 
 def write(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG, whole or not at all; the same figure gives the same bytes. Makes the folder."""
+    """Writes a PNG atomically and creates its folder; the same figure gives the same bytes."""
     with atomic(Path(path)) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -16,17 +16,17 @@ class SizeConfig:
     leads: int = setting(12, ">= 1")
     """Leads of an ECG."""
     samples: int = setting(1000, ">= 1")
-    """Samples of each lead."""
+    """Samples per lead."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value that cannot work."""
+        """Raises `UserError` for an invalid value."""
         check_fields(self)
 
 
 def main(argv: list[str]) -> None:
     cfg = load(SizeConfig, None, argv)
     cfg.check()
-    print(f"one ECG of {cfg.leads} x {cfg.samples}, forward; a training step takes 3 times that for each view")
+    print(f"forward pass of one ECG of {cfg.leads} x {cfg.samples}; a training step takes 3 times that per view")
     print(f"{'encoder':<14}{'parameters':>14}{'features':>10}{'MFLOP':>12}")
     for name in ENCODERS:
         encoder = build_encoder(name, cfg.leads, cfg.samples)

@@ -1,4 +1,4 @@
-"""What every encoder network is: a module with the number of its features."""
+"""The base class of encoder networks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from torch import nn
 
 
 class Backbone(nn.Module):
-    """[B, leads, samples] scaled -> [B, dim]. Rows are treated alone and no random numbers are drawn."""
+    """[B, leads, samples], scaled -> [B, dim]. Rows are processed independently, without random numbers."""
 
     dim: int

@@ -1,4 +1,4 @@
-"""What leaves the house: scaling and backbone in one module, millivolt in, features out."""
+"""The exported encoder: scaling and backbone in one module, from millivolts to features."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FORMAT = 1
 
 
 class Scaling(nn.Module):
-    """mV [B, leads, samples] -> scaled, fp32: by a fixed mean and deviation per lead, or by each record's own.
+    """mV [B, leads, samples] -> standardised, fp32.
 
-    `mode` is `fixed` (the training data's mean and deviation, in mV) or `record`.
+    `mode`: `fixed` (mean and standard deviation per lead, in mV, of the training data) or `record` (each record's own).
     """
 
     mean: Tensor
@@ -44,10 +44,10 @@ class Scaling(nn.Module):
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What `config.json` of an encoder directory holds.
+    """Contents of `config.json` in an encoder directory.
 
-    `architecture` = {name, args}; `rate` in Hz; input is `[B, len(leads), samples]` in `units`; features have `dim`
-    numbers; `scaling` = {mode, mean_mv, std_mv}; `training`, `data` and `versions` say where the weights come from.
+    `architecture` = {name, args}; `rate` in Hz; input is `[B, len(leads), samples]` in `units`; `dim` is the number of
+    features; `scaling` = {mode, mean_mv, std_mv}; `training`, `data` and `versions` document the origin of the weights.
     """
 
     architecture: dict[str, Any]
@@ -69,7 +69,7 @@ class EncoderConfig:
 class Encoder(nn.Module):
     """mV [B, leads, samples] -> features [B, dim]: the scaling of its `config`, then the backbone.
 
-    Raises `UserError` for an input of another shape.
+    Raises `UserError` for an input of the wrong shape.
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:

@@ -1,4 +1,5 @@
-"""What a network computes, counted by torch, and what a device could: the two sides of MFU (Chowdhery et al. 2022)."""
+"""FLOPs of a network, counted by torch, and peak FLOP/s of a device, for model FLOPs utilisation (MFU, Chowdhery et al.
+2022)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense bf16 operations per second of a device, by how its name begins; from the makers' data sheets.
+# Dense bf16 FLOP/s of devices by the start of their name, from the vendors' data sheets.
 PEAKS = {
     "NVIDIA B200": 2.25e15,
     "NVIDIA H200": 989e12,
@@ -25,7 +26,7 @@ PEAKS = {
 
 
 def forward_flops(network: nn.Module, leads: int, samples: int) -> int:
-    """Operations (a multiplication with its addition counts two) of one ECG's way through; nothing is computed."""
+    """FLOPs of a forward pass of one ECG (a multiply-add counts as two), counted on the meta device."""
     bare = copy.deepcopy(network).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         bare(torch.empty(1, leads, samples, device="meta"))
@@ -33,9 +34,9 @@ def forward_flops(network: nn.Module, leads: int, samples: int) -> int:
 
 
 def training_flops(encoder: nn.Module, masker: nn.Module | None, views: int, leads: int, samples: int) -> int:
-    """Operations of one ECG's part in a step: `views` through the encoder, one through the masker, and back.
+    """FLOPs of a training step per ECG: `views` passes through the encoder, one through the masker, and their backward.
 
-    The backward counts twice the forward; what is computed a second time (chunks) does not count.
+    The backward pass counts twice the forward; recomputation (chunks) does not count.
     """
     once = views * forward_flops(encoder, leads, samples)
     if masker is not None:
@@ -44,7 +45,7 @@ def training_flops(encoder: nn.Module, masker: nn.Module | None, views: int, lea
 
 
 def peak(device: torch.device) -> float:
-    """Dense bf16 operations per second of a device; NaN where it is not known (any CPU)."""
+    """Dense bf16 FLOP/s of a device; NaN if unknown (any CPU)."""
     if device.type != "cuda":
         return math.nan
     return peak_of(torch.cuda.get_device_name(device))

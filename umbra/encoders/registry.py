@@ -1,7 +1,7 @@
-"""The encoders by name. To add one: a `Backbone` in a file of this folder, and its name in `ENCODERS`.
+"""The registry of encoders. To add one, write a `Backbone` in this folder and add its name to `ENCODERS`.
 
-An encoder is a `Backbone` made of `(leads, samples, **arguments)` with a `dim`: [B, leads, samples] scaled -> [B, dim].
-Rows are treated alone and no random numbers are drawn (no dropout); torch's batch norm may be part of it, see
+An encoder is a `Backbone` constructed from `(leads, samples, **args)` with a `dim`: [B, leads, samples], scaled ->
+[B, dim]. It processes rows independently and without random numbers (no dropout); torch's batch norm is allowed, see
 `trainer/game/batchnorm.py`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -25,23 +25,27 @@ ENCODERS: dict[str, Callable[..., Backbone]] = {
     "vit_s": ViT,
     "xresnet1d101": partial(XResNet, layers=(3, 4, 23, 3)),
 }
-_GIVEN = {"leads", "samples", "layers", "return"}  # by the data or by the encoder's name, not by `encoder.args`
+_GIVEN = {"leads", "samples", "layers", "return"}  # set by the data or the encoder's name, not by `encoder.args`
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
 
 
 def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | None = None) -> Backbone:
-    """An encoder with random weights: [B, leads, samples] scaled -> [B, .dim].
+    """An encoder with random weights: [B, leads, samples], scaled -> [B, dim].
 
     Raises `UserError` for an unknown name and for arguments that are unknown, of the wrong type or out of range.
     """
     args = dict(args or {})
     if name not in ENCODERS:
-        near = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.3) or sorted(ENCODERS)
-        raise UserError(f"encoder.name={name} is unknown; did you mean {near[0]}?")
+        raise UserError(f"encoder.name={name} is unknown; {_nearest(name, ENCODERS)}")
     known = {k: kind for k, kind in typing.get_type_hints(_class(ENCODERS[name]).__init__).items() if k not in _GIVEN}
     for key, value in args.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.3) or sorted(known)
-            raise UserError(f"encoder.args.{key} is no argument of {name}; did you mean {near[0]}?")
+            raise UserError(f"encoder.args.{key} is not an argument of {name}; {_nearest(key, known)}")
         if type(value) is not known[key]:
             raise UserError(f"encoder.args.{key}={value} must be of type {known[key].__name__}")
     with building("encoder"):

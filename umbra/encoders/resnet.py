@@ -1,7 +1,7 @@
 """ResNet-1D for ECGs (He et al. 2016, in one dimension; the encoder of Bo et al. 2022).
 
-At the default width the parameters number 4,111,488, those of the paper's encoder: ResNet18 with kernels of 3, a stem
-of 7 and a linear map from the pooled features to the embedding.
+At the default width it has 4,111,488 parameters, as the paper's encoder does: ResNet18 with kernel size 3, a stem of
+kernel size 7 and a linear layer from the pooled features to the embedding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from umbra.errors import UserError
 class ResNet(Backbone):
     """[B, leads, samples], scaled -> [B, embedding].
 
-    `norm` is `group`, of each ECG alone, or `batch` (`trainer/game/batchnorm.py`); `activation` is `relu` or `gelu`.
+    `norm`: `group` (per ECG) or `batch` (`trainer/game/batchnorm.py`); `activation`: `relu` or `gelu`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class _Block(nn.Module):
 
 
 def make_norm(name: str, groups: int, width: int) -> Callable[[int], nn.Module]:
-    """channels -> norm: `group`, with channels a multiple of `width`, or `batch`. Raises `UserError` if neither."""
+    """channels -> norm layer: `group` (channels a multiple of `width`) or `batch`. Raises `UserError` otherwise."""
     if name == "group":
         if width % groups:
             raise UserError(f"encoder.args.width={width} is not a multiple of encoder.args.groups={groups}")

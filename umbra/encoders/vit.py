@@ -1,6 +1,6 @@
-"""ViT-1D (Dosovitskiy et al. 2021, on patches of time): ViT-S by default.
+"""ViT-1D (Dosovitskiy et al. 2021, on patches along time): ViT-S by default.
 
-Pre-norm blocks, fixed sine-cosine positions, the mean over the patches as the feature, no class token, no dropout.
+Pre-norm blocks, fixed sine-cosine position embeddings, mean pooling over patches, no class token, no dropout.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from umbra.errors import UserError
 class ViT(Backbone):
     """[B, leads, samples], scaled -> [B, width].
 
-    `patch`: samples of all leads that make one token (the last patch is filled up with zeros); `ratio`: width of the
-    hidden layer in multiples of `width`.
+    `patch`: samples per token, over all leads (the last patch is padded with zeros); `ratio`: width of the MLP's
+    hidden layer as a multiple of `width`.
     """
 
     positions: Tensor
@@ -65,7 +65,7 @@ class _Block(nn.Module):
 
 
 def sine_cosine(length: int, width: int) -> Tensor:
-    """Positions [length, width] of Vaswani et al. 2017, section 3.5: all sines, then all cosines."""
+    """Position embeddings [length, width] of Vaswani et al. 2017, section 3.5: all sines, then all cosines."""
     frequencies = 10000 ** (-torch.arange(width // 2) / (width / 2))
     angles = torch.arange(length)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)
@@ -75,6 +75,6 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv1d):  # as the linear map that it is
+    elif isinstance(module, nn.Conv1d):  # the patch embedding, initialised like a linear layer
         nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """XResNet-1D, the standard encoder of PTB-XL (Strodthoff et al. 2020, after fastai's xresnet and He et al. 2019).
 
-As published: a stem of three convolutions, kernels of 5, bottleneck blocks of 64 channels times 4 in all four stages,
-a shortcut that averages before its convolution (ResNet-D), the last norm of each block zero at first. Its head's
-concatenation of mean and maximum is `pooling: concat`, its batch norm `norm: batch`.
+As published: a stem of three convolutions, kernel size 5, bottleneck blocks of width 64 and expansion 4 in all four
+stages, average pooling before the convolution of the shortcut (ResNet-D), the last norm of each block initialised to
+zero. `pooling: concat` gives its head's concatenation of mean and maximum, `norm: batch` its batch norm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPANSION = 4
 class XResNet(Backbone):
     """[B, leads, samples], scaled -> [B, 4 width], or [B, 8 width] with `pooling: concat` (mean and maximum).
 
-    `width`: channels inside a block; `norm` is `group`, of each ECG alone, or `batch` (`trainer/game/batchnorm.py`).
+    `width`: channels inside a block; `norm`: `group` (per ECG) or `batch` (`trainer/game/batchnorm.py`).
     """
 
     def __init__(

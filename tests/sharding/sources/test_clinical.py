@@ -250,6 +250,20 @@ def test_dicom(folder):
     assert found.at_limit is found.saturated is None
 
 
+def test_dicom_leads_in_several_groups_are_named(folder):
+    """3 x 4 layouts store each column as a multiplex group of its own; only one of them is decoded."""
+    import pydicom
+
+    dicom(folder / "a.dcm", [(0, 100), (-50, 3)])
+    dicom(folder / "b.dcm", [(0, 100), (-50, 3)], labels=("2:3", "2:4"))
+    whole, other = pydicom.dcmread(folder / "a.dcm"), pydicom.dcmread(folder / "b.dcm")
+    whole.WaveformSequence.append(other.WaveformSequence[0])
+    whole.save_as(folder / "a.dcm")
+    assert reason_of(folder, "a.dcm") == ""
+    assert reason_of(folder, "a.dcm", ("I", "II", "V1")) == "multi_segment"
+    assert reason_of(folder, "b.dcm", ("I", "II")) == "missing_lead"
+
+
 def test_a_dicom_of_a_real_cart_equals_pydicoms(folder):
     import pydicom
     from pydicom.data import get_testdata_file
@@ -404,6 +418,12 @@ def test_edf(folder):
     np.testing.assert_allclose(found.mv, expected, atol=1e-6)
     assert np.flatnonzero(found.at_limit).tolist() == [0, 3]  # 0 is the lower limit of II, 1000 the upper one of I
     assert found.missing is found.saturated is None
+
+
+def test_edf_labels_with_their_reference(folder):
+    signals = [("EKG I-Ref", *ONE[1:]), ("EKG II-Ref", *TWO[1:]), RESP]
+    (folder / "a.edf").write_bytes(edf(RECORDS, signals))
+    assert read(folder, "a.edf", ["I", "II"]).mv.shape == (2, 8)
 
 
 def test_edf_plus_and_gaps(folder):

@@ -365,3 +365,25 @@ def test_mutated_files_end_in_a_reason(tmp_path):
     assert set(reasons) <= {"", *REASONS}
     assert "" in reasons
     assert len(reasons) > 2
+
+
+def test_axes_of_length_one_are_no_dimensions(tmp_path):
+    x = np.arange(24, dtype="<f4").reshape(2, 1, 4, 3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["ecg"], file["ids"] = x, np.array([7, 5])
+    config = options(signals="ecg", ids="ids", leads_last=False, leads=["I", "II", "V1", "V2"])
+    assert hdf5.find(tmp_path, "", config) == ["a.h5#5", "a.h5#7"]
+    assert hdf5.head(tmp_path, "a.h5#5", config).samples == 3
+    assert hdf5.read(tmp_path, "a.h5#5", ["V2"], config).mv.tolist() == x[1, 0, 3:].tolist()
+
+
+def test_a_filter_that_is_not_installed_is_named(tmp_path):
+    """A chunk that is stored by a filter of h5py's registry which no package here has."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple((2, 2, 3))
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((1, 2, 3))
+        plist.set_filter(32099, h5py.h5z.FLAG_OPTIONAL)
+        h5py.h5d.create(file.id, b"ecg", h5py.h5t.IEEE_F32LE, space, plist)
+    with pytest.raises(UserError, match=r"filter 32099 \(unnamed\): pip install hdf5plugin"):
+        hdf5.find(tmp_path, "", options())

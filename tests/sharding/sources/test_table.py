@@ -50,6 +50,19 @@ def text_record(root, text, **keys):
 # ---- .npy and .npz ----
 
 
+def test_axes_of_length_one_are_no_dimensions(tmp_path):
+    """EchoNext stores its ECGs as [records, 1, samples, leads]."""
+    x = np.arange(12, dtype="<f4").reshape(2, 2, 3)
+    np.save(tmp_path / "a.npy", x.transpose(0, 2, 1)[:, None])
+    assert table.find(tmp_path, "", options()) == ["a.npy#0", "a.npy#1"]
+    assert table.head(tmp_path, "a.npy#1", options(leads_last=True)).samples == 3
+    assert millivolts(tmp_path, "a.npy#1", options(leads_last=True)) == x[1].tolist()
+    np.savez(tmp_path / "b.npz", ecg=x[:1])
+    assert millivolts(tmp_path, "b.npz", options()) == x[0].tolist()
+    np.save(tmp_path / "one.npy", x[:1, :1])
+    assert millivolts(tmp_path, "one.npy#0", options(leads=["I"]), ["I"]) == x[0, :1].tolist()
+
+
 @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2", "<i2", ">i4", "u1"])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("leads_last", [False, True])
@@ -394,3 +407,33 @@ def test_mimics_record_list(tmp_path):
     rows = read_table(tmp_path, load(BuildConfig, CONFIGS / "mimic.yaml").source.table, 100)
     assert rows.records.to_pylist() == ["files/p1000/p10000032/s40689238/40689238"]
     assert {kind: column.to_pylist() for kind, column in rows.words.items()} == {"patient": ["10000032"]}
+
+
+# ---- titles of columns ----
+
+
+@pytest.mark.parametrize(
+    ("titles", "expected"),
+    [
+        ("I [uV],II [uV]", [[1.0, 3.0], [2.0, 4.0]]),
+        ("I (mV),II (mV)", [[1000.0, 3000.0], [2000.0, 4000.0]]),
+        ("lead_i_[uV],lead_ii_[uV]", [[1.0, 3.0], [2.0, 4.0]]),
+        ("# I,II", [[1000.0, 3000.0], [2000.0, 4000.0]]),
+    ],
+)
+def test_titles_may_state_the_unit(tmp_path, titles, expected):
+    (tmp_path / "a.csv").write_text(f"{titles}\n1000,2000\n3000,4000\n")
+    assert millivolts(tmp_path, "a.csv", options(leads=[])) == expected
+
+
+def test_numpys_savetxt_with_a_header(tmp_path):
+    for delimiter in (",", " ", ";", "\t"):
+        np.savetxt(tmp_path / "a.txt", [[1, 2], [3, 4]], header=delimiter.join(["I", "II"]), delimiter=delimiter)
+        assert millivolts(tmp_path, "a.txt", options(leads=[])) == [[1, 3], [2, 4]]
+
+
+def test_columns_in_different_units_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("I [uV],II [mV]\n1,2\n")
+    assert reason_of(tmp_path, "a.csv", options(leads=[])) == "units"
+    (tmp_path / "b.csv").write_text("I [raw],II [raw]\n1,2\n")
+    assert reason_of(tmp_path, "b.csv", options(leads=[])) == "missing_lead"

@@ -278,3 +278,17 @@ def test_real_records_equal_wfdbs():
         assert (wfdb.digital(root, record) == expected).all(), record
         compared += 1
     print(f"{compared} records compared")
+
+
+@pytest.mark.parametrize(
+    ("comments", "words"),
+    [
+        (["<age>: 65  <sex>: F", "<diagnoses> Coronary artery disease"], {"age": "65", "sex": "F"}),  # INCART
+        (["<age>: 51", "<sex>: M", "<diagnoses>:", "Rhythm: Sinus"], {"age": "51", "sex": "M"}),  # LUDB
+        (["age: 81", "sex: female", "Diagnose:"], {"age": "81", "sex": "female"}),  # PTB
+        (["Age: 74", "Sex: Male", "Dx: 59118001", "Rx: Unknown"], {"age": "74", "sex": "Male", "codes": "59118001"}),
+        (["62 M 1085 1629 x1"], {}),  # MIT-BIH
+    ],
+)
+def test_words_of_the_comments_of_public_sets(comments, words):
+    assert wfdb_header.words_of(comments) == words

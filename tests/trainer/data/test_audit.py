@@ -80,7 +80,7 @@ def test_worlds_of_1_2_4_and_1_with_kills_between_make_complete_epochs(tmp_path,
         assert len(epoch.remainder) == 4
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert "struck out: 14 steps" in printed.out
+    assert "discarded: 14 steps" in printed.out
     assert "proven: 4 complete epochs" in printed.out
     assert describe(verdict.epochs[0]) in printed.out
     report = json.loads((tmp_path / "audit" / "report.json").read_text())
@@ -130,8 +130,8 @@ def wrong_row(row, at=(2, 0)):
     [
         (wrong_row(4), r"1 samples were not of the training split, or excluded: 4 \(val-000000.tar\)"),
         (wrong_row(lambda rows: rows[0, 1]), r"1 samples were seen more than once"),
-        (wrong_row(999), r"row 999 is none of the data set"),
-        (lambda step, rank, epoch, rows: (0, rows), r"epoch 0 has 12 steps, 52 samples make 6"),
+        (wrong_row(999), r"row 999 is not in the data set"),
+        (lambda step, rank, epoch, rows: (0, rows), r"epoch 0 has 12 steps, but 52 samples give 6"),
         (lambda step, rank, epoch, rows: (epoch + (step == 5), rows), r"epoch 0 ended after 5 of 6 steps"),
         (lambda step, rank, epoch, rows: (2 * epoch, rows), r"epoch 2 \(from step 6\) follows epoch 0 \(to 5\)"),
         (lambda step, rank, epoch, rows: (epoch + 1, rows), r"the first epoch in the records is 1"),
@@ -155,7 +155,7 @@ def test_records_that_are_missing_are_named(tmp_path):
     files(tmp_path)[1].unlink()
     assert "steps 0 to 8 are not in the records of all 2 processes" in judge(tmp_path).problems
     files(tmp_path)[0].unlink()
-    assert "steps 0 to 8 are in no record: was data.audit off?" in judge(tmp_path).problems
+    assert "steps 0 to 8 have no records: was data.audit off?" in judge(tmp_path).problems
 
 
 def test_a_damaged_record_is_named_and_a_cut_one_ends_the_line(tmp_path):
@@ -196,7 +196,7 @@ def test_a_change_of_excluded_shards_begins_the_next_epoch_and_keeps_the_shard_o
     problems = " ".join(judge(tmp_path).problems)
     assert "not of the training split, or excluded" in problems
     assert "(train-000004.tar)" in problems
-    assert "epoch 0 has 6 steps, 39 samples make 4" in problems
+    assert "epoch 0 has 6 steps, but 39 samples give 4" in problems
 
 
 def _shifted(step, rank, epoch, rows):
@@ -214,7 +214,7 @@ def test_two_runs_of_one_folder_must_be_of_one_data_set_and_batch(tmp_path):
 
 def test_a_recorder_refuses_a_step_out_of_turn_and_an_old_name(tmp_path):
     recorder = Recorder(tmp_path, MANIFEST, 1, 3, BATCH, 0, 2)
-    with pytest.raises(ValueError, match="step 3 is due, not 4"):
+    with pytest.raises(ValueError, match="expected step 3, not 4"):
         recorder.add(4, 0, np.zeros(4, np.int64))
     with pytest.raises(ValueError, match="broadcast"):
         recorder.add(3, 0, np.zeros(5, np.int64))
@@ -238,7 +238,7 @@ def test_the_command(tmp_path):
     assert done.stdout.splitlines()[0].startswith(
         "epoch 0: steps 0 to 5, complete: 48 samples, each once; 4 not seen: "
     )
-    with pytest.raises(UserError, match=r"holds no records: train with data.audit=true"):
+    with pytest.raises(UserError, match=r"has no records: train with data.audit=true"):
         judge(tmp_path / "none")
     with pytest.raises(UserError, match="give one run directory"):
         main([])
@@ -246,5 +246,5 @@ def test_the_command(tmp_path):
 
 def test_a_run_without_a_step_on_record_proves_nothing(tmp_path):
     play(tmp_path, 0, 0, world=2)
-    with pytest.raises(UserError, match="no step on record"):
+    with pytest.raises(UserError, match="no recorded step"):
         main([str(tmp_path)])

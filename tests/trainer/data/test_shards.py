@@ -74,7 +74,7 @@ def test_damaged_data_sets_are_refused(tmp_path):
         Shards(root, "all")
     tar = root / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
-    with pytest.raises(UserError, match="was cut or overwritten"):
+    with pytest.raises(UserError, match="was truncated or overwritten"):
         Shards(root, "train")
     tar.unlink()
     with pytest.raises(UserError, match="missing"):

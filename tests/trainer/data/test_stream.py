@@ -197,9 +197,9 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "was cut or overwritten"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "was truncated or overwritten"),
         (lambda p: p.write_bytes(b"\x00" * p.stat().st_size), "sample 0 does not begin"),
-        (lambda p: p.write_bytes(os.urandom(p.stat().st_size)), "not one of this data set"),
+        (lambda p: p.write_bytes(os.urandom(p.stat().st_size)), "not part of this data set"),
         (lambda p: overwrite(p, p.stat().st_size // 2, b"\x00" * (p.stat().st_size // 2)), "sample 5 does not begin"),
         (lambda p: overwrite(p, 512, b"\x93NUMPY\x02"), "sample 0 does not begin"),
         (lambda p: overwrite(p, 257, b"GNU!!"), "sample 0 does not begin"),
@@ -220,8 +220,8 @@ def test_what_is_no_shard_of_the_data_set_is_named_at_the_start(tmp_path, damage
     ("change", "words"),
     [
         ({"schema": 99}, "has schema 99, this version reads 1"),
-        ({"fingerprint": "0" * 16}, "does not fit its own fingerprint"),
-        ({"rate": 250.0}, "does not fit its own fingerprint"),
+        ({"fingerprint": "0" * 16}, "does not match its own fingerprint"),
+        ({"rate": 250.0}, "does not match its own fingerprint"),
     ],
 )
 def test_a_manifest_of_another_version_or_fingerprint(tmp_path, change, words):
@@ -243,7 +243,7 @@ def test_a_shard_that_is_lost_under_way_stops_the_run_with_its_name(tmp_path, ha
             path.unlink()
         elif shards.shards.index(next(s for s in shards.shards if s.name == path.name)) not in shards._held:
             os.truncate(path, 2000)
-    with pytest.raises(UserError, match="is missing" if harm == "removed" else "was cut"):
+    with pytest.raises(UserError, match="is missing" if harm == "removed" else "was truncated"):
         for _ in stream:
             pass
     assert not stream._thread.is_alive()
@@ -258,7 +258,7 @@ def test_a_shard_that_is_cut_while_it_is_open_is_an_error_with_its_name(tmp_path
         shard.read_ahead()  # cannot map the second
     out = np.zeros((1, 12, SAMPLES), "<i2")
     shards.gather(np.array([3]), out)
-    with pytest.raises(UserError, match=r"train-000001\.tar ends within .* cut after the start of this run"):
+    with pytest.raises(UserError, match=r"train-000001\.tar ends within .* truncated after the start of this run"):
         shards.gather(np.array([39]), out)
 
 

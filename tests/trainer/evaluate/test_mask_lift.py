@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,23 +18,6 @@ from umbra.errors import UserError
 from umbra.hub import save_weights
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-
-
-def test_the_waves_of_a_synthetic_beat_are_found_where_they_were_put():
-    """`synthetic_example` puts R at 0.35 s and then every 0.82 s or so, P 165 ms before it, T about 260 ms after it."""
-    signal = synthetic_example(LEADS, 1000, 100.0)[1].astype(np.float32)
-    p, qrs, t, between = mask_lift.delineate(signal, 100.0)
-    beats = [n for n in range(60, 900) if signal[n] == signal[max(0, n - 30) : n + 30].max() and signal[n] > 0.5]
-    assert len(beats) >= 9
-    assert np.mean([qrs[n] for n in beats]) > 0.9
-    assert np.mean([p[n - 16] for n in beats]) > 0.8
-    assert np.mean([t[n + 27] for n in beats]) > 0.8
-    assert 0.03 < qrs.mean() < 0.2
-    assert np.array_equal(between, ~(p | qrs | t))
-
-
-def test_a_line_without_beats_is_not_delineated():
-    assert mask_lift.delineate(np.zeros(1000, np.float32), 100.0) is None
 
 
 def test_lift_is_one_by_chance_and_what_was_planted_otherwise():
@@ -73,6 +58,7 @@ def test_masks_of_a_run_are_measured_drawn_and_written(run, capsys):
     figures.main(["masks", str(run), "ecgs=24", "draw=2", "bootstrap=50"])
     out = capsys.readouterr().out
     assert "24 of 24 ECGs" in out
+    assert re.search(r"P waves in (\d+) of \d+ beats, in 24 of 24 ECGs", out)
     assert all(f"{group}: 12 ECGs" in out for group in ("SR", "AFIB"))
     rows = json.loads((run / "figures" / "mask_lift.json").read_text())
     assert {row["masks"] for row in rows} == set(mask_lift.MASKS)
@@ -81,6 +67,36 @@ def test_masks_of_a_run_are_measured_drawn_and_written(run, capsys):
     assert block == pytest.approx([1] * 4, abs=0.25)
     assert (run / "figures" / "mask_lift-1.png").is_file()
     assert not (run / "figures" / "mask_lift-2.png").exists()
+
+
+def test_a_rhythm_without_p_has_an_empty_cell(run, capsys, monkeypatch):
+    """ECGs of AFIB as if delineated without P; of SR one lacks it too."""
+    real, seen = mask_lift.delineate, []
+
+    def without_p(signal, rate):
+        found = real(signal, rate)
+        seen.append(found)
+        if len(seen) == 1 or len(seen) > 12:
+            found.waves[0] = False
+            return replace(found, count=(0, *found.count[1:]))
+        return found
+
+    monkeypatch.setattr(mask_lift, "delineate", without_p)
+    figures.main(["masks", str(run), "ecgs=24", "draw=0", "bootstrap=20"])
+    out = capsys.readouterr().out
+    rows = {
+        (r["group"], r["masks"], r["wave"]): r for r in json.loads((run / "figures" / "mask_lift.json").read_text())
+    }
+    for group, ecgs in (("AFIB", 0), ("SR", 11), ("all", 11)):
+        beats = sum(d.beats for n, d in enumerate(seen) if group in ("all", "SR" if n < 12 else "AFIB"))
+        waves = sum(d.count[0] for d in seen[1:12]) if ecgs else 0
+        row = rows[group, "random block", "P"]
+        assert (row["found"], row["beats"], row["ecgs_with"]) == (waves, beats, ecgs)
+        assert f"P waves in {waves} of {beats} beats, in {ecgs} of {12 * (1 + (group == 'all'))} ECGs" in out
+        assert (row["lift"] is None) == (row["low"] is None) == (group == "AFIB")
+        assert rows[group, "random block", "QRS"]["lift"] is not None
+    table = out[out.index("AFIB: 12 ECGs") :]
+    assert re.search(r"\| random block \|  \| \d\.\d\d", table)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +133,7 @@ def test_masks_are_those_of_the_checkpoint(run):
     ("words", "said"),
     [
         ([], "say what to draw: python -m trainer.figures masks RUN"),
-        (["masks"], "say which run"),
+        (["masks"], "run is not set"),
         (["masks", "RUN", "lead=V9"], "lead=V9 is not among the leads"),
         (["masks", "RUN", "by=rythm"], "by=rythm: .* does not exist"),
         (["masks", "RUN", "data=/no/where"], "/no/where"),

@@ -113,5 +113,5 @@ def test_a_machine_without_a_compiler_is_said_in_one_line(tmp_path):
 
 def test_zero_3_is_refused():
     cfg = load(PretrainConfig, None, ["data.path=x", "compile=true", "zero=3"])
-    with pytest.raises(UserError, match="compile=true does not go with zero=3"):
+    with pytest.raises(UserError, match="compile=true does not work with zero=3"):
         cfg.check()

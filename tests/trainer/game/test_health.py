@@ -55,7 +55,7 @@ def test_masks_that_are_the_same_everywhere_have_collapsed():
     encoder, masker, _ = players(1)
     masker[-1].weight.data.zero_()
     for cfg in (GameConfig(), GameConfig(threshold="half")):
-        assert "a mask is the same everywhere" in said(figures(cfg, encoder, masker, ecgs()), cfg=cfg)
+        assert "a mask is constant" in said(figures(cfg, encoder, masker, ecgs()), cfg=cfg)
 
 
 def test_faint_masks_have_collapsed_where_the_threshold_is_fixed_and_hide_as_well_where_it_is_not():

@@ -74,7 +74,7 @@ def test_only_a_config_that_asks_for_it_has_one(tmp_path):
     assert make_players(pretrain.read_config(words), train)[0].temperature is None
     encoder, _ = make_players(pretrain.read_config([*words, "learn_temperature=true"]), train)
     assert encoder.temperature().item() == pytest.approx(0.1)
-    with pytest.raises(UserError, match=r"temperature=2: a learned one starts between 0.01 and 1"):
+    with pytest.raises(UserError, match=r"temperature=2: a learned temperature must start between 0.01 and 1"):
         pretrain.read_config([*words, "learn_temperature=true", "temperature=2"])
 
 

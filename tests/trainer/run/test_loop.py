@@ -84,7 +84,7 @@ def test_what_a_run_reads_beside_its_batches_stays_in_the_cache(tmp_path):
 
 
 def test_the_reason_is_the_same_on_every_rank_and_only_for_steps_that_need_it(monkeypatch):
-    error = ShardError("shard x cannot be had", "x", 5)
+    error = ShardError("shard x cannot be fetched", "x", 5)
     run = types.SimpleNamespace(cache=types.SimpleNamespace(failure=error, failure_by=lambda step: error))
     assert [loop.missing(run, step) for step in (4, 5, 6)] == ["", str(error), str(error)]
     assert loop.missing(types.SimpleNamespace(cache=None), 5) == ""

@@ -235,7 +235,7 @@ def _made(path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["name=''"], "key 'name' is needed"),
+        (["name=''"], "key 'name' is required"),
         (["methods=[random]", "reference=random"], "at least one must be pre-trained"),
         (["reference=best"], "'best' is not among the methods"),
         (["tasks=[rythm]", "methods=[adversarial]"], "does not exist; there are"),

@@ -53,7 +53,7 @@ def test_a_spec_is_not_changed_by_building():
         ([3], "view 3 must be a name or a mapping with a name"),
         ("vcg", "views must be a list"),
         ({"name": "vcg"}, "views must be a list"),
-        ([{"name": "gaussian", "sd_mv": -0.1}], "view 'gaussian': sd_mv must not be negative, not -0.1"),
+        ([{"name": "gaussian", "sd_mv": -0.1}], "view 'gaussian': sd_mv must be at least 0, not -0.1"),
     ],
 )
 def test_mistakes_are_named(specs, message):

@@ -157,7 +157,7 @@ def test_the_input_is_left_alone():
     ("leads", "message"),
     [
         (("I", "II", "V1", "V2"), "needs lead V3, V4, V5, V6, but the data have I, II, V1, V2"),
-        (LEADS + ("V7",), "cannot make lead V7"),
+        (LEADS + ("V7",), "cannot derive lead V7"),
     ],
 )
 def test_leads_that_do_not_fit_are_refused(leads, message):

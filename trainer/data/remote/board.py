@@ -1,4 +1,4 @@
-"""The integers through which the processes of a machine speak about the shards that one of them fetches."""
+"""Shared integers by which the processes of a machine coordinate the shards that one of them fetches."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainer.data.remote.store import POLL
 from umbra.errors import UserError
 
 BOARD = "board-"
-WORDS = 128  # integers in the place of a text of 1 KiB
+WORDS = 128  # integers that take the space of a text of 1 KiB
 NEVER = np.iinfo(np.int64).max
 
 
 class ShardError(UserError):
-    """A shard that cannot be had. `shard` names it; `step` is the first step that needs it and was not begun."""
+    """A shard that is not available. `shard` is its name; `step` the first step that needs it and has not begun."""
 
     def __init__(self, message: str, shard: str, step: int) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class ShardError(UserError):
 
 @dataclass(frozen=True)
 class Node:
-    """This process among those of its machine: `ranks` are theirs in a run of `world`, `rank` is its own."""
+    """This process, `rank`, among the `ranks` on its machine, of `world` in all."""
 
     rank: int = 0
     ranks: tuple[int, ...] = (0,)
@@ -43,12 +43,12 @@ class Node:
 
 
 class Board:
-    """The integers through which the processes of a machine speak, int64, each with one writer.
+    """Shared int64 integers of the processes of a machine, each with one writer.
 
-    `ready`: the shards of all steps before it are in place. `failed`: the first step whose shards never will be, and
-    words that say why (the file has its size from the start: a full disk takes nothing from it). `done`: a process has
-    read all steps before it; one number a process. `claims`: 1 for each shard that must stay. The leader holds a lock
-    on the file for as long as it lives.
+    `ready`: the shards of all steps before it are in place. `failed`: the first step whose shards cannot be fetched,
+    with a message (the file has its full size from the start, so a full disk does not affect it). `done`: one step per
+    process, which has read all steps before it. `claims`: 1 for each shard that must not be removed. The leader holds a
+    lock on the file while it is alive.
     """
 
     def __init__(self, folder: Path, token: str, node: Node, shards: int, start: int) -> None:
@@ -80,7 +80,7 @@ class Board:
         return int(self._values[1])
 
     def fail(self, step: int, shard: str, message: str) -> None:
-        """Leader only. The earliest step counts."""
+        """Leader only. The failure at the earliest step is kept."""
         if step < self.failed:
             words = f"{shard}\n{message}".encode()[: len(self._words)]
             self._words[:] = np.frombuffer(words.ljust(len(self._words), b"\0"), np.uint8)
@@ -96,11 +96,11 @@ class Board:
         self.done[self._mine] = step + 1
 
     def leader_lives(self) -> bool:
-        """Asked by the others."""
+        """Called by the other processes."""
         return _held(self._file)
 
     def close(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)  # closing would not do: the mapping holds a copy of the descriptor
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # closing is not enough: the mapping has a copy of the descriptor
         self._file.close()
 
 
@@ -108,7 +108,7 @@ def _wait_for(path: Path, patience: float = 120.0) -> BinaryIO:
     end = time.monotonic() + patience
     while not path.exists():
         if time.monotonic() > end:
-            raise FetchError(f"data.cache: the process that fetches the shards of this machine did not make {path}")
+            raise FetchError(f"data.cache: the process that fetches the shards of this machine did not create {path}")
         time.sleep(POLL)
     return open(path, "r+b")
 
@@ -124,7 +124,7 @@ def _held(file: BinaryIO) -> bool:
 
 
 def claimed_by_others(folder: Path, own: Board) -> set[int]:
-    """The shards on the boards of other runs that live; boards without a living leader are removed."""
+    """The shards claimed on the boards of other live runs; removes boards whose leader has ended."""
     found: set[int] = set()
     for path in folder.glob(f"{BOARD}*"):
         if path == own._path:

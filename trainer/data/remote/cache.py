@@ -1,9 +1,9 @@
-"""Remote shards: fetched ahead into a bounded folder that the processes of a machine share.
+"""Remote shards: prefetched into a folder of limited size that the processes of a machine share.
 
-Which shards a machine needs at which steps follows from the order of samples alone (`plan.needs`). The first process of
-a machine fetches them in that order and removes what all its processes have read; the others wait for its word. The two
-speak through a few integers in a memory-mapped file, the *board*. Runs may share a folder: a download is locked, and on
-its board a run claims what it needs, so that no other removes it. Locks and claims end with their process.
+Which shards a machine needs at which steps follows from the order of samples alone (`needs.needs`). The first process
+of a machine fetches them in that order and removes what all its processes have read; the others wait for it. They
+communicate through a few integers in a memory-mapped file, the *board*. Runs may share a folder: a download is locked,
+and on its board a run claims what it needs, so that no other run removes it. Locks and claims end with their process.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from umbra.schema import Manifest, Shard
 
 
 def budget(gb: float, least: int, whole: int, folder: Path) -> int:
-    """Bytes that the cache may take. `gb` = 0: twice the smallest that works, at most `whole`, all there is to fetch.
+    """Bytes that the cache may take. `gb` = 0: twice the minimum, at most `whole`, the size of all shards.
 
-    Raises `UserError` if `gb` is less than the smallest that works (`least` bytes), or more than the disk has room for.
+    Raises `UserError` if `gb` is below the minimum that works (`least` bytes), or more than is free on the disk.
     """
     if gb and gb * 1e9 < least:
         raise UserError(
-            f"data.cache_gb={gb:g} is too small: {_gb(least)} is the smallest that works; a lower data.block_shards or "
+            f"data.cache_gb={gb:g} is too small: {_gb(least)} is the minimum that works; a lower data.block_shards or "
             "data.lanes needs less"
         )
     size = min(int(gb * 1e9) or 2 * least, whole)
     folder.mkdir(parents=True, exist_ok=True)
-    room = shutil.disk_usage(folder).free + sum(map(size_of, folder.glob("*.tar")))
-    if room < size:
+    free = shutil.disk_usage(folder).free + sum(map(size_of, folder.glob("*.tar")))
+    if free < size:
         raise UserError(
-            f"data.cache={folder} has {room / 1e9:.3f} GB free, not {_gb(size)}: free some, choose another, or set "
-            f"data.cache_gb to less ({_gb(least)} is the smallest that works)"
+            f"data.cache={folder} has {free / 1e9:.3f} GB free, not {_gb(size)}: free some, choose another folder, or "
+            f"lower data.cache_gb ({_gb(least)} is the minimum that works)"
         )
     return size
 
@@ -55,9 +55,9 @@ def _gb(size: int) -> str:
 class Cache:
     """The shards of a run on one machine. `wait(step)` before a step's samples are read, `done(step)` after.
 
-    `plan` names shards by their number among `shards`, of which `pinned` stay for the whole run; it may use `size`
-    bytes. `token` is the same for all processes of this start of the run and for no other. The fetching threads run in
-    the first process of the machine.
+    `plan` gives shards by index into `shards`, of which those in `pinned` stay for the whole run; the cache may use
+    `size` bytes. `token` is shared by all processes of this start of the run, and by no other. The fetching threads run
+    in the first process of the machine.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class Cache:
             thread.start()
 
     def wait(self, step: int) -> None:
-        """Returns once all shards of `step` are in place. Raises `ShardError` if one of them cannot be had."""
+        """Returns once all shards of `step` are in place. Raises `ShardError` if one of them is not available."""
         if (error := self.failure_by(step)) is not None:
             raise error
 
     def failure_by(self, step: int, unless: Callable[[], bool] = lambda: False) -> ShardError | None:
-        """`wait`, but the error is returned: asked for the step after the next, it leaves the time for a checkpoint.
+        """Like `wait`, but returns the error: called for a later step, it leaves time for a checkpoint.
 
-        Waits no longer once `unless()` is true.
+        Stops waiting once `unless()` is true.
         """
         look = time.monotonic() + 1
         while self._board.ready <= min(step, self._stop - 1):
@@ -112,7 +112,7 @@ class Cache:
             if unless():
                 return None
             if self._stopped.wait(POLL):
-                raise FetchError("data.cache was closed while a step was waited for")
+                raise FetchError("data.cache was closed while waiting for a step")
             if not self._leads and time.monotonic() > look:
                 look = time.monotonic() + 1
                 if not self._board.leader_lives() and self._board.ready <= step < self._board.failed:
@@ -120,31 +120,31 @@ class Cache:
         return None
 
     def done(self, step: int) -> None:
-        """Says that this process has read its samples of all steps up to `step`."""
+        """Reports that this process has read its samples of all steps up to `step`."""
         self._board.has_read(step)
 
     @property
     def failure(self) -> ShardError | None:
-        """The first shard that cannot be had: known as soon as it is given up, mostly long before it is due."""
+        """The first shard that is not available: known once retries end, usually long before it is needed."""
         return self._board.failure()
 
     def meters(self) -> dict[str, float]:
-        """For the log, of the process that fetches: share of shards that were there already, GB fetched so far."""
+        """Metrics of the fetching process: fraction of shards that were already in the cache, GB fetched so far."""
         found = self.counts["hits"] + self.counts["fetched"]
         return {"cache_hits": self.counts["hits"] / max(found, 1), "fetched_gb": self.counts["bytes"] / 1e9}
 
     @property
     def size(self) -> int:
-        """Bytes that the shards may take; known to the process that fetches."""
+        """Bytes that the shards may take; known only to the fetching process."""
         return self._size
 
     @property
     def ahead(self) -> int:
-        """Steps whose shards are in place and that this machine has not read yet."""
+        """Number of steps whose shards are in place and that this machine has not read yet."""
         return self._board.ready - int(self._board.done.min())
 
     def close(self) -> None:
-        """Ends the threads; a download under way is left."""
+        """Ends the threads; a download in progress is abandoned."""
         self._stopped.set()
         for thread in self._threads:
             thread.join(timeout=2)
@@ -157,7 +157,7 @@ class Cache:
         self.close()
 
     def _work(self) -> None:
-        """A fetching thread. Needs are admitted one after the other, in order, and fetched side by side."""
+        """A fetching thread. Needs are admitted one at a time, in order, and fetched in parallel."""
         try:
             while (need := self._next()) is not None:
                 self._bring(need)
@@ -169,10 +169,10 @@ class Cache:
             raise
 
     def _next(self) -> Need | None:
-        """Admits the next need, once it has room; None at the end, and once nothing that follows can be of use.
+        """Admits the next need once there is space; None at the end, or if all later needs come after a failure.
 
-        Admission is in order of first steps. So when the slowest process waits for a shard, all that is admitted is
-        needed at the very step that it waits for: the smallest size that works always has the room.
+        Needs are admitted in order of their first step. So when the slowest process waits for a shard, everything
+        admitted is needed at the very step that it waits for: the minimum size is always enough.
         """
         with self._turn:
             if not self._upcoming or self._upcoming[0].first > self._board.failed:
@@ -184,9 +184,9 @@ class Cache:
             return need
 
     def _admit(self, need: Need) -> bool:
-        """Makes room for the next need, and admits it if that could be done."""
+        """Frees space for the next need and admits it; False if there is not enough."""
         read = int(self._board.done.min())
-        with self._lock, _alone(self._folder):
+        with self._lock, _exclusive(self._folder):
             for shard in [shard for shard, last in self._last.items() if last < read]:
                 del self._last[shard]
                 self._board.claims[shard] = 0
@@ -201,7 +201,7 @@ class Cache:
             return True
 
     def _evict(self, shard: int) -> bool:
-        """Removes idle shards, the one that is needed last first, until `shard` has room; False if they do not do."""
+        """Removes idle shards, the one needed latest first, until `shard` fits; False if that is not enough."""
         over = sum(self._shards[s].bytes for s in (shard, *self._last, *self._idle)) - self._size
         if over <= 0:
             return True
@@ -223,11 +223,11 @@ class Cache:
             with on_disk(self._folder, shard.name):
                 fetched = obtain(self._remote, shard, self._folder, self._stopped)
         except FetchError as error:
-            how = f"fix it, or leave it out with data.exclude=[{shard.name}]"
+            how = f"fix that, or leave the shard out with data.exclude=[{shard.name}]"
             if shard.split != "train":
-                how = "fix it, or do without held-out losses (log.heldout_every=0)"
+                how = "fix that, or turn off held-out losses (log.heldout_every=0)"
             with self._lock:
-                self._board.fail(need.first, shard.name, f"shard {shard.name} cannot be had: {error}; {how}")
+                self._board.fail(need.first, shard.name, f"shard {shard.name} cannot be fetched: {error}; {how}")
             return
         with self._lock:
             self.counts["fetched" if fetched else "hits"] += 1
@@ -236,13 +236,13 @@ class Cache:
             self._note_ready()
 
     def _note_ready(self) -> None:
-        """Says up to which step nothing is missing."""
+        """Publishes the first step whose shards are not all in place."""
         self._board.ready = min((n.first for n in (*self._pending, *islice(self._upcoming, 1))), default=self._stop)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Claims are laid and shards removed by one process at a time."""
+def _exclusive(folder: Path) -> Iterator[None]:
+    """The lock under which claims are made and shards removed."""
     with open(folder / ".lock", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -251,7 +251,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def space_needed(
     manifest: Manifest, order: Order, node: Node, start: int, stop: int, pinned: Sequence[Shard]
 ) -> tuple[int, int]:
-    """Bytes of the least room that works for these steps, and of all that there is to fetch."""
+    """Bytes: the minimum cache size that works for these steps, and the size of all shards."""
     sizes, fixed = [shard.bytes for shard in manifest.of_split("train")], sum(shard.bytes for shard in pinned)
     lanes = lanes_of(node.ranks, node.world, order.lanes)
     return smallest_of_run(order, lanes, start, stop, sizes) + fixed, sum(sizes) + fixed
@@ -272,7 +272,7 @@ def open_cache(
 ) -> Cache:
     """The cache of the training steps `start` to `stop - 1`, with `pinned` shards for the whole run.
 
-    Raises `UserError` if `gb` is too small or the disk has not the room.
+    Raises `UserError` if `gb` is too small or the disk is too full.
     """
     lanes, shards = lanes_of(node.ranks, node.world, order.lanes), manifest.shards
     first = next(i for i, shard in enumerate(shards) if shard.split == "train")

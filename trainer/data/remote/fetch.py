@@ -1,4 +1,4 @@
-"""How a file comes over, checked and tried again: HTTP(S) with Python's own client, all else by `webdataset.gopen`."""
+"""Downloads files with checks and retries: HTTP(S) with Python's own client, all else by `webdataset.gopen`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from umbra.errors import UserError
 
 CHUNK = 1 << 20
-TRY_AGAIN = (408, 425, 429)
+TRY_AGAIN = (408, 425, 429)  # HTTP client errors that are worth a retry
 
 
 class FetchError(UserError):
@@ -32,11 +32,11 @@ class FetchError(UserError):
 
 
 class Closed(Exception):
-    """The run ends: whatever is under way is left."""
+    """The run is ending: a download in progress is abandoned."""
 
 
 class _Retry(Exception):
-    """What may be otherwise on another try; with `from_start` the bytes so far are worth nothing."""
+    """A failure that a retry may not have; with `from_start` the bytes so far are useless."""
 
     def __init__(self, why: str, from_start: bool = False) -> None:
         super().__init__(why)
@@ -45,9 +45,9 @@ class _Retry(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """`stall`: seconds without a byte that end a try; `attempts`: tries in a row that bring nothing new; `pause` to
-    `longest`: seconds between tries, doubling, with jitter; `total` seconds and `slowest` bytes/s: the time of a file,
-    less than the ten minutes after which the processes of a run give each other up.
+    """`stall`: seconds without data that end an attempt; `attempts`: consecutive ones without progress; `pause` to
+    `longest`: seconds between attempts, doubling, with jitter. Time limit of a file: `total` seconds and its size at
+    `slowest` bytes/s, at most `most` seconds, which is below the ten-minute timeout of the process group.
     """
 
     stall: float = 30.0
@@ -59,7 +59,7 @@ class Limits:
     most: float = 540.0
 
     def time_of(self, size: int) -> float:
-        """Seconds in which a file of so many bytes must be there."""
+        """Time limit in seconds of a file of so many bytes."""
         return min(self.total + size / self.slowest, self.most)
 
 
@@ -78,7 +78,7 @@ def without_secrets(path: str) -> str:
 
 @dataclass(frozen=True)
 class Remote:
-    """The folder of a data set behind a URL. A file's name goes where the URL has `{}`, or else to the end of its path.
+    """The folder of a data set behind a URL. A file's name replaces `{}` in the URL, or is appended to its path.
 
     HTTP(S) is read with Python's own client, all else through `webdataset.gopen`; `s3://` needs `aws` installed.
     """
@@ -94,7 +94,9 @@ class Remote:
         except ValueError:
             known = False
         if not known:
-            raise UserError(f"data.path={self.url.partition('?')[0]} is no URL of a folder, as http://HOST/FOLDER")
+            raise UserError(
+                f"data.path={self.url.partition('?')[0]} is not the URL of a folder, such as http://HOST/FOLDER"
+            )
 
     def where(self, name: str) -> str:
         """The URL of a file."""
@@ -114,7 +116,7 @@ class Remote:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def open(self, name: str, offset: int) -> tuple[int, Generator[bytes, None, None]]:
-        """The bytes of a file from `offset` on, or from 0 where that cannot be had -> (where they begin, chunks)."""
+        """The bytes of a file from `offset` on, or from 0 if that is not supported -> (actual offset, chunks)."""
         parts = urlsplit(self.where(name))
         if parts.scheme in ("http", "https"):
             return _open_http(parts, offset, self.limits.stall)
@@ -122,14 +124,14 @@ class Remote:
 
 
 class Download:
-    """A remote file on its way to `file`; its size and hash are checked where they are given."""
+    """Downloads a remote file to `file`; checks its size and hash if they are given."""
 
     def __init__(self, remote: Remote, name: str, file: BinaryIO, size: int | None = None, sha256: str = "") -> None:
         self.remote, self.name, self.file, self.size, self.sha256 = remote, name, file, size, sha256
-        self._anew()
+        self._reset()
 
     def run(self, stopped: threading.Event) -> None:
-        """Fetches it: a cut is resumed where it was, what else fails is tried again as `remote.limits` says.
+        """Fetches the file: an interrupted transfer is resumed, other failures are retried within `remote.limits`.
 
         Raises `FetchError`.
         """
@@ -145,7 +147,7 @@ class Download:
                 failures = 0 if self.file.tell() > best and not error.from_start else failures + 1
                 best = max(best, self.file.tell())
                 if error.from_start or self.size is None:
-                    self._anew()
+                    self._reset()
                 if failures >= limits.attempts or time.monotonic() > self._end:
                     raise FetchError(f"{self.remote.shown(self.name)}: {error} ({tries} tries)") from None
             pause = min(limits.longest, limits.pause * 2 ** max(failures - 1, 0))
@@ -156,22 +158,22 @@ class Download:
         begins, chunks = self.remote.open(self.name, self.file.tell())
         with contextlib.closing(chunks):
             if begins != self.file.tell():
-                self._anew()
+                self._reset()
             for chunk in chunks:
                 if stopped.is_set():
                     raise Closed
                 self.file.write(chunk)
                 self._digest.update(chunk)
                 if self.size is not None and self.file.tell() > self.size:
-                    raise _Retry(f"it is longer than the {self.size} bytes of the manifest", from_start=True)
+                    raise _Retry(f"longer than the {self.size} bytes of the manifest", from_start=True)
                 if time.monotonic() > self._end:
-                    raise _Retry(f"too slow: {self.file.tell()} bytes when its time was over")
+                    raise _Retry(f"too slow: {self.file.tell()} bytes within the time limit")
         if self.size is not None and self.file.tell() < self.size:
-            raise _Retry(f"it ended after {self.file.tell()} of {self.size} bytes")
+            raise _Retry(f"ended after {self.file.tell()} of {self.size} bytes")
         if self.sha256 and self._digest.hexdigest() != self.sha256:
-            raise _Retry("its bytes are not those of the manifest (sha256)", from_start=True)
+            raise _Retry("sha256 differs from the manifest", from_start=True)
 
-    def _anew(self) -> None:
+    def _reset(self) -> None:
         self.file.seek(0)
         self.file.truncate()
         self._digest = hashlib.sha256()
@@ -187,7 +189,7 @@ def _open_http(parts: SplitResult, offset: int, stall: float) -> tuple[int, Gene
         response = urllib.request.urlopen(request, timeout=stall)
     if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
         response.close()
-        raise _Retry("the server sent another part than asked for", from_start=True)
+        raise _Retry("the server sent another range than requested", from_start=True)
     return offset if response.status == 206 else 0, _http_chunks(response)
 
 
@@ -207,7 +209,7 @@ def _http_chunks(response: http.client.HTTPResponse) -> Generator[bytes, None, N
 
 @contextlib.contextmanager
 def _http_errors() -> Iterator[None]:
-    """What the client raises, as `FetchError` where another try is of no use, else `_Retry`."""
+    """Turns exceptions of the client into `FetchError` if a retry is pointless, else into `_Retry`."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -216,7 +218,7 @@ def _http_errors() -> Iterator[None]:
             raise FetchError(f"HTTP {error.code} {error.reason}") from None
         raise _Retry(f"HTTP {error.code} {error.reason}", from_start=error.code == 416) from None
     except (ValueError, http.client.InvalidURL) as error:
-        raise FetchError(f"this is no valid URL: {error}") from None
+        raise FetchError(f"not a valid URL: {error}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
@@ -234,7 +236,7 @@ def _through_gopen(url: str, stall: float) -> Generator[bytes, None, None]:
         url = f"pipe:aws s3 cp {shlex.quote(url)} -"
     elif scheme not in gopen_schemes and scheme != "file":
         known = ", ".join(sorted({*gopen_schemes, "s3", "file"} - {"__default__"}))
-        raise FetchError(f"webdataset has no opener for {scheme}:; there are {known}")
+        raise FetchError(f"webdataset cannot open {scheme}: URLs, only {known}")
     try:
         stream = gopen(url, "rb")
     except OSError as error:

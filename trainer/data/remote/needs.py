@@ -1,4 +1,4 @@
-"""Which remote shards are read at which steps, and how much room they need: pure functions of the order of samples."""
+"""Which remote shards are read at which steps, and how much space they need: pure functions of the order of samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.data.order import Order, Span
 
 @dataclass(frozen=True)
 class Need:
-    """Shard number `shard` is read at some of the global steps `first` to `last`."""
+    """Shard number `shard` is read at some of the steps `first` to `last`."""
 
     shard: int
     first: int
@@ -26,9 +26,10 @@ def lanes_of(ranks: Iterable[int], world: int, lanes: int) -> list[int]:
 
 
 def needs(order: Order, lanes: Sequence[int], start: int, stop: int) -> Iterator[Need]:
-    """What these lanes need for the steps `start` to `stop - 1`, in order of need.
+    """What these lanes need for the steps `start` to `stop - 1`, ordered by first step within an epoch.
 
-    A shard comes once an epoch, or twice if a lane border cuts its block and no lane of these needs it in between.
+    A shard occurs once per epoch, or twice if a lane boundary splits its block and none of these lanes needs it in
+    between.
     """
     while start < stop:
         epoch = order.epoch(start)
@@ -40,7 +41,7 @@ def needs(order: Order, lanes: Sequence[int], start: int, stop: int) -> Iterator
 
 
 def smallest(needed: Iterable[Need], sizes: Sequence[int]) -> int:
-    """The most bytes that are needed at one and the same step: with less the run cannot go on, with it it can."""
+    """The maximum number of bytes needed at any one step, which is the minimum cache size that works."""
     rows = [(need.first, need.last, sizes[need.shard]) for need in needed]
     first, last, size = np.array(rows, dtype=np.int64).reshape(-1, 3).T
     steps, change = np.concatenate([first, last + 1]), np.concatenate([size, -size])
@@ -74,7 +75,7 @@ def _epoch_needs(order: Order, lanes: Sequence[int], epoch: Span) -> list[Need]:
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Inclusive intervals, those that overlap or touch made one."""
+    """Inclusive intervals, with overlapping and adjacent ones merged."""
     result: list[tuple[int, int]] = []
     for first, last in sorted(spans):
         if result and first <= result[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""The files of a remote data set in a local folder: each comes once, whole and checked, whoever asks for it."""
+"""The files of a remote data set in a local folder: each is downloaded once and checked, for all processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POLL = 0.02
 
 
 def local_root(path: str, cache: str) -> Path:
-    """The folder with the manifest of the data set `data.path`: itself, or for a remote one its place in `data.cache`.
+    """The folder of the data set `data.path`: the path itself, or for a remote one its folder in `data.cache`.
 
     Raises `UserError` as `open_data_set` does, and if a remote one has no cache.
     """
@@ -43,7 +43,7 @@ def local_root(path: str, cache: str) -> Path:
 def open_data_set(remote: Remote, cache: str | Path) -> Path:
     """The folder of the data set under `cache`, with `manifest.json` and `samples.parquet` fetched and checked.
 
-    Raises `UserError`, naming the URL, where they are missing, damaged, of another version or do not fit together.
+    Raises `UserError`, naming the URL, where they are missing, damaged, of another version or inconsistent.
     """
     stopped, text = threading.Event(), io.BytesIO()
     try:
@@ -60,46 +60,46 @@ def open_data_set(remote: Remote, cache: str | Path) -> Path:
                 Download(remote, SAMPLES, file).run(stopped)
                 file.flush()
                 _check_samples(path.with_name(SAMPLES + PART), manifest, remote.shown(SAMPLES))
-                _put(file, path)
+                _publish(file, path)
         write_bytes(folder / MANIFEST, text.getvalue())
     return folder
 
 
 def obtain(remote: Remote, shard: Shard, folder: Path, stopped: threading.Event) -> bool:
-    """Fetches a shard to `folder` if it is not there; True if it did. Of several that ask, one fetches, others wait."""
+    """Fetches a shard to `folder` unless it is there; True if it did. Of concurrent calls one fetches, others wait."""
     path = folder / shard.name
-    if _there(path, shard):
+    if _is_complete(path, shard):
         return False
     with _locked(path.with_name(path.name + PART), stopped) as file:
-        if _there(path, shard):
+        if _is_complete(path, shard):
             return False
         Download(remote, shard.name, file, shard.bytes, shard.sha256).run(stopped)
-        _put(file, path)
+        _publish(file, path)
         return True
 
 
 def sweep(folder: Path) -> None:
-    """Removes what is left of downloads whose process ended."""
+    """Removes partial downloads of processes that have ended."""
     for path in folder.glob(f"*{PART}"):
         if (file := _lock(path)) is not None:
             with file:
                 path.unlink()
 
 
-def _there(path: Path, shard: Shard) -> bool:
+def _is_complete(path: Path, shard: Shard) -> bool:
     return size_of(path) == shard.bytes
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 if it is not there, or was removed just now."""
+    """Bytes of a file; 0 if it does not exist (any more)."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
 
 
-def _put(file: BinaryIO, path: Path) -> None:
-    """Flushes a part to disk and gives it its own name."""
+def _publish(file: BinaryIO, path: Path) -> None:
+    """Flushes a partial file to disk and renames it to its final name."""
     file.flush()
     os.fsync(file.fileno())
     os.replace(path.with_name(path.name + PART), path)
@@ -107,7 +107,7 @@ def _put(file: BinaryIO, path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, stopped: threading.Event) -> Iterator[BinaryIO]:
-    """A new or old file under an exclusive lock; removed at the end unless it was given another name."""
+    """The file, created if needed, under an exclusive lock; removed at the end unless it was renamed."""
     file = _lock(path)
     while file is None:
         if stopped.wait(POLL):
@@ -122,7 +122,7 @@ def _locked(path: Path, stopped: threading.Event) -> Iterator[BinaryIO]:
 
 
 def _lock(path: Path) -> BinaryIO | None:
-    """The file, made if need be, if nobody else holds its lock and it still has this name."""
+    """The file, created if needed; None if it is locked elsewhere or was renamed meanwhile."""
     file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,12 +141,14 @@ def _same(path: Path, file: BinaryIO) -> bool:
 
 @contextlib.contextmanager
 def on_disk(folder: Path, name: str) -> Iterator[None]:
-    """A full disk, or a folder that cannot be written, as a `FetchError`."""
+    """Turns a full disk or a folder that is not writable into a `FetchError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise FetchError(f"no space left for {name} in data.cache={folder}: free some, or choose another") from None
+            raise FetchError(
+                f"no space left for {name} in data.cache={folder}: free some, or choose another folder"
+            ) from None
         raise FetchError(f"data.cache={folder}: {name}: {error.strerror or error}") from None
 
 
@@ -158,7 +160,7 @@ def _manifest(data: bytes, where: str) -> Manifest:
         try:
             manifest = read_manifest(folder)
         except UnicodeDecodeError:
-            raise UserError(f"{where} is damaged: it is no text; copy it again") from None
+            raise UserError(f"{where} is damaged: it is not text; copy it again") from None
         except UserError as error:
             raise UserError(str(error).replace(str(path), where)) from None
     geometry, shards = manifest.geometry, manifest.shards
@@ -166,10 +168,10 @@ def _manifest(data: bytes, where: str) -> Manifest:
         raise UserError(f"{where} does not match its own fingerprint: it was changed by hand; build the data set again")
     for shard in shards:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar", shard.name):
-            raise UserError(f"{where} names a shard {shard.name!r}, which is no name of a tar")
+            raise UserError(f"{where} names a shard {shard.name!r}, which is not a valid name of a tar file")
         if shard.bytes != geometry.shard_bytes(shard.samples):
             raise UserError(
-                f"{where}: {shard.name} has {shard.bytes} bytes, {shard.samples} samples make "
+                f"{where}: {shard.name} has {shard.bytes} bytes, but {shard.samples} samples take "
                 f"{geometry.shard_bytes(shard.samples)}: build the data set again"
             )
     return manifest
@@ -182,4 +184,4 @@ def _check_samples(path: Path, manifest: Manifest, where: str) -> None:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{where} is damaged: copy it again ({str(error).splitlines()[0]})") from None
     if not np.array_equal(shard, np.repeat(np.arange(len(counts)), counts)):
-        raise UserError(f"{where} has not the rows of the manifest beside it: copy both again from one build")
+        raise UserError(f"{where} does not match the rows of its manifest: copy both again from one build")

@@ -1,4 +1,4 @@
-"""What every masker is."""
+"""Base class of the maskers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainer.game.chunks import in_chunks
 
 
 class Masker(nn.Module):
-    """[B, leads, T] scaled -> logits [B, channels, cells]. `chunk`: rows of one pass (0: all), see `in_chunks`."""
+    """[B, leads, T] scaled -> logits [B, channels, cells]. `chunk`: rows per forward pass (0: all), see `in_chunks`."""
 
     chunk: int = 0
 
@@ -16,5 +16,5 @@ class Masker(nn.Module):
         return in_chunks(self.whole, x, self.chunk)
 
     def whole(self, x: Tensor) -> Tensor:
-        """What is done with one chunk."""
+        """The forward pass of one chunk."""
         raise NotImplementedError

@@ -1,9 +1,9 @@
-"""The masker at the size of the paper's (Bo et al. 2022): a residual U-Net on the full sampling rate.
+"""The paper's masker (Bo et al. 2022): a residual U-Net at the full sampling rate.
 
-Four levels of `width` times 1, 2, 3 and 4 channels (512 there), each a fifth as long as the one above; the signal
-itself, averaged, joins each level below the second. The published count of 247 M parameters includes a fifth level and
-linear maps that its forward never uses; the other 152 M are here. Norm: group, where the paper has batch norm,
-so that masks do not depend on the number of processes.
+Four levels with 1, 2, 3 and 4 times `width` channels (512 in the paper), each a fifth as long as the one above; the
+average-pooled signal is concatenated to the input of each level below the second. The published count of 247 M
+parameters includes a fifth level and linear maps that its forward pass never uses; the other 152 M are here. Group norm
+replaces the paper's batch norm, so that masks do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STRIDE, LEVELS, GROUPS, SQUEEZE = 5, 4, 8, 8
 
 
 class PaperUNet(Masker):
-    """[B, leads, T] scaled -> logits [B, masks, T], a cell of the mask is one sample."""
+    """[B, leads, T] scaled -> logits [B, masks, T]; a cell of the mask is one sample."""
 
     def __init__(self, leads: int, masks: int, width: int = 512, kernel: int = 5) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class PaperUNet(Masker):
 
 
 class _Residual(nn.Module):
-    """Two convolutions and an additive squeeze gate, around an identity."""
+    """Two convolutions and an additive squeeze gate, with a skip connection."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The masker: a lean 1-D U-Net (Ronneberger et al. 2015) with a strided stem.
+"""The default masker: a small 1-D U-Net (Ronneberger et al. 2015) with a strided stem.
 
-A mask of the time axis needs no finer grid than some 10 ms, so the stem strides to `resolution_s`; the U-Net works
-there and its logits are repeated to the length of the signal.
+A time mask needs no finer grid than about 10 ms, so the stem downsamples to `resolution_s`; the U-Net works at that
+resolution, and its logits are repeated to the length of the signal.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class UNet(Masker):
 
 
 def _halved(h: Tensor) -> Tensor:
-    """Means of pairs; an odd last one is kept. With padding counted (there is none) the gradient under torch.compile
-    would be wrong (pytorch issue 198119)."""
+    """Means of pairs; an odd last one is kept. `count_include_pad` has no effect on the result (there is no padding),
+    but when true the gradient under torch.compile is wrong (pytorch issue 198119)."""
     return F.avg_pool1d(h, 2, ceil_mode=True, count_include_pad=False)
 
 

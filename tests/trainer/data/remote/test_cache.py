@@ -159,7 +159,7 @@ def test_where_a_file_is_and_what_is_shown_of_it():
     shown = [without_secrets(p) for p in ("https://me:s@host:8/a?token=t#x", "s3://b/d", "/a/b?c", "pipe:cat d?e")]
     assert shown == ["https://host:8/a", "s3://b/d", "/a/b?c", "pipe:cat d?e"]
     for bad in ("http://", "http://[x/y", "https:///d?token=t0p"):
-        with pytest.raises(UserError, match=r"is no URL of a folder") as error:
+        with pytest.raises(UserError, match=r"is not the URL of a folder") as error:
             Remote(bad)
         assert "t0p" not in str(error.value)
 
@@ -265,7 +265,7 @@ def test_commands_and_other_openers(root, tmp_path, monkeypatch):
         ("pipe:cat {root}/{{}}; exit 3", "exit code 3"),
         ("pipe:no-such-command-at-all {{}}", "is not installed"),
         ("pipe:sleep 20; echo {{}}", "command stalled"),
-        ("gopher://host/set", "no opener for gopher"),
+        ("gopher://host/set", "webdataset cannot open gopher"),
         ("ais://host/set", "ais does not exist on this machine"),
     ],
 )
@@ -318,11 +318,11 @@ def spoil(root: Path, how: str) -> None:
     [
         ("fingerprint", r"manifest.json does not match its own fingerprint"),
         ("schema", r"manifest.json has schema 99"),
-        ("name", r"evil.tar', which is no name of a tar"),
-        ("bytes", r"train-000000.tar has \d+ bytes, 7 samples make"),
+        ("name", r"evil.tar', which is not a valid name of a tar"),
+        ("bytes", r"train-000000.tar has \d+ bytes, but 7 samples take"),
         ("no manifest", r"manifest.json: HTTP 404.*finished data set"),
         ("cut manifest", r"manifest.json is damaged"),
-        ("rows", r"samples.parquet has not the rows of the manifest"),
+        ("rows", r"samples.parquet does not match the rows of its manifest"),
         ("parquet", r"samples.parquet is damaged"),
         ("no samples", r"samples.parquet: HTTP 404"),
     ],
@@ -338,13 +338,13 @@ def test_data_sets_that_are_not_whole_are_refused(server, root, tmp_path, how, w
 
 
 def test_a_size_that_cannot_work_is_refused_with_the_smallest_that_does(tmp_path):
-    with pytest.raises(UserError, match=r"data.cache_gb=0.002 is too small: 0.003 is the smallest that works"):
+    with pytest.raises(UserError, match=r"data.cache_gb=0.002 is too small: 0.003 is the minimum that works"):
         budget(0.002, 2_000_001, 9_000_000, tmp_path)
     assert budget(0.003, 2_000_001, 9_000_000, tmp_path) == 3_000_000
     assert budget(0, 2_000_001, 9_000_000, tmp_path) == 4_000_002
     assert budget(5, 2_000_001, 9_000_000, tmp_path) == 9_000_000
     free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(UserError, match=r"GB free, not .*4 is the smallest"):
+    with pytest.raises(UserError, match=r"GB free, not .*4 is the minimum"):
         budget(free / 1e9 + 50, 4 * 10**9, free + 60 * 10**9, tmp_path)
 
 
@@ -485,7 +485,7 @@ def test_a_shard_that_stays_bad_is_named_when_the_steps_before_it_are_done(serve
         for one in (cache, other):
             error = one.failure_by(bad.first)
             assert (error.shard, error.step) == (name, bad.first)
-            assert f"shard {name} cannot be had: {server.url}/{name}: " in str(error)
+            assert f"shard {name} cannot be fetched: {server.url}/{name}: " in str(error)
             assert f"data.exclude=[{name}]" in str(error)
             assert "\n" not in str(error)
             assert one.failure.shard == name  # known without asking for the step

@@ -1,0 +1,44 @@
+"""`run.json`: what a run that goes on takes from it, and one line where it is damaged."""
+
+import json
+
+import pytest
+
+from tests.support.handmade import make_run, make_shards
+from trainer.config import PretrainConfig
+from trainer.data.shards import Shards
+from trainer.run.record import new_record, read_record
+from umbra.config import load
+from umbra.errors import UserError
+
+
+@pytest.fixture
+def cfg_and_train(tmp_path):
+    data = make_shards(tmp_path / "data", {"train": ["SR"] * 8})
+    run = make_run(tmp_path / "run")
+    return load(PretrainConfig, None, [f"data.path={data}", f"run={run}"]), Shards(data, "train")
+
+
+def test_a_run_that_goes_on_keeps_its_id_at_wandb(cfg_and_train):
+    record = new_record(*cfg_and_train, steps=10, bf16=False, world=1)
+    assert record.wandb_id == "x"
+    assert record.data == {"samples": 8, "patients": 4}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"', b"\xff\xfe"])
+def test_a_damaged_run_json_is_one_line_with_the_way_out(content, cfg_and_train):
+    cfg, train = cfg_and_train
+    path = cfg.run + "/run.json"
+    with open(path, "wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"run\.json is damaged: .*delete it to go on") as said:
+        new_record(cfg, train, steps=10, bf16=False, world=1)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"encoder": {}})])
+def test_readers_say_what_is_wrong_with_it(content, tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json (is damaged|lacks)"):
+        read_record(run)
