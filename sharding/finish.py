@@ -61,9 +61,9 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
         raise UserError(f"no window of the train split passed the checks: {named(reasons) or 'the split is empty'}")
     cells, patients, rejected = _write_tables(output, config, plan, {s.name: i for i, (s, _) in enumerate(kept)})
     facts = (config.rate, config.leads, config.samples, config.resolution_uv)
-    write_manifest(output, plan, kept, cells, _public_config(plan.content), *facts)
     flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())
-    remarks = [*progress.remarks(plan), *equal.remarks(output)]
+    write_manifest(output, plan, kept, cells, flags, _public_config(plan.content), *facts)
+    remarks = [*progress.remarks(plan, flags), *equal.remarks(output)]
     kept_windows = sum(t["samples"] for _, t in kept)
     return Outcome("built", kept_windows, patients, len(kept), rejected, flags, plan.codes_left_out, remarks)
 
@@ -73,13 +73,20 @@ def write_manifest(
     plan: Plan,
     kept: Sequence[tuple[ShardPlan, Mapping[str, Any]]],
     cells: Cells,
+    flags: Mapping[str, int] | None,
     config: dict[str, Any],
     rate: float,
     leads: list[str],
     samples: int,
     resolution_uv: float,
 ) -> None:
-    """Writes the manifest of the `kept` shards, each with its stats, whose tables are written; removes left-overs."""
+    """Writes the manifest of the `kept` shards, each with its stats, whose tables are written; removes left-overs.
+
+    `flags`: how many kept windows have each flag, None if that is not known.
+    """
+    counts: dict[str, Any] = {kind: counts.merged() for kind, counts in cells.items()}
+    if flags is not None:
+        counts["flags"] = dict(sorted(flags.items()))
     shards = [Shard(s.name, s.split, t["samples"], t["bytes"], t["sha256"]) for s, t in kept]
     mean, deviation = moments([t for s, t in kept if s.split == "train"], resolution_uv)
     manifest = Manifest(
@@ -94,7 +101,7 @@ def write_manifest(
         lead_std_mv=deviation,
         patient_ids=plan.patient_ids,
         key_id=plan.key_id,
-        counts={kind: counts.merged() for kind, counts in cells.items()},
+        counts=counts,
         config=config,
         versions=_versions(),
         tables={SAMPLES: sha256(tables(output)[0])},

@@ -43,13 +43,28 @@ REASONS = {
     "no_split": "the config assigns it to no split",
     "patient_overflow": "a patient has more windows than fit into one shard",
     "nan": "missing samples",
-    "saturated": "samples at the limits of the A/D converter",
+    "saturated": "a lead stays at a limit of the A/D converter",
     "flat_lead": "a lead that never changes",
     "units": "units that are not a voltage, or amplitudes that suggest a wrong unit",
     "amplitude": "a value beyond 20 mV",
     "clipped": "a value that does not fit int16 at this resolution",
     "metadata": "metadata larger than its space in the shard",
 }
+
+FLAGS = {  # notes on windows that are kept
+    "checksum": "the signals do not match the header's checksum",
+    "derived": "limb leads derived from I and II",
+    "padded": "short record padded with zeros at the end",
+    "at_limit": "samples at a limit of the A/D converter",
+    "still_ends": f"no lead changes for {signal.STILL_SECONDS:g} s or more at the start or end: padding?",
+}
+
+
+def padding_advice(form: str) -> str:
+    """What to do about `still_ends` in a source of this format."""
+    if form in ("wfdb", "clinical"):
+        return "cut it off in the files (private/records.parquet names the records, detail)"
+    return "source.array.trim=true cuts zeros off, and min_seconds keeps records that are then shorter than a window"
 
 
 def named(reasons: Counter[str]) -> str:

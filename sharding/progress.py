@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sharding import equal
 from sharding.build_state import failure_path, finished
-from sharding.options import REASONS
+from sharding.options import FLAGS, REASONS, padding_advice
 from sharding.plan import Plan, read_plan
 from umbra.files import TEMPORARY, left_over
 from umbra.schema import MANIFEST
@@ -32,19 +32,18 @@ def reasons_table(kept: int, rejected: Mapping[str, int], flags: Mapping[str, in
     rows += [
         (f"rejected: {r}", n, REASONS.get(r, "")) for r, n in sorted(rejected.items(), key=lambda x: (-x[1], x[0]))
     ]
-    remarks = {
-        "checksum": "the signals do not match the header's checksum",
-        "derived": "limb leads derived from I and II",
-        "padded": "short record padded with zeros at the end",
-    }
-    rows += [(f"  kept, {f}", n, remarks.get(f, "")) for f, n in sorted(flags.items())]
+    rows += [(f"  kept, {f}", n, FLAGS.get(f, "")) for f, n in sorted(flags.items())]
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"  {name:<{width}} {n:>9,} {100 * n / max(total, 1):5.1f} %  {why}" for name, n, why in rows)
 
 
-def remarks(plan: Plan) -> list[str]:
-    """Notes for the user on unknown words and unlisted files of the input, one line each."""
+def remarks(plan: Plan, flags: Mapping[str, int] | None = None) -> list[str]:
+    """Notes for the user on unknown words, unlisted files and the `flags` of kept windows, one line each."""
     lines = []
+    if still := (flags or {}).get("still_ends", 0):
+        lines.append(
+            f"{still:,} kept windows look padded: {padding_advice(plan.content.get('source', {}).get('format', ''))}"
+        )
     if plan.codes_left_out:
         lines.append(
             f"{plan.codes_left_out:,} words in code fields are not known codes and are left out: the most frequent are "
@@ -101,5 +100,5 @@ def status(output: Path) -> str:
         rejected.update(stats["rejected"])
         flags.update(stats["flags"])
     lines.append(reasons_table(sum(s["samples"] for s in done.values()), rejected, flags))
-    lines += [f"  {line}" for line in (*remarks(plan), *equal.remarks(output))]
+    lines += [f"  {line}" for line in (*remarks(plan, flags), *equal.remarks(output))]
     return "\n".join(lines)

@@ -57,9 +57,11 @@ class Tally:
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
         self.rows.append((row, window, reason, detail, None, None))
 
-    def keep(self, row: int, window: int, key: str, units: NDArray[np.int16], samples: NDArray[np.int64]) -> None:
+    def keep(
+        self, row: int, window: int, key: str, units: NDArray[np.int16], samples: NDArray[np.int64], detail: str
+    ) -> None:
         """`samples` [leads]: number of recorded samples of each lead (the others are zero-filled)."""
-        self.rows.append((row, window, "", "", key, equal.checksum(units)))
+        self.rows.append((row, window, "", detail, key, equal.checksum(units)))
         self.counts += samples
         self.sums += units.sum(axis=1, dtype=np.int64)
         self.squares += np.square(units, dtype=np.int32).sum(axis=1, dtype=np.int64)
@@ -251,8 +253,9 @@ def _add_record(
         if units is None or meta is None:
             tally.reject(number, window, reason or "metadata", detail)
         else:
-            tally.keep(number, window, writer.add(units, meta), units, present * real)
-            tally.flags.update(flags)
+            remarks = _remarks(config, recording, window, piece)
+            tally.keep(number, window, writer.add(units, meta), units, present * real, "; ".join(remarks.values()))
+            tally.flags.update((*flags, *remarks))
 
 
 def _prepared(
@@ -278,14 +281,29 @@ def _prepared(
 def _raw_reason(config: BuildConfig, recording: protocol.Recording, window: int, piece: Piece) -> tuple[str, str]:
     if recording.missing is None and recording.saturated is None:
         return "", ""
-    begin = piece.span[0] - piece.origin if piece.span else 0
-    span = signal.span(window - piece.base, config.samples, recording.rate, config.rate)
-    first, last = (at - begin for at in span)
-    if recording.missing is not None and (gaps := int(recording.missing[first:last].sum())):
+    seen = _recorded(config, recording, window, piece)
+    if recording.missing is not None and (gaps := int(recording.missing[seen].sum())):
         return "nan", f"{gaps} samples missing"
-    if recording.saturated is not None and (limits := int(recording.saturated[first:last].sum())):
-        return "saturated", f"{limits} samples at the converter's limits"
+    if recording.saturated is not None and (limits := int(recording.saturated[seen].sum())):
+        return "saturated", f"a lead stays at the converter's limits, {limits} samples"
     return "", ""
+
+
+def _remarks(config: BuildConfig, recording: protocol.Recording, window: int, piece: Piece) -> dict[str, str]:
+    """The flags of a kept window beside its recording's, and what each says."""
+    seen, out = _recorded(config, recording, window, piece), {}
+    if recording.at_limit is not None and (limits := int(recording.at_limit[seen].sum())):
+        out["at_limit"] = f"{limits} samples at the converter's limits"
+    if still := signal.still_ends(recording.mv[:, seen], recording.rate):
+        out["still_ends"] = still
+    return out
+
+
+def _recorded(config: BuildConfig, recording: protocol.Recording, window: int, piece: Piece) -> slice:
+    """The samples of a recording, or a piece, that a window is made of."""
+    begin = piece.span[0] - piece.origin if piece.span else 0
+    first, last = signal.span(window - piece.base, config.samples, recording.rate, config.rate)
+    return slice(first - begin, last - begin)
 
 
 def _metadata(config: BuildConfig, row: dict[str, Any], rate: float, flags: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ RATES = (50.0, 20000.0)
 PERIODS = 10
 MOST_IMAGES = 10
 MOST_RATIO = 10_000
+STILL_SECONDS = 0.25
 
 _TO_MV = {"mv": 1.0, "": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 
@@ -132,6 +134,20 @@ def span(window: int, length: int, source_rate: float, target_rate: float) -> tu
     """First and one past the last source sample of the `window`-th window of `length` target samples."""
     up, down = ratio(source_rate, target_rate)
     return window * length * down // up, -(-(window + 1) * length * down // up)
+
+
+def still_ends(x: NDArray, rate: float) -> str:
+    """How long no row of `x` [leads, samples] changes at its start and end, in words; "" if under `STILL_SECONDS`."""
+    count = math.ceil(STILL_SECONDS * rate)
+    if x.shape[1] < count or not any(
+        (x[:, end] == x[:, end][:, :1]).all() for end in (slice(count), slice(-count, None))
+    ):
+        return ""
+    changes = np.flatnonzero((x[:, 1:] != x[:, :-1]).any(axis=0))
+    if not len(changes):
+        return "no lead changes"
+    start, end = (changes[0] + 1) / rate, (x.shape[1] - 1 - changes[-1]) / rate
+    return f"no lead changes in the first {start:.3g} s and the last {end:.3g} s"
 
 
 def to_units(

@@ -41,10 +41,18 @@ def finish(output: Path, plan: Plan, parts: Sequence[Part]) -> Outcome:
     cells, patients = _write_tables(output, plan, parts, {s.name: i for i, (s, _) in enumerate(kept)})
     first = parts[0].manifest
     facts = (first.rate, first.leads, first.samples, first.resolution_uv)
-    write_manifest(output, plan, kept, cells, _config(parts), *facts)
     rejected, flags = (sum((Counter(t[k]) for t in stats), Counter[str]()) for k in ("rejected", "flags"))
-    remarks = [*progress.remarks(plan), *equal.remarks(output)]
+    known = _flags(parts)
+    write_manifest(output, plan, kept, cells, known, _config(parts), *facts)
+    remarks = [*progress.remarks(plan, known), *equal.remarks(output)]
     return Outcome("built", sum(t["samples"] for _, t in kept), patients, len(kept), rejected, flags, 0, remarks)
+
+
+def _flags(parts: Sequence[Part]) -> Counter[str] | None:
+    """Flags of the parts' windows, those dropped as duplicates included; None if a part was built before they were
+    counted."""
+    counted = [part.manifest.counts.get("flags") for part in parts]
+    return None if None in counted else sum(map(Counter, counted), Counter[str]())
 
 
 def _config(parts: Sequence[Part]) -> dict[str, Any]:

@@ -108,8 +108,9 @@ def _records(state: State, shard: ShardPlan, rows: pa.Table, tally: Tally) -> pa
         rest += [row for row in of_group if row["key"] is None and named.get(row["record"], at_base)]
     out = [known[part, key] | {"key": None} for (part, _), key in zip(where, keys)]
     for place, _, why, detail, key, _ in tally.rows:
-        out[place] |= {"key": key, "reason": why, "detail": detail}
-    columns: list[Any] = [[row.get(name) for row in out + rest] for name in RECORD_COLUMNS]  # parts of 0.1.0 have no `reader`
+        out[place] |= {"key": key, "reason": why} | ({"detail": detail} if why else {})  # kept: the build's remarks
+    # parts built by 0.1.0 have no `reader`
+    columns: list[Any] = [[row.get(name) for row in out + rest] for name in RECORD_COLUMNS]
     return record_rows(columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], shard)
 
 

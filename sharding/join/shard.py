@@ -70,7 +70,7 @@ def _write_tar(
             else:
                 flags = json.loads(meta).get("flags", [])
                 real = present(tuple(there)) * (_length(units) if "padded" in flags else geometry.samples)
-                tally.keep(place, 0, writer.add(units, meta.ljust(geometry.meta_bytes)), units, real)
+                tally.keep(place, 0, writer.add(units, meta.ljust(geometry.meta_bytes)), units, real, "")
                 tally.flags.update(flags)
             if tick is not None:
                 tick(1)

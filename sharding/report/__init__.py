@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sharding import equal, progress
+from sharding.options import FLAGS, padding_advice
 from sharding.plan import PLAN_JSON, read_plan
 from sharding.report.examples import examples
 from sharding.report.page import by_size, render
@@ -26,6 +27,7 @@ from umbra.schema import PRIVATE, SAMPLES, SPLITS, Manifest, read_manifest
 
 ECGS = 12
 MAX_SOURCES = 12
+PADDED_SHARE = 0.01
 
 
 def summary(output: Path) -> dict[str, Any]:
@@ -56,11 +58,25 @@ def _summary(output: Path, manifest: Manifest, counts: Counts, measured: Mapping
         },
         "counts": {kind: dict(getattr(counts, kind)) for kind in ("source", "sex", "age", "codes")},
         "rejected": None if rejected is None else dict(rejected[0]),
+        "flags": manifest.counts.get("flags"),  # None: built before they were counted
         "sources": of_sources,
-        "findings": [*findings(of_sources, manifest.samples / manifest.rate), *equal.remarks(output)],
+        "findings": [
+            *_padding(manifest),
+            *findings(of_sources, manifest.samples / manifest.rate),
+            *equal.remarks(output),
+        ],
         "equal_signals": equal.count(output),
         "notes": progress.remarks(read_plan(output)) if (output / PRIVATE / PLAN_JSON).is_file() else [],
     }
+
+
+def _padding(manifest: Manifest) -> list[str]:
+    """The finding of a data set in which the build met padding in more than `PADDED_SHARE` of the windows."""
+    windows, still = sum(s.samples for s in manifest.shards), manifest.counts.get("flags", {}).get("still_ends", 0)
+    if still <= PADDED_SHARE * windows:
+        return []
+    advice = padding_advice(manifest.config.get("source", {}).get("format", ""))
+    return [f"in {100 * still / windows:.0f} % of the windows {FLAGS['still_ends']} {advice[0].upper()}{advice[1:]}."]
 
 
 def report(output: Path, input: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sharding.options import REASONS
+from sharding.options import FLAGS, REASONS
 from sharding.report.examples import Example
 from sharding.report.signals import QRS_SIGNS, RESIDUAL
 from umbra import leads
@@ -110,7 +110,8 @@ def _size(count: int) -> str:
 
 def _findings(found: Mapping[str, Any]) -> str:
     sampled = sum(n["sampled"] for n in found["sources"].values())
-    what = f"units, leads and heart rates of {sampled:,} windows drawn at random"
+    padding = "" if found["flags"] is None else "padding, "
+    what = f"{padding}units, leads and heart rates of {sampled:,} windows drawn at random"
     if not found["findings"]:
         return f"<div class=note><b>Nothing looks wrong</b> in {what}.</div>"
     listed = "".join(f"<li>{_text(line)}</li>" for line in found["findings"])
@@ -152,11 +153,12 @@ def _rejected(folder: Path, found: Mapping[str, Any], drawn: Mapping[str, Sequen
         return "<p><code>private/records.parquet</code> is missing, so rejections are unknown.</p>"
     reasons = by_size(found["rejected"])
     if not reasons:
-        return "<p>No records were rejected.</p>"
+        return "<p>No records were rejected.</p>" + _flags(found)
     total = found["windows"] + sum(n for _, n in reasons)
     rows = [[r, _Words(REASONS.get(r, "")), f"{n:,}", f"{100 * n / total:.2f} %"] for r, n in reasons]
     text = _table(["reason", "", "rejected", "share"], rows)
     text += "<p class=soft>Records that cannot be cut into windows count once, others once per window.</p>"
+    text += _flags(found)
     if drawn is None:
         return text + (
             "<p>For examples of each reason, pass the folder that the data set was built from: "
@@ -166,6 +168,15 @@ def _rejected(folder: Path, found: Mapping[str, Any], drawn: Mapping[str, Sequen
         pictures = "".join(_example(folder, e) for e in drawn.get(reason, []))
         text += f"<h3>{_text(reason)}</h3><div class=ecgs>{pictures}</div>"
     return text
+
+
+def _flags(found: Mapping[str, Any]) -> str:
+    """The remarks of the build on windows that it kept."""
+    rows = [
+        [f, _Words(FLAGS.get(f, "")), f"{n:,}", f"{100 * n / found['windows']:.2f} %"]
+        for f, n in (found["flags"] or {}).items()
+    ]
+    return _table(["kept, but", "", "windows", "share"], rows) if rows else ""
 
 
 def _example(folder: Path, example: Example) -> str:

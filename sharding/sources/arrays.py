@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
+from sharding.saturation import saturation
 from sharding.sources.protocol import ArrayConfig, Recording, Rejected, contained
 from umbra import leads as lead_names
 from umbra.errors import UserError
@@ -114,7 +115,17 @@ def recording(
         missing = np.logical_not(finite.all(axis=0))
         mv[~finite] = 0.0
     flags = ("derived",) if any(name not in rows for name in wanted) else ()
-    return Recording(mv, chosen, options.rate if rate is None else rate, missing, None, flags)
+    at_limit, saturated = _saturation(picked)
+    return Recording(mv, chosen, options.rate if rate is None else rate, missing, saturated, flags, at_limit)
+
+
+def _saturation(values: NDArray) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """`saturation` at the limits of an integer type; the 0 of an unsigned one, of which padding is made, is none."""
+    if not np.issubdtype(values.dtype, np.integer):
+        return None, None
+    kind = np.iinfo(values.dtype)
+    limits = [(kind.min if kind.min < 0 else -1, kind.max)] * len(values)
+    return saturation(values, limits, limits)
 
 
 def trimmed(values: NDArray) -> NDArray:

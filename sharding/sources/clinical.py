@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
+from sharding.saturation import Limits, saturation
 from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below
 from umbra import leads as lead_names
 from umbra.errors import UserError
@@ -75,13 +76,13 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
     with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 count as missing
         for row, lead in zip(mv, chosen):
             row[:] = _millivolt(lead)
-    missing, saturated = ~np.isfinite(mv), np.array([_saturated(lead) for lead in chosen])
+    missing = ~np.isfinite(mv)
+    at_limit, saturated = saturation(np.stack([lead.samples for lead in chosen]), *_limits(parsed, chosen))
     mv[missing] = 0.0
     flags = [] if parsed.raw_metadata.get("checksum_valid", True) in (True, None) else ["checksum"]
     flags += ["derived"] if any(name not in rows for name in wanted) else []
-    gaps = missing.any() or saturated.any()
-    any_missing, any_saturated = (missing.max(axis=0), saturated.max(axis=0)) if gaps else (None, None)
-    return Recording(mv, names, _rate(parsed), any_missing, any_saturated, tuple(flags))
+    lost = np.logical_or.reduce(missing, axis=0) if missing.any() else None
+    return Recording(mv, names, _rate(parsed), lost, saturated, tuple(flags), at_limit)
 
 
 # ---- interpretation of a decoded file ----
@@ -137,12 +138,21 @@ def _millivolt(lead: Any) -> NDArray[np.float64]:
     return (lead.samples * lead.resolution + lead.offset) * factor
 
 
-def _saturated(lead: Any) -> NDArray[np.bool_]:
-    """Mask of samples at the limits of the A/D converter, which only EDF states."""
-    limits = lead.annotations.get("digital_minimum"), lead.annotations.get("digital_maximum")
-    if None in limits:
-        return np.zeros(len(lead.samples), bool)
-    return (lead.samples <= int(limits[0])) | (lead.samples >= int(limits[1]))
+def _limits(parsed: Any, chosen: Sequence[Any]) -> tuple[Limits, Limits]:
+    """(lowest and highest sample of each lead's converter, of what the file can hold).
+
+    EDF states them, others the bits of a sample (16 where they do not). The 0 of unsigned samples, of which padding is
+    made, is none.
+    """
+    layout = parsed.recording.acquisition.signal
+    bits = layout.bits_per_sample if layout.bits_per_sample in range(1, 33) else 16
+    stated, wide = (
+        (-1, (1 << n) - 1) if layout.signal_signed is False else (-1 << (n - 1), (1 << (n - 1)) - 1)
+        for n in (bits, 16 if bits <= 16 else 32)
+    )
+    names = ("digital_minimum", "digital_maximum")
+    own = [tuple(int(lead.annotations[name]) for name in names if name in lead.annotations) for lead in chosen]
+    return [(pair[0], pair[1]) if len(pair) == 2 else stated for pair in own], [wide] * len(chosen)
 
 
 def _words(parsed: Any) -> dict[str, str]:

@@ -118,8 +118,8 @@ class Head:
 class Recording:
     """`mv` [leads, samples] float32 with canonical lead names; `flags` describe its quality.
 
-    `missing` and `saturated` [samples] bool: some lead has no value (0 in `mv`), or is at the A/D converter's limit;
-    None if there are no such samples.
+    `missing`, `saturated` and `at_limit` [samples] bool: some lead has no value (0 in `mv`), stays at a limit of its
+    converter, or is at one (see `sharding.saturation`); None where none does.
     """
 
     mv: NDArray[np.float32]
@@ -128,6 +128,7 @@ class Recording:
     missing: NDArray[np.bool_] | None = None
     saturated: NDArray[np.bool_] | None = None
     flags: tuple[str, ...] = ()
+    at_limit: NDArray[np.bool_] | None = None
 
 
 class Source(Protocol):

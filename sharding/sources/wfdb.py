@@ -222,7 +222,8 @@ def _read_segments(root: Path, joined: Joined, wanted: Sequence[str], span: tupl
         raise Rejected("missing_lead", " ".join(absent))
     names = lead_names.needed(rows, wanted)
     mv = np.zeros((len(names), last - first), np.float32)
-    missing, saturated = np.ones(last - first, bool), np.zeros(last - first, bool)
+    missing = np.ones(last - first, bool)
+    saturated, at_limit = np.zeros((2, last - first), bool)
     flags = {"derived"} if not set(wanted) <= set(names) else set()
     for part in joined.parts:
         start, stop = part.first * n, (part.first + part.frames) * n
@@ -234,9 +235,10 @@ def _read_segments(root: Path, joined: Joined, wanted: Sequence[str], span: tupl
         mv[:, here] = lead_names.arrange(found.mv, found.leads, names)
         missing[here] = False if found.missing is None else found.missing
         saturated[here] = False if found.saturated is None else found.saturated
+        at_limit[here] = False if found.at_limit is None else found.at_limit
         flags |= {*found.flags}
-    lost, limit = (missing, saturated) if missing.any() or saturated.any() else (None, None)
-    return Recording(mv, names, _checked_rate(joined.rate * n), lost, limit, tuple(sorted(flags)))
+    masks = [mask if mask.any() else None for mask in (missing, saturated, at_limit)]
+    return Recording(mv, names, _checked_rate(joined.rate * n), masks[0], masks[1], tuple(sorted(flags)), masks[2])
 
 
 # ---- headers ----

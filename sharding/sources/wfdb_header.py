@@ -26,6 +26,8 @@ MAX_PER_FRAME = 1 << 15
 class Layout:
     """The fields of a signal line from format to units (`physical = (digital - baseline) / gain` units).
 
+    `resolution` and `zero` are the converter's: its bits (0: not stated) and the middle of its range.
+
     Lines with the same words share one object, compared by identity, so that derived values can be cached.
     """
 
@@ -36,6 +38,8 @@ class Layout:
     gain: float
     baseline: int
     units: str
+    resolution: int = 0
+    zero: int = 0
 
 
 class SignalLine(NamedTuple):
@@ -128,8 +132,8 @@ def _signal_line(line: str) -> SignalLine:
     words = line.split(None, 8)
     if len(words) < 2:
         raise Rejected("header", "signal line without a format")
-    zero = words[4] if len(words) > 4 else "0"
-    layout, named = _layout(words[1], words[2] if len(words) > 2 else "", zero)
+    gain, bits, zero = (words[i] if len(words) > i else default for i, default in ((2, ""), (3, "0"), (4, "0")))
+    layout, named = _layout(words[1], gain, bits, zero)
     if named:
         return SignalLine(words[0], layout, None, " ".join(words[2:]))
     checksum = _integer(words[6], "checksum") if len(words) > 6 else None
@@ -138,7 +142,7 @@ def _signal_line(line: str) -> SignalLine:
 
 
 @lru_cache(maxsize=4096)
-def _layout(form: str, gain: str, zero: str) -> tuple[Layout, bool]:
+def _layout(form: str, gain: str, bits: str, zero: str) -> tuple[Layout, bool]:
     """(the layout of the words from format to units, whether the word after the format is a name and not a gain)."""
     if not gain:
         return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), False
@@ -147,7 +151,9 @@ def _layout(form: str, gain: str, zero: str) -> tuple[Layout, bool]:
         return Layout(*_format_word(form), DEFAULT_GAIN, 0, ""), True
     value, baseline, units = parsed
     adc_zero = _integer(zero, "ADC zero")
-    return Layout(*_format_word(form), value, adc_zero if baseline is None else baseline, units), False
+    resolution = int(bits) if re.fullmatch("[0-9]{1,2}", bits) else 0
+    middle = adc_zero if baseline is None else baseline
+    return Layout(*_format_word(form), value, middle, units, resolution, adc_zero), False
 
 
 @lru_cache(maxsize=4096)

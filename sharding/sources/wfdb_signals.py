@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
+from sharding.saturation import Limits, converter, saturation
 from sharding.sources import wfdb_fast, wfdb_library
 from sharding.sources.protocol import Recording, Rejected, contained
 from sharding.sources.wfdb_formats import FAST, FORMATS, LIBRARY
@@ -107,16 +108,13 @@ def recording(
         flags.append("checksum")
     if not set(wanted) <= set(names):
         flags.append("derived")
-    values, gap, limit = _evened(stored, lines, per_frame)
+    values, gap, at_limit, saturated = _evened(stored, lines, per_frame)
     mv = _millivolt(values, lines)
+    mv[gap] = 0.0
     here = slice(first - begin * per_frame, last - begin * per_frame)  # drops samples of incomplete frames
-    missing: Bools | None = None
-    saturated: Bools | None = None
-    if gap is not None and limit is not None:
-        mv[gap] = 0.0
-        missing, saturated = np.any(gap, axis=0)[here], np.any(limit, axis=0)[here]
-    mv = mv[:, here]
-    return Recording(mv, list(names), header.rate * per_frame, missing, saturated, tuple(flags))
+    missing = np.logical_or.reduce(gap, axis=0)[here] if gap.any() else None
+    at_limit, saturated = (None if mask is None else mask[here] for mask in (at_limit, saturated))
+    return Recording(mv[:, here], list(names), header.rate * per_frame, missing, saturated, tuple(flags), at_limit)
 
 
 @lru_cache(maxsize=4096)
@@ -132,39 +130,46 @@ def _picked(signals: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[st
     return names, tuple(rows[name] for name in names)
 
 
+@lru_cache(maxsize=4096)
+def _limits(layouts: tuple[Layout, ...]) -> tuple[Limits, Limits]:
+    """(lowest and highest sample of each signal's converter, of its format)."""
+    widest = [(FORMATS[layout.format].lowest + 1, FORMATS[layout.format].highest) for layout in layouts]
+    return [converter(layout.resolution, layout.zero, wide) for layout, wide in zip(layouts, widest)], widest
+
+
 # ---- from stored samples to millivolt ----
 
 
 def _evened(
     stored: Sequence[NDArray[np.integer]] | NDArray[np.integer], lines: list[SignalLine], per_frame: int
-) -> tuple[NDArray, Bools | None, Bools | None]:
-    """(values `[rows, samples]` at `per_frame` samples per frame, mask of missing ones, mask of those at the limits of
-    the format); the masks are None if there are no such samples."""
+) -> tuple[NDArray, Bools, Bools | None, Bools | None]:
+    """(values `[rows, samples]` at `per_frame` samples per frame, mask of missing ones, masks `[samples]` of some lead
+    at a limit and of some lead saturated); the last two are None if there are no such samples."""
     lowest = [FORMATS[line.layout.format].lowest for line in lines]
     blocks = [line.layout.per_frame // per_frame for line in lines]
-    if max(blocks) > 1:
-        means, gaps, limits = zip(*map(_block_means, stored, lowest, blocks))
-        return np.stack(means), np.stack(gaps), np.stack(limits)
-    values = stored if isinstance(stored, np.ndarray) else np.stack(stored)
-    extremes = zip(values.min(axis=1).tolist(), values.max(axis=1).tolist(), lowest)
-    if not any(low <= limit + 1 or high >= -limit - 1 for low, high, limit in extremes):
-        return values, None, None
-    return values, *_marks(values, np.array(lowest)[:, None])
+    limits, widest = _limits(tuple([line.layout for line in lines]))
+    if max(blocks) == 1:
+        values = stored if isinstance(stored, np.ndarray) else np.stack(stored)
+        return values, values == np.array(lowest, values.dtype)[:, None], *saturation(values, limits, widest)
+    means, gaps = zip(*map(_block_means, stored, lowest, blocks))
+    found = (saturation(row[None], [limit], [wide]) for row, limit, wide in zip(stored, limits, widest))
+    at_limit, saturated = zip(*found)
+    return np.stack(means), np.stack(gaps), _any_of_blocks(at_limit, blocks), _any_of_blocks(saturated, blocks)
 
 
-def _marks(values: NDArray[np.integer], lowest: NDArray[np.integer] | int) -> tuple[Bools, Bools]:
-    """(mask of missing values, mask of values at the limits of the format)."""
-    return values == lowest, (values == lowest + 1) | (values == -lowest - 1)
+def _any_of_blocks(masks: Sequence[Bools | None], blocks: Sequence[int]) -> Bools | None:
+    """Mask of the blocks in which the mask of some lead is set; `blocks`: samples of each lead in a block."""
+    reduced = [mask.reshape(-1, block).any(axis=1) for mask, block in zip(masks, blocks) if mask is not None]
+    return np.logical_or.reduce(reduced) if reduced else None
 
 
-def _block_means(values: NDArray[np.integer], lowest: int, block: int) -> tuple[NDArray[np.float64], Bools, Bools]:
-    """(mean of each block without its missing samples, mask of empty blocks, mask of blocks with a sample at the
-    limits of the format)."""
+def _block_means(values: NDArray[np.integer], lowest: int, block: int) -> tuple[NDArray[np.float64], Bools]:
+    """(mean of each block without its missing samples, mask of empty blocks)."""
     blocks = values.reshape(-1, block)
-    gap, limit = _marks(blocks, lowest)
+    gap = blocks == lowest
     there = block - gap.sum(axis=1)
     total = np.where(gap, 0, blocks).sum(axis=1, dtype=np.float64)
-    return total / np.maximum(there, 1), there == 0, np.any(limit, axis=1)
+    return total / np.maximum(there, 1), there == 0
 
 
 def _millivolt(values: NDArray, lines: list[SignalLine]) -> NDArray[np.float32]:

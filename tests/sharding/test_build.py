@@ -289,7 +289,7 @@ def test_bad_records_are_counted_and_the_rest_is_built(tmp_path):
     flat[:, 4] = 7
     high[500, 1] = 25000
     gap[3, 3] = -32768
-    limit[3, 3] = 32767
+    limit[3:6, 3] = 32767
     for name, x in (("flat", flat), ("high", high), ("gap", gap), ("limit", limit)):
         write_record(root, name, x)
     write_record(root, "micro", micro, gain="1(0)/mV")
@@ -460,7 +460,7 @@ def test_long_records_give_several_windows_in_one_split(tmp_path):
     assert sorted((r["record"], r["window"]) for r in rows) == [(f"r{n}", w) for n in range(6) for w in range(2)]
     assert all(len({r["split"] for r in rows if r["record"] == f"r{n}"}) == 1 for n in range(6))
     bad = np.vstack([beats(1), beats(2)])
-    bad[1500, 0] = 32767
+    bad[1500:1503, 0] = 32767
     write_record(tmp_path / "in2", "r", bad)
     outcome = build(tmp_path / "in2", tmp_path / "out2")
     assert (outcome.kept, dict(outcome.rejected)) == (1, {"saturated": 1})

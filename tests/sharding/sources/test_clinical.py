@@ -247,7 +247,7 @@ def test_dicom(folder):
     found = read(folder, "a.dcm", ["I", "II"])
     np.testing.assert_allclose(found.mv, [[0.1, 0.05, 2.0], [0.2, 0.0, 0.101]], atol=1e-6)
     assert found.missing.tolist() == [False, True, False]
-    assert not found.saturated.any()
+    assert found.at_limit is found.saturated is None
 
 
 def test_dicom_leads_in_several_groups_are_named(folder):
@@ -416,8 +416,8 @@ def test_edf(folder):
     found = read(folder, "a.edf", ["I", "II"])
     expected = [[0, 0.5, -1, 5, 0.005, 0.01, 0.015, 0.02], [0, 1, 2, 0.004, 0.002, 0.002, 0.002, 0.002]]
     np.testing.assert_allclose(found.mv, expected, atol=1e-6)
-    assert np.flatnonzero(found.saturated).tolist() == [0, 3]  # 0 is the lower limit of II, 1000 the upper one of I
-    assert not found.missing.any()
+    assert np.flatnonzero(found.at_limit).tolist() == [0, 3]  # 0 is the lower limit of II, 1000 the upper one of I
+    assert found.missing is found.saturated is None
 
 
 def test_edf_labels_with_their_reference(folder):

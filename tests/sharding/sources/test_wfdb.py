@@ -154,11 +154,12 @@ def test_check_sum_and_limits_are_noticed(tmp_path):
     data[100] ^= 1
     (tmp_path / "good.dat").write_bytes(data)
     assert wfdb.read(tmp_path, "good", LEADS).flags == ("checksum",)
-    x[7, 0], x[9, 3] = 32767, -32767
+    x[7:10, 0], x[20, 3] = 32767, -32767
     write_record(tmp_path, "limits", x)
     found = wfdb.read(tmp_path, "limits", LEADS)
-    assert np.flatnonzero(found.saturated).tolist() == [7, 9]
-    assert not found.missing.any()
+    assert np.flatnonzero(found.saturated).tolist() == [7, 8, 9]
+    assert np.flatnonzero(found.at_limit).tolist() == [7, 8, 9, 20]
+    assert found.missing is None
 
 
 def reason_of(root, record, wanted):

@@ -172,9 +172,23 @@ def test_gaps_are_left_out_of_means(tmp_path):
     np.testing.assert_allclose(found.mv[0] * 200, [100, 0, 1.75, -1.75, 32767 / 4], rtol=1e-6)
     np.testing.assert_allclose(found.mv[1] * 200, [5, 6, 7, 8, 9], rtol=1e-6)
     assert found.missing.tolist() == [False, True, False, False, False]
-    assert found.saturated.tolist() == [False, False, False, False, True]
+    assert found.at_limit.tolist() == [False, False, False, False, True]
+    assert found.saturated is None
     assert reference.rdrecord(str(tmp_path / "r"), physical=False).d_signal[0, 0] == -8117
     assert wfdb.digital(tmp_path, "r")[0].tolist() == one
+
+
+def test_a_plateau_in_one_of_several_samples_a_frame_saturates_its_block(tmp_path):
+    fine = noise("16", 400, 1, gaps=False) // 4
+    fine[200:206] = 32767
+    wfdb_files.write(
+        tmp_path, "r", [("16", [fine, noise("16", 100, 2, gaps=False) // 4], (4, 1))], ("I", "II"), rate=100
+    )
+    found = wfdb.read(tmp_path, "r", ["I", "II"])
+    assert np.flatnonzero(found.saturated).tolist() == [50, 51]
+    assert np.flatnonzero(found.at_limit).tolist() == [50, 51]
+    part = wfdb.read(tmp_path, "r", ["I", "II"], span=(51, 100))
+    assert np.flatnonzero(part.at_limit).tolist() == [0]
 
 
 def test_leads_of_several_numbers_of_samples_a_frame_come_to_the_common_one(tmp_path):
