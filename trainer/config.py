@@ -114,7 +114,12 @@ class OptimConfig:
     """AdamW of the masker, by default with a tenth of the encoder's learning rate; a hundredth was no better on the
     validation folds (docs/results/game-dials.md)."""
     warmup: float = setting(0.05, ">= 0 and <= 1")
-    """Fraction of the steps with a linear warm-up of the learning rates; a cosine decay to 0 follows."""
+    """Fraction of the steps with a linear warm-up of the learning rates."""
+    schedule: str = setting("cosine", choices=("cosine", "wsd"))
+    """After the warm-up: `cosine` decays to 0 over all remaining steps; `wsd` (warm-up, stable, decay) keeps the rates
+    constant until `decay`, so that a run can be prolonged before its decay without a jump."""
+    decay: float = setting(0.2, "> 0 and <= 1")
+    """Fraction of the steps, the last ones, with a linear decay to 0; only with `schedule=wsd`."""
 
 
 @dataclass
@@ -229,6 +234,13 @@ class PretrainConfig:
                 raise UserError("masker.depth has no effect with masker.name=paper: leave it out")
             if self.game.family != "spectral" and self.game.resolution_s != GameConfig.resolution_s:
                 raise UserError("game.resolution_s has no effect with masker.name=paper: leave it out")
+        if self.optim.schedule == "cosine" and self.optim.decay != OptimConfig.decay:
+            raise UserError("optim.decay has no effect with optim.schedule=cosine: use schedule=wsd or leave it out")
+        if self.optim.schedule == "wsd" and self.optim.warmup + self.optim.decay > 1:
+            raise UserError(
+                f"optim.warmup={self.optim.warmup:g} and optim.decay={self.optim.decay:g} are fractions of the steps: "
+                "together at most 1"
+            )
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
 
@@ -242,17 +254,3 @@ class PretrainConfig:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.steps or max(1, math.floor(self.epochs * steps_per_epoch))
-
-
-def learning_rate(peak: float, step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over `warmup * total` steps, then a cosine that would reach 0 at step `total`."""
-    warm_steps = max(1, round(warmup * total))
-    if step < warm_steps:
-        return peak * (step + 1) / warm_steps
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / max(1, total - warm_steps)))
-
-
-def player_rate(cfg: PretrainConfig, name: str, step: int, total: int) -> float:
-    """The learning rate of `encoder` or `masker` at a step; the masker's schedule starts after `game.warmup`."""
-    delay = math.ceil(cfg.game.warmup * total) if name == "masker" else 0
-    return learning_rate(getattr(cfg.optim, name).lr, max(0, step - delay), total - delay, cfg.optim.warmup)

@@ -10,7 +10,6 @@ from tests.support.pretrain_words import SMALL, called
 from tests.support.ranges import ranged
 from trainer import config, distributed, pretrain
 from trainer.data.shards import Shards
-from trainer.game import masking
 from trainer.run import assemble
 from umbra.config import _keys
 
@@ -126,16 +125,6 @@ def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):
 def test_every_number_of_the_config_has_a_range():
     numbers = {key for key, kind in _keys(config.PretrainConfig) if kind in (int, float)}
     assert numbers == ranged(config.PretrainConfig) | {"zero"}
-
-
-def test_the_maskers_rate_rises_and_falls_over_the_steps_that_it_plays():
-    plain = config.PretrainConfig()
-    late = config.PretrainConfig(game=masking.GameConfig(warmup=0.25))
-    for step in range(300):
-        assert config.player_rate(late, "masker", 100 + step, 400) == config.player_rate(plain, "masker", step, 300)
-        assert config.player_rate(late, "encoder", step, 400) == config.player_rate(plain, "encoder", step, 400)
-    first = next(step for step in range(400) if late.game.at(step / 400).share > 0)
-    assert config.player_rate(late, "masker", first + 14, 400) == late.optim.masker.lr
 
 
 def test_a_checkpoint_keeps_the_numbers_that_0_stands_for(shards):
