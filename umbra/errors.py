@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+CUTOFF = 0.6  # similarity (difflib) from which a known word is suggested for an unknown one
+SHOWN = 20
 
 
 class UserError(ValueError):
@@ -15,6 +19,29 @@ class UserError(ValueError):
     """
 
     alone = False
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The known word that is most similar to `word`; empty if none is similar."""
+    return next(iter(difflib.get_close_matches(str(word), list(known), n=1, cutoff=CUTOFF)), "")
+
+
+def near_miss(word: object, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: `; did you mean 'X'?`, or `; known: ...` if none is similar."""
+    names = list(known)
+    if near := nearest(word, names):
+        return f"; did you mean '{near}'?"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"; known: {', '.join(names[:SHOWN]) or 'none'}{more}"
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Puts `where: ` in front of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 @contextlib.contextmanager

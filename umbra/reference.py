@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 
 SCHEMAS = {
     "pretrain": "trainer.config:PretrainConfig",
@@ -27,7 +27,7 @@ SCHEMAS = {
 def reference(name: str) -> str:
     """The reference page of `pretrain`, `shard`, `transfer` or `study`. Raises `UserError` for any other name."""
     if name not in SCHEMAS:
-        raise UserError(f"'{name}' has no reference; available: {', '.join(SCHEMAS)}")
+        raise UserError(f"'{name}' has no reference{near_miss(name, SCHEMAS)}")
     module, _, schema = SCHEMAS[name].partition(":")
     rows = list(_rows(getattr(importlib.import_module(module), schema), ""))
     head = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]

@@ -12,7 +12,7 @@ from trainer import config, distributed, pretrain
 from trainer.data.shards import Shards
 from trainer.game import masking
 from trainer.run import assemble
-from umbra.config import _keys
+from umbra.layers import keys
 
 MISTAKES = [
     (["data.path=/no/such/folder"], "not a finished data set"),
@@ -34,8 +34,8 @@ MISTAKES = [
     (["temperature=0"], "temperature=0.0 must be > 0"),
     (["temperature=2", "learn_temperature=true"], "temperature=2: a learned temperature must start between 0.01 and 1"),
     (["batch.device=-1"], "batch.device=-1 must be >= 0"),
-    (["encoder.name=resnet19"], "did you mean resnet18?"),
-    (["encoder.args.widht=3"], "did you mean width?"),
+    (["encoder.name=resnet19"], "did you mean 'resnet18'?"),
+    (["encoder.args.widht=3"], "did you mean 'width'?"),
     (["encoder.args.width=abc"], "encoder.args.width=abc must be of type int"),
     (["encoder.args.groups=0"], "encoder.args.groups=0 must be >= 1"),
     (["encoder.args.layers=[1,1]"], "encoder.args.layers is not an argument of resnet18"),
@@ -69,7 +69,7 @@ MISTAKES = [
     (["zero=7"], "zero=7"),
     (["data.partner=patients"], "data.partner=patients is unknown; use same, patient"),
     (["wandb.mode=ofline"], "wandb.mode=ofline"),
-    (["data.exclude=[train-00000.tar]"], "not a shard of the training split; did you mean train-000000.tar?"),
+    (["data.exclude=[train-00000.tar]"], "not a shard of the training split; did you mean 'train-000000.tar'?"),
     (["data.exclude=[train-000000.tar]"], "data.exclude leaves no training shard: exclude fewer"),
     (["run=README.md"], "README.md is not a folder"),
     (["run=README.md/x"], "README.md is not a folder"),
@@ -124,7 +124,7 @@ def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):
 
 
 def test_every_number_of_the_config_has_a_range():
-    numbers = {key for key, kind in _keys(config.PretrainConfig) if kind in (int, float)}
+    numbers = {key for key, kind in keys(config.PretrainConfig) if kind in (int, float)}
     assert numbers == ranged(config.PretrainConfig) | {"zero"}
 
 

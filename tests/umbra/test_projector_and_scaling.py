@@ -63,7 +63,7 @@ def test_projector_is_two_layers():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(UserError, match="did you mean resnet18"):
+    with pytest.raises(UserError, match="did you mean 'resnet18'"):
         build_encoder("resnet19", 12, 1000)
     with pytest.raises(UserError, match="width=12 is not a multiple"):
         build_encoder("resnet18", 12, 1000, {"width": 12})
@@ -125,5 +125,5 @@ def test_the_papers_masker_keeps_the_length_and_every_parameter_learns(length):
 
 
 def test_an_unknown_masker_is_refused():
-    with pytest.raises(UserError, match=r"masker\.name=large is unknown; use unet or paper"):
+    with pytest.raises(UserError, match=r"masker\.name=large is unknown; known: unet, paper"):
         build_masker("large", 12, 1, 10, 8, 1, 5)

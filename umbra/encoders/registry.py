@@ -7,9 +7,8 @@ An encoder is a `Backbone` constructed from `(leads, samples, **args)` with a `d
 
 from __future__ import annotations
 
-import difflib
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from umbra.encoders.backbone import Backbone
 from umbra.encoders.resnet import ResNet
 from umbra.encoders.vit import ViT
 from umbra.encoders.xresnet import XResNet
-from umbra.errors import UserError, building
+from umbra.errors import UserError, building, near_miss
 
 ENCODERS: dict[str, Callable[..., Backbone]] = {
     "resnet18": partial(ResNet, layers=(2, 2, 2, 2)),
@@ -28,12 +27,6 @@ ENCODERS: dict[str, Callable[..., Backbone]] = {
 _GIVEN = {"leads", "samples", "layers", "return"}  # set by the data or the encoder's name, not by `encoder.args`
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
-
-
 def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | None = None) -> Backbone:
     """An encoder with random weights: [B, leads, samples], scaled -> [B, dim].
 
@@ -41,11 +34,11 @@ def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | No
     """
     args = dict(args or {})
     if name not in ENCODERS:
-        raise UserError(f"encoder.name={name} is unknown; {_nearest(name, ENCODERS)}")
+        raise UserError(f"encoder.name={name} is unknown{near_miss(name, ENCODERS)}")
     known = {k: kind for k, kind in typing.get_type_hints(_class(ENCODERS[name]).__init__).items() if k not in _GIVEN}
     for key, value in args.items():
         if key not in known:
-            raise UserError(f"encoder.args.{key} is not an argument of {name}; {_nearest(key, known)}")
+            raise UserError(f"encoder.args.{key} is not an argument of {name}{near_miss(key, known)}")
         if type(value) is not known[key]:
             raise UserError(f"encoder.args.{key}={value} must be of type {known[key].__name__}")
     with building("encoder"):
