@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from umbra.config import command, dump, load, split_words
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 
 USAGE = """python -m sharding COMMAND
 
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
         print(USAGE, end="")
         return 0
     if words[0] not in commands:
-        raise UserError(f"unknown command '{words[0]}'; known: {', '.join(commands)}")
+        raise UserError(f"unknown command '{words[0]}'{near_miss(words[0], commands)}")
     commands[words[0]](words[1:])
     return 0
 
@@ -44,7 +44,7 @@ def build(words: list[str]) -> None:
     from sharding.progress import reasons_table
 
     dry = "--dry-run" in words
-    config = load(BuildConfig, *split_words([word for word in words if word != "--dry-run"]))
+    config = load(BuildConfig, *split_words(words, ["--dry-run"]))
     if dry:
         print(dump(config) + building.dry_run(config))
         return

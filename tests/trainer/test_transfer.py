@@ -18,9 +18,10 @@ from trainer.evaluate.probe import features, probe
 from trainer.evaluate.result import comparison, run
 from trainer.evaluate.task import class_of, fraction_of, read_task
 from trainer.export import export
-from umbra.config import _keys, load
+from umbra.config import load
 from umbra.encoders.registry import build_encoder
 from umbra.errors import UserError
+from umbra.layers import keys
 
 RHYTHM = "configs/transfer/rhythm.yaml"
 
@@ -197,7 +198,7 @@ def test_the_same_call_gives_the_same_result(data, encoder, tmp_path):
 
 
 MISTAKES = [
-    (["column=codez"], "label column 'codez' is not in .*nearest columns: codes"),
+    (["column=codez"], "label column 'codez' is not in .*did you mean 'codes'"),
     (["column=codes", "fraction=0"], "fraction=0.0 must be > 0 and <= 1"),
     (["mode=prob"], "mode=prob is unknown; use probe, finetune, scratch"),
     (["encoder=random"], "needs like=DIR"),
@@ -224,7 +225,7 @@ def test_mistakes_are_one_clear_line(data, encoder, tmp_path, words, said):
 
 
 def test_every_number_of_the_config_has_a_range():
-    numbers = {k for k, kind in _keys(TransferConfig) if kind in (int, float, list[float])}
+    numbers = {k for k, kind in keys(TransferConfig) if kind in (int, float, list[float])}
     assert numbers == ranged(TransferConfig)
 
 

@@ -10,9 +10,10 @@ import yaml
 from trainer.config import PretrainConfig
 from trainer.evaluate.config import TransferConfig
 from umbra import resume
-from umbra.config import as_dict, check_fields, config_file, dump, load, setting
+from umbra.config import as_dict, check_fields, dump, load, setting
 from umbra.errors import UserError
 from umbra.files import write_text
+from umbra.layers import config_file
 
 ROOT = Path(__file__).parents[2]
 UNTRAINED = ("random", "scratch")
