@@ -43,7 +43,7 @@ class TableConfig:
     """Builds the record's name from several columns, such as `{trace_file}#{exam_id}`."""
     record_low: list[str] = field(default_factory=list)
     """Columns that are tried before `record` if the rate of the shards is at most `low_rate`."""
-    low_rate: float = 0.0
+    low_rate: float = setting(0.0, ">= 0 and <= 20000")
     """The highest rate of the shards, in Hz, at which `record_low` is tried."""
     patient: list[str] = setting(["patient_id"])
     """Columns of the patient's id; the first that exists is used."""

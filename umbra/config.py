@@ -101,12 +101,13 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
-def setting(default: Any, wanted: str = "", choices: Sequence[object] = ()) -> Any:
+def setting(default: Any, wanted: str = "", choices: Sequence[object] = (), allowed: str = "") -> Any:
     """A config dataclass field with a `default` and the constraints that `check_fields` checks.
 
     `wanted`: range of a number or of each item of a list (`> 0`, `>= 0 and < 1`); `choices`: the allowed values.
+    `allowed`: what the reference shows as allowed where the check needs more than the value.
     """
-    metadata = {"wanted": wanted, "choices": tuple(choices)}
+    metadata = {"wanted": wanted, "choices": tuple(choices), "allowed": allowed}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=functools.partial(copy.deepcopy, default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -61,7 +61,8 @@ def _rows(schema: type, prefix: str) -> Iterator[str]:
             assert isinstance(kind, type)
             yield from _rows(kind, f"{key}.")
             continue
-        allowed = field.metadata.get("wanted") or ", ".join(map(str, field.metadata.get("choices", ())))
+        known = field.metadata
+        allowed = known.get("allowed") or known.get("wanted") or ", ".join(map(str, known.get("choices", ())))
         shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
         cells = (f"`{key}`", shown.replace("typing.", ""), f"`{_default(field)}`", allowed, meaning.get(field.name, ""))
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
-from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below, read_at
+from sharding.sources.protocol import (
+    Head,
+    Recording,
+    Rejected,
+    SourceConfig,
+    contained,
+    files_below,
+    read_at,
+    refuse_unused,
+)
 from sharding.sources.wfdb_header import Header, Layout, SignalLine, parse_header, words_of
 from umbra import leads as lead_names
 
@@ -55,7 +64,8 @@ FORMATS = {
 
 
 def check(options: SourceConfig) -> None:
-    """WFDB needs no options."""
+    """Raises `UserError` for options of arrays: WFDB needs none."""
+    refuse_unused(options)
 
 
 def find(root: Path, without: str = "", options: SourceConfig | None = None) -> list[str]:
