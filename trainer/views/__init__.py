@@ -26,6 +26,8 @@ VIEWS: dict[str, type[View]] = {
     "lead_dropout": LeadDropout,
 }
 
+STAGES = ("signal", "mask")
+
 __all__ = ["VIEWS", "Key", "View", "Views", "build"]
 
 
@@ -59,6 +61,9 @@ def build(specs: Sequence[str | Mapping[str, Any]], leads: Sequence[str]) -> Vie
         count = 1 + sum(type(view) is VIEWS[name] for view in views)
         op = name if count == 1 else f"{name}#{count}"
         views.append(VIEWS[name](op=op, leads=tuple(leads), **args))
+        stage = getattr(views[-1], "stage", None)
+        if stage not in STAGES:
+            raise UserError(f"view '{name}': its stage {stage!r} is unknown; use {' or '.join(STAGES)}")
     return Views([v for v in views if v.stage == "signal"], [v for v in views if v.stage == "mask"])
 
 
