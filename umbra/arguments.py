@@ -20,7 +20,7 @@ def arguments(make: Callable[..., Any], given: int = 0) -> dict[str, Any]:
     while isinstance(inner, functools.partial):
         bound |= inner.keywords.keys()
         inner = inner.func
-    hints = typing.get_type_hints(inner.__init__ if isinstance(inner, type) else inner)
+    hints = typing.get_type_hints(inner.__init__ if isinstance(inner, type) else inner)  # type: ignore[misc]
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names = [name for name, parameter in inspect.signature(make).parameters.items() if parameter.kind in named]
     return {name: hints.get(name, Any) for name in names[given:] if name not in bound}
