@@ -22,6 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from umbra.errors import UserError
 from umbra.layers import as_fields, check_layer, items, layers, mappings, refuse_option
+from umbra.plain_yaml import Dumper
 
 C = TypeVar("C")
 
@@ -85,7 +86,7 @@ def split_words(words: Sequence[str], options: Sequence[str] = ()) -> tuple[str 
 
 def dump(config: Any) -> str:
     """A config dataclass as YAML with all its keys; `load` reads it back."""
-    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return yaml.dump(as_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

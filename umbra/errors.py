@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 CUTOFF = 0.6  # similarity (difflib) from which a known word is suggested for an unknown one
 SHOWN = 20
@@ -45,15 +46,18 @@ def naming(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def building(part: str) -> Iterator[None]:
-    """Converts torch's errors for impossible sizes into a `UserError` that names the `part` of the config."""
+def building(part: str, keys: Mapping[str, object]) -> Iterator[None]:
+    """Converts torch's errors for impossible sizes into a `UserError` that names the `part` and its config `keys`."""
     try:
         yield
     except UserError:
         raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise UserError(f"the {part} cannot be built from its keys {part}.*: {''.join(reason)}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = "".join(str(error).strip().splitlines()[:1])
+        if isinstance(error, MemoryError) or re.search("memory|alloc|overflow", str(error), re.IGNORECASE):
+            reason = "it does not fit into memory; use smaller sizes"
+        sizes = ", ".join(f"{key}={value}" for key, value in keys.items())
+        raise UserError(f"the {part} cannot be built with {sizes}: {reason}") from error
 
 
 def require_extra(extra: str, *packages: str) -> None:

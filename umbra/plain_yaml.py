@@ -15,6 +15,7 @@ from umbra.errors import UserError
 MISSING = "???"  # to OmegaConf, a value that is still to be given
 _LEADING_ZERO = re.compile(r"([-+]?)0[0_]*([0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?)")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
+_EXPONENT = re.compile(r"[-+]?[0-9][0-9_.]*[eE][-+]?[0-9]+")
 _TEXT = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -24,6 +25,17 @@ def refuse_surprises(text: str, key: str = "") -> None:
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     if node is not None and (problem := next(_problems(node, key), "")):
         raise UserError(problem)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes text that would be read as a number in quotes (PyYAML writes `08` and `1e3` without)."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar(_TEXT, text, style="'" if _as_meant(text) or _EXPONENT.fullmatch(text) else None)
+
+
+Dumper.add_representer(str, _represent_text)
 
 
 def _problems(node: yaml.Node, key: str) -> Iterator[str]:

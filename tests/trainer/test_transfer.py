@@ -207,6 +207,12 @@ MISTAKES = [
     (["probe=3"], r"'probe' is a section: give probe.C=\.\.\."),
     (["seed=-1"], "seed=-1 must be >= 0"),
     (["batch=0"], "batch=0 must be >= 1"),
+    (["bootstrap=1"], r"bootstrap=1 is too few for an interval: use 0 \(no intervals\), or 2 or more"),
+    (["finetune.epochs=1000000000"], "finetune.epochs=1000000000 must be >= 1 and <= 100000"),
+    (["classes=[a]"], r"key 'classes': this is a mapping: write classes=\{A: B\}, or \{\} for none"),
+    (["classes={a:b}"], "key 'classes': write a: b, with a space after the colon, not a:b"),
+    (["classes={SR: ['426783006']}"], "has 1 of the classes SR, two are needed"),
+    (["--dryrun"], r"unknown option --dryrun; known: --help"),
     (["bootstrap=-5"], "bootstrap=-5 must be >= 0"),
     (["probe.C=[1,0]"], r"probe.C=0.0 must be > 0"),
     (["finetune.lr=[nan]"], r"finetune.lr=nan must be a finite number"),
@@ -222,6 +228,11 @@ def test_mistakes_are_one_clear_line(data, encoder, tmp_path, words, said):
     with pytest.raises(UserError, match=said) as caught:
         transfer.main([RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path / 'o'}", *words])
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_can_be_left_out(data):
+    words = ["classes={AFIB: ['164889003', AFIB], SR: ['426783006', SR]}", f"data={data}"]
+    assert read_task(load(TransferConfig, RHYTHM, words)).classes == ["AFIB", "SR"]
 
 
 def test_every_number_of_the_config_has_a_range():

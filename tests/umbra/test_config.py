@@ -237,6 +237,13 @@ def test_the_number_to_write_is_that_without_zeros_or_that_of_yaml_in_base_60(nu
         refuse_surprises(text, "k")
 
 
+@pytest.mark.parametrize("text", ["08", "010", "1:30", "-00.5", "yes", "null", "1e3", "a: b", "12", "${x}", "x"])
+def test_any_text_is_dumped_so_that_it_is_read_back(text, tmp_path):
+    config = Everything(name=text, parts={text: text}, classes={text: [text]}, views=[text, {text: text}])
+    (tmp_path / "c.yaml").write_text(dump(config))
+    assert load(Everything, tmp_path / "c.yaml") == config
+
+
 def test_a_mapping_on_the_command_line_replaces_that_of_the_file_and_an_entry_is_added(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("classes: {A: [a], B: [b]}\nargs: {x: 1}\n")

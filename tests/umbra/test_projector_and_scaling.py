@@ -79,7 +79,7 @@ def test_wrong_arguments_are_named():
         ({"embedding": 0}, "encoder.args.embedding=0 must be >= 1"),
         ({"layers": [1, 1, 1, 1]}, "encoder.args.layers is not an argument of resnet18"),
         ({"leads": 3}, "encoder.args.leads is not an argument of resnet18"),
-        ({"embedding": 10**15}, "the encoder cannot be built from its keys encoder"),
+        ({"embedding": 10**15}, "the encoder cannot be built with encoder.name=resnet18, encoder.args."),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_one_line(args, said):
@@ -89,9 +89,9 @@ def test_arguments_of_the_wrong_kind_are_one_line(args, said):
 
 
 def test_building_leaves_other_errors_alone():
-    with pytest.raises(KeyError), building("masker"):
+    with pytest.raises(KeyError), building("masker", {}):
         raise KeyError("ours")
-    with pytest.raises(UserError, match=r"^the first$"), building("masker"):
+    with pytest.raises(UserError, match=r"^the first$"), building("masker", {}):
         raise UserError("the first")
 
 

@@ -67,7 +67,7 @@ class MaskLiftConfig:
     """A task of configs/transfer whose classes get a table each (empty: none)."""
     draw: int = setting(4, ">= 0")
     """Number of ECGs to draw with their masks."""
-    bootstrap: int = setting(1000, ">= 1")
+    bootstrap: int = setting(1000, ">= 2 and <= 1000000")
     """Bootstrap resamples of the patients."""
 
     def check(self) -> None:

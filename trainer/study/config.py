@@ -43,7 +43,7 @@ class StudyConfig:
     """The folder for everything that the study writes."""
     shard: ShardStep = field(default_factory=ShardStep)
     """How the shards of each rotation are built."""
-    folds: int = setting(10, ">= 3")
+    folds: int = setting(10, ">= 3 and <= 1000")
     """Number of folds of the data set."""
     rotations: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Which rotations of the folds over train, val and test to run."""
@@ -63,15 +63,15 @@ class StudyConfig:
     """Names of configs/transfer/*.yaml."""
     fractions: list[float] = setting([1.0, 0.1], "> 0 and <= 1")
     """Fractions of the train labels."""
-    processes: int = setting(2, ">= 1")
+    processes: int = setting(2, ">= 1 and <= 1024")
     """Processes per pre-training run."""
     pretrain: list[str] = field(default_factory=list)
     """`key=value` arguments for every pre-training run."""
     transfer: list[str] = field(default_factory=list)
     """`key=value` arguments for every evaluation."""
-    bootstrap: int = setting(2000, ">= 2")
+    bootstrap: int = setting(2000, ">= 2 and <= 1000000")
     """Bootstrap resamples of the patients."""
-    minutes: float = setting(120.0, "> 0")
+    minutes: float = setting(120.0, "> 0 and <= 525600")
     """Time limit per step, in minutes."""
 
     def check(self) -> None:

@@ -42,5 +42,5 @@ def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | No
             args[key] = fitted(value, known[key])
         except TypeError:
             raise UserError(f"encoder.args.{key}={value} must be of type {shown(known[key])}") from None
-    with building("encoder"):
+    with building("encoder", {"encoder.name": name, **{f"encoder.args.{key}": value for key, value in args.items()}}):
         return ENCODERS[name](leads, samples, **args)

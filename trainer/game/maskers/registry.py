@@ -23,5 +23,6 @@ def build_masker(name: str, leads: int, channels: int, hop: int, width: int, dep
     """
     if name not in MASKERS:
         raise UserError(f"masker.name={name} is unknown{near_miss(name, MASKERS)}")
-    with building("masker"):
+    sizes = {"name": name, "width": width, "depth": depth, "kernel": kernel}
+    with building("masker", {f"masker.{key}": value for key, value in sizes.items()}):
         return MASKERS[name](leads, channels, hop, width, depth, kernel)
