@@ -24,12 +24,17 @@ SCHEMAS = {
 }
 
 
+def schema_of(name: str) -> Any:
+    """The config dataclass of `pretrain`, `shard`, `transfer` or `study`, imported by name."""
+    module, _, schema = SCHEMAS[name].partition(":")
+    return getattr(importlib.import_module(module), schema)
+
+
 def reference(name: str) -> str:
     """The reference page of `pretrain`, `shard`, `transfer` or `study`. Raises `UserError` for any other name."""
     if name not in SCHEMAS:
         raise UserError(f"'{name}' has no reference{near_miss(name, SCHEMAS)}")
-    module, _, schema = SCHEMAS[name].partition(":")
-    rows = list(_rows(getattr(importlib.import_module(module), schema), ""))
+    rows = list(_rows(schema_of(name), ""))
     head = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
     return "\n".join([f"# Keys of `{name}`", "", *head, *rows]) + "\n"
 
