@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umbra.config import command, dump, load, split_words
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from sharding.finish import Outcome
@@ -30,7 +30,7 @@ def main(words: list[str]) -> int:
         print(USAGE, end="")
         return 0
     if words[0] not in commands:
-        raise UserError(f"unknown command '{words[0]}'; known: {', '.join(commands)}")
+        raise UserError(f"unknown command '{words[0]}'{near_miss(words[0], commands)}")
     commands[words[0]](words[1:])
     return 0
 
@@ -48,7 +48,7 @@ def build(words: list[str]) -> None:
     from sharding.options import BuildConfig
 
     dry = "--dry-run" in words
-    config = load(BuildConfig, *split_words([word for word in words if word != "--dry-run"]))
+    config = load(BuildConfig, *split_words(words, ["--dry-run"]))
     if dry:
         print(dump(config) + building.dry_run(config))
         return

@@ -63,6 +63,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
 def dry_run(config: BuildConfig) -> str:
     """What `build` would do, as text; reads the headers and writes nothing."""
     config = validated(config)
+    workers.refuse_foreign(Path(config.output))
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
     known = headers.survey(config, planning.wanted_split)
     with workers.worker_pool(config.workers) as pool, progress.bar(len(known.records), "record", "headers") as bar:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from sharding import deidentify, headers
 from sharding.headers import Survey
 from sharding.metadata import Table
-from sharding.options import BuildConfig, SplitConfig, content
+from sharding.options import BuildConfig, content
 from umbra.errors import UserError
 from umbra.files import atomic, write_text
 from umbra.schema import PRIVATE, SPLITS
@@ -126,7 +126,7 @@ def wanted_split(config: BuildConfig, table: Table | None) -> pa.Array | None:
     """Split of each table row by `split.column` (-1: none); None if fractions decide. Raises `UserError`."""
     options = config.split
     if not options.column:
-        _fractions(options)
+        options.fractions()
         return None
     if table is None:
         raise UserError(
@@ -143,21 +143,6 @@ def wanted_split(config: BuildConfig, table: Table | None) -> pa.Array | None:
     return pa.array(of_value, pa.int8()).take(column.indices)
 
 
-def _fractions(options: SplitConfig) -> list[float]:
-    values = [getattr(options, s) for s in SPLITS]
-    if (
-        any(isinstance(v, bool) or not isinstance(v, int | float) or not v >= 0 for v in values)
-        or sum(values) > 1 + 1e-9
-    ):
-        raise UserError(
-            f"split: train={values[0]} val={values[1]} test={values[2]} must be fractions that add up to at most 1 "
-            "(or name the table's column in split.column)"
-        )
-    if values[0] == 0:
-        raise UserError("split.train must be more than 0")
-    return [float(v) for v in values]
-
-
 def _assign(
     codes: NDArray[np.int64], wanted: NDArray[np.int8] | None, config: BuildConfig
 ) -> tuple[NDArray[np.int8], NDArray[np.uint64]]:
@@ -166,7 +151,7 @@ def _assign(
     place = mixed(unique, config.seed)
     if wanted is None:
         by_patient = np.empty(len(unique), np.int8)
-        by_patient[np.argsort(place, kind="stable")] = splits_by_fraction(len(unique), _fractions(config.split))
+        by_patient[np.argsort(place, kind="stable")] = splits_by_fraction(len(unique), config.split.fractions())
         return by_patient[inverse], place[inverse]
     low, high = np.full(len(unique), 127, np.int8), np.full(len(unique), -2, np.int8)
     np.minimum.at(low, inverse, wanted)

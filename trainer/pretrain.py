@@ -30,7 +30,7 @@ from umbra.errors import UserError
 
 def main(argv: list[str]) -> int:
     words = [w for w in argv if not w.startswith("--local_rank")]
-    cfg = read_config([w for w in words if w != "--dry-run"])
+    cfg = read_config(words)
     plan = plan_run(cfg)
     if "--dry-run" in words:
         print(dump(cfg) + describe(plan) + describe_cache(plan), end="")
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def read_config(words: list[str]) -> PretrainConfig:
     """The config of a command line: an optional YAML first, then `key=value` words."""
-    path, overrides = split_words(words)
+    path, overrides = split_words(words, ["--dry-run"])
     cfg = load(PretrainConfig, path, overrides)
     cfg.method = cfg.method or (Path(path).stem if path else "default")
     cfg.check()

@@ -6,7 +6,6 @@ a third-party encoder never runs its code.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from umbra.encoders.encoder import FORMAT, Encoder, EncoderConfig
 from umbra.encoders.registry import build_encoder
-from umbra.errors import UserError
+from umbra.errors import UserError, nearest
 from umbra.files import write_bytes
 
 CONFIG = "config.json"
@@ -113,10 +112,8 @@ def mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
     """Why `given` cannot be loaded as `wanted` (names or shapes), in one line; empty if it can."""
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing:
-        near = difflib.get_close_matches(missing[0], extra or given.keys(), n=1, cutoff=0.3)
-        return f"{len(missing)} weights are missing, first '{missing[0]}'" + (
-            f" (closest: '{near[0]}')" if near else ""
-        )
+        near = nearest(missing[0], extra or given)
+        return f"{len(missing)} weights are missing, first '{missing[0]}'" + (f" (closest: '{near}')" if near else "")
     if extra:
         return f"{len(extra)} weights are unknown, first '{extra[0]}'"
     for name, tensor in wanted.items():

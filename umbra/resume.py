@@ -11,14 +11,14 @@ UNSET = object()
 # Keys and sections that may change on resume. All others determine the result.
 FREE: dict[str, tuple[str, ...]] = {
     "run": (  # a different number of steps stretches the remaining schedule
-        *("run", "resume", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb"),
+        *("run", "resume", "method", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb"),
         *("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb", "data.audit"),
         *("batch.device", "compile"),
     ),
     "build": ("input", "output", "workers", "task", "tasks", "key_file", "timeout"),
     "study": (
         *("rotations", "methods", "seeds", "tasks", "fractions", "reference", "bootstrap", "minutes", "output"),
-        "processes",
+        *("name", "data", "processes"),
     ),
 }
 

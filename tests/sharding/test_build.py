@@ -728,7 +728,10 @@ def test_killed_builds_go_on_many_times(tmp_path):
     [
         (["build", "wfdb.yaml", "input=nope", "output=out"], "input folder nope does not exist"),
         (["build", "wfdb.yaml", "input=empty", "output=out"], "is empty"),
-        (["build", "wfdb.yaml", "input=other", "output=out", "source.public=true"], "contains no .hea file"),
+        (
+            ["build", "wfdb.yaml", "input=other", "output=out", "source.public=true"],
+            "contains no file with the ending .hea",
+        ),
         (["build", "wfdb.yaml", "input=other", "output=out"], "no pseudonym key"),
         (["build", "wfdb.yaml", "inputs=x"], "did you mean 'input'"),
         (["build", "wfdb.yaml", "input=x", "extra"], "one config file"),

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.views.random import Key, bits
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 from umbra.files import atomic, write_text
 from umbra.schema import SAMPLE_COLUMNS, SAMPLES, read_manifest
 
@@ -64,7 +64,7 @@ class Metadata:
     def column(self, name: str) -> Column:
         """A whole column, memory-mapped. Raises `UserError` for an unknown name, or a column of lists."""
         if name not in self._names:
-            raise UserError(f"{self._path} has no column '{name}'; there are {', '.join(self._names)}")
+            raise UserError(f"{self._path} has no column '{name}'{near_miss(name, self._names)}")
         if name not in self._columns:
             path = self._folder / f"{self._names.index(name)}.npy"
             if not path.is_file():

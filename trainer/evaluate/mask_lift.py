@@ -37,10 +37,11 @@ from trainer.run.checkpoint import newest
 from trainer.run.record import RECORD, read_record
 from trainer.views.masks import TimeMask
 from trainer.views.random import Key
-from umbra.config import check_fields, config_file, load, setting
+from umbra.config import check_fields, load, setting
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.files import write_text
+from umbra.layers import config_file
 
 LEAST_ECGS, LEAST_SHARE = 10, 0.2  # ECGs of a group, and ECGs with a wave among them, for a lift
 MASKS = ("masker", "masker, another ECG's", "random block")
@@ -66,7 +67,7 @@ class MaskLiftConfig:
     """A task of configs/transfer whose classes get a table each (empty: none)."""
     draw: int = setting(4, ">= 0")
     """Number of ECGs to draw with their masks."""
-    bootstrap: int = setting(1000, ">= 1")
+    bootstrap: int = setting(1000, ">= 2 and <= 1000000")
     """Bootstrap resamples of the patients."""
 
     def check(self) -> None:

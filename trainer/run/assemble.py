@@ -217,8 +217,9 @@ def mfu_share(plan: Plan, world: distributed.World) -> float:
 
 
 def checkpoint_state(cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards) -> dict[str, Any]:
-    """What a checkpoint keeps to know its run again: the config, with the numbers that 0 stands for."""
+    """What a checkpoint keeps to know its run again: the config, with what 0 and `auto` stand for."""
     config = as_dict(cfg)
+    config["precision"] = "bf16" if uses_bf16(cfg.precision, world.device) else "fp32"
     config["data"]["path"] = without_secrets(cfg.data.path)
     config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
     excluded = exclude.as_saved(order.changes, train.shards)

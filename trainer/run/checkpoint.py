@@ -96,6 +96,8 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
 def changes(saved: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
     """What prevents a run with `state` from resuming a `saved` one: `key: old value, now new value`."""
     old, new = ({**s["config"], "fingerprint": s["fingerprint"]} for s in (saved, state))
+    if old.get("precision") == "auto":  # an earlier version did not keep what it stood for
+        old["precision"] = new["precision"]
     return [f"{c.key}: {_shown(c.old)}, now {_shown(c.new)}" for c in resume.changes("run", old, new)]
 
 

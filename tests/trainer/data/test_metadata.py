@@ -125,7 +125,7 @@ def test_many_rows_at_once(tmp_path):
 
 
 def test_what_cannot_be_read_is_named(metadata, tmp_path):
-    with pytest.raises(UserError, match=r"no column 'sex'; there are shard, key"):
+    with pytest.raises(UserError, match=r"no column 'sex'; known: shard, "):
         metadata.column("sex")
     with pytest.raises(UserError, match=r"column 'codes' is of type list"):
         metadata.column("codes")

@@ -138,7 +138,7 @@ def test_masks_are_those_of_the_checkpoint(run):
         (["masks", "RUN", "by=rythm"], "by=rythm: .* does not exist"),
         (["masks", "RUN", "data=/no/where"], "/no/where"),
         (["masks", "RUN", "ecgs=0"], "ecgs=0 must be >= 2"),
-        (["masks", "RUN", "bootstrap=0"], "bootstrap=0 must be >= 1"),
+        (["masks", "RUN", "bootstrap=0"], "bootstrap=0 must be >= 2"),
         (["curves", "RUN", "RUN"], "say what to draw"),
     ],
 )

@@ -36,7 +36,8 @@ def alone(monkeypatch):
 
 
 def state(*words: str, method: str = "none", world: int = 2, fingerprint: str = "f00d") -> dict:
-    config = as_dict(load(PretrainConfig, f"configs/pretrain/{method}.yaml", [f"method={method}", *words]))
+    given = [f"method={method}", "precision=fp32", *words]
+    config = as_dict(load(PretrainConfig, f"configs/pretrain/{method}.yaml", given))
     return {"config": config, "fingerprint": fingerprint, "world": world}
 
 
@@ -69,7 +70,8 @@ def test_the_newest_committed_ones_stay_by_number(tmp_path):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (state(method="3kg"), ['method: "none", now "3kg"', "views.first: [], now [{"]),
+        (state(method="3kg"), ["views.first: [], now [{"]),
+        (state("precision=bf16"), ['precision: "fp32", now "bf16"']),
         (state("game.enabled=true"), ["game.enabled: false, now true"]),
         (state("encoder.args.width=8"), ["encoder.args.width: not set, now 8"]),
         (state("encoder.name=resnet34"), ['encoder.name: "resnet18", now "resnet34"']),
@@ -95,6 +97,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, other, said):
 def test_places_logs_and_lengths_may_change(tmp_path):
     words = [
         "run=elsewhere",
+        "method=renamed",
         "data.path=moved",
         "log.every=1",
         "checkpoint.keep=9",
@@ -108,6 +111,11 @@ def test_places_logs_and_lengths_may_change(tmp_path):
         checkpoint.load(path, {"encoder": Engine(0)}, state(*words, "steps=9", "epochs=2", "resume=never", world=4))
         == 5
     )
+
+
+def test_a_checkpoint_of_before_that_kept_auto_says_nothing_of_the_precision():
+    for now in ("fp32", "bf16"):
+        assert checkpoint.changes(state("precision=auto"), state(f"precision={now}")) == []
 
 
 def test_the_order_of_a_views_arguments_is_no_change():
