@@ -20,12 +20,13 @@ import pyarrow as pa
 
 from sharding import build_state, changes, deidentify, headers, progress
 from sharding import plan as planning
-from sharding.finish import Outcome, finish, tables
+from sharding.finish import Outcome, finish, tables_are_whole
 from sharding.lock import lock
 from sharding.options import BuildConfig, named, validated
 from sharding.plan import Plan, ShardPlan
 from sharding.shard import build_shard
 from umbra.errors import UserError
+from umbra.files import claim_folder
 from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 
@@ -51,9 +52,9 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
         with lock(output / PRIVATE / "plan.lock"):
             done = build_state.finished(output, plan)
             if (output / MANIFEST).is_file():
-                if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
+                if len(done) == len(plan.shards) and tables_are_whole(output):
                     return Outcome("already built")
-                (output / MANIFEST).unlink()  # something has been deleted since and is built again
+                (output / MANIFEST).unlink()  # something has been deleted or damaged since and is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         _build_shards(config, plan, todo, pool)
         if len(build_state.finished(output, plan)) < len(plan.shards):
@@ -69,6 +70,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
 def dry_run(config: BuildConfig) -> str:
     """What `build` would do, as text; reads the headers and writes nothing."""
     config = validated(config)
+    claim_folder(config.output, "output")
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
     known = headers.survey(config, planning.wanted_split)
     with worker_pool(config.workers) as pool, progress.bar(len(known.records), "record", "headers") as bar:
@@ -84,8 +86,7 @@ def dry_run(config: BuildConfig) -> str:
 
 
 def _refuse_foreign(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output={output} is a file, not a folder")
+    claim_folder(output, "output")
     if output.is_dir() and any(output.iterdir()) and not (output / PRIVATE).is_dir():
         what = "a data set without its private/ folder" if (output / MANIFEST).is_file() else "other files"
         raise UserError(f"output folder {output} holds {what}: choose another output")
@@ -210,7 +211,8 @@ def _broken_workers(output: Path) -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         noted = [
-            path.read_text().strip() for path in sorted(build_state.failure_path(output, "x").parent.glob("*.failed"))
+            path.read_text(errors="replace").strip()
+            for path in sorted(build_state.failure_path(output, "x").parent.glob("*.failed"))
         ]
         why = noted[0] if noted else "a worker died (out of memory, or a hanging read?): fewer workers need less memory"
         raise UserError(f"{why}; fix that and run the same command again") from error
