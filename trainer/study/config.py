@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from trainer.config import PretrainConfig
 from trainer.evaluate.config import TransferConfig
 from umbra import resume
 from umbra.config import as_dict, check_fields, config_file, dump, load, setting
 from umbra.errors import UserError
-from umbra.files import write_text
+from umbra.files import read_yaml, write_text
 
 ROOT = Path(__file__).parents[2]
 UNTRAINED = ("random", "scratch")
@@ -157,7 +155,8 @@ def keep_config(config: StudyConfig, output: Path) -> None:
     """
     path = output / "config.yaml"
     if path.is_file():
-        changes = resume.changes("study", yaml.safe_load(path.read_text()), as_dict(config))
+        kept = read_yaml(path, "delete it and run the same study again, which writes it anew")
+        changes = resume.changes("study", kept, as_dict(config))
         changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': use a new output or the old value")
