@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +117,8 @@ def _folder(name: str, words: list[str]) -> str:
     bare = [w.removeprefix("output=") for w in words]
     if len(bare) != 1:
         raise UserError(f"usage: python -m sharding {name} FOLDER")
+    if os.path.exists(bare[0]) and not os.path.isdir(bare[0]):
+        raise UserError(f"{bare[0]} is not a folder: name the output folder of a build")
     return bare[0]
 
 

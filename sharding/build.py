@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sharding import build_state, changes, deidentify, headers, progress, workers
 from sharding import plan as planning
-from sharding.finish import Outcome, finish, tables
+from sharding.finish import Outcome, finish, tables_are_whole
 from sharding.lock import lock
 from sharding.options import BuildConfig, named, validated
 from sharding.plan import Plan
@@ -44,9 +44,9 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
         with lock(output / PRIVATE / "plan.lock"):
             done = build_state.finished(output, plan)
             if (output / MANIFEST).is_file():
-                if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
+                if len(done) == len(plan.shards) and tables_are_whole(output):
                     return Outcome("already built")
-                (output / MANIFEST).unlink()  # something has been deleted since and is built again
+                (output / MANIFEST).unlink()  # something has been deleted or damaged since and is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         job = partial(build_shard, config, plan.meta_bytes)
         workers.write_shards(output, plan, todo, job, pool, "record")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ from sharding import deidentify, headers
 from sharding.headers import Survey
 from sharding.metadata import Table
 from sharding.options import BuildConfig, content
+from umbra import parquet
 from umbra.errors import UserError
-from umbra.files import atomic, write_text
+from umbra.files import atomic, read_json_as, write_text
 from umbra.schema import PRIVATE, SPLITS
 
 META_BYTES = 512
@@ -370,34 +372,30 @@ def write_json(output: Path, plan: Plan) -> None:
 def read_plan(output: Path) -> Plan:
     """Reads the plan. Raises `UserError` if it is missing or damaged."""
     path = output / PRIVATE / PLAN_JSON
-    try:
-        values = json.loads(path.read_text())
-        values["shards"] = [ShardPlan(**shard) for shard in values["shards"]]
-        return Plan(**values)
-    except FileNotFoundError as error:
-        raise UserError(f"{output} holds no plan: it is not the output folder of a build") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or of another version: delete {output} and build again") from error
+    if not os.path.exists(path):
+        raise UserError(f"{output} holds no plan: it is not the output folder of a build")
+    return read_json_as(Plan, path, f"it may be of another version; delete {output} and build again")
 
 
 @lru_cache(maxsize=1)
-def _parsed(path: Path, size: int, time: int) -> pq.ParquetFile:
+def _parsed(path: Path, fix: str, size: int, time: int) -> parquet.Table:
     """The open file. Its footer, which is long with many shards, is parsed once per process."""
-    return pq.ParquetFile(path, memory_map=True)
+    return parquet.Table(path, fix, memory_map=True)
 
 
-def row_file(output: Path) -> pq.ParquetFile:
-    path = output / PRIVATE / PLAN_ROWS
-    status = path.stat()
-    return _parsed(path, status.st_size, status.st_mtime_ns)
+def row_file(output: Path) -> parquet.Table:
+    """`private/plan.parquet`. Raises `UserError` if it is missing or damaged."""
+    path, fix = output / PRIVATE / PLAN_ROWS, f"delete {output} and build again"
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {fix}") from error
+    return _parsed(path, fix, status.st_size, status.st_mtime_ns)
 
 
 def rows_of_shard(output: Path, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The planned records of one shard, in order; some `columns` of them (None: all). Raises `UserError`."""
-    file = row_file(output)
-    if lacking := [name for name in columns or ROWS if name not in file.schema_arrow.names]:
-        raise UserError(f"{output} was planned by another version (no column {lacking[0]}): delete it and build again")
-    return file.read_row_group(ordinal, columns)
+    """The planned records of one shard, in order; some `columns` of them (None: all)."""
+    return row_file(output).group(ordinal, columns)
 
 
 def values(column: pa.ChunkedArray) -> list[Any]:
@@ -413,5 +411,5 @@ def values(column: pa.ChunkedArray) -> list[Any]:
 
 def rejected_rows(output: Path, plan: Plan) -> Iterator[pa.Table]:
     file = row_file(output)
-    for group in range(len(plan.shards), file.num_row_groups):
-        yield file.read_row_group(group)
+    for group in range(len(plan.shards), len(file.groups)):
+        yield file.group(group)

@@ -77,7 +77,7 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
     try:
         tally, shard_hash, count, geometry = _write_shard(config, meta_bytes, shard, tick)
     except UserError as error:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             write_text(build_state.failure_path(output, shard.name), f"{error}\n")
         raise
     write_rows(output, shard, tally.rows)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sharding import build_state, equal, progress
 from sharding.finish import (
@@ -29,6 +28,7 @@ from sharding.join.parts import Part
 from sharding.plan import Plan
 from umbra.errors import UserError
 from umbra.files import atomic
+from umbra.parquet import AGAIN, Table
 
 
 def finish(output: Path, plan: Plan, parts: Sequence[Part]) -> Outcome:
@@ -69,10 +69,10 @@ def _write_tables(output: Path, plan: Plan, parts: Sequence[Part], number: dict[
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
         samples, records = TableWriter(samples_path, stack), TableWriter(records_path, stack)
         for shard in plan.shards:
-            records.write(pq.read_table(build_state.records_path(output, shard.name)))
+            records.write(Table(build_state.records_path(output, shard.name), AGAIN).read())
             if shard.name not in number:
                 continue
-            rows = pq.read_table(build_state.rows_path(output, shard.name))
+            rows = Table(build_state.rows_path(output, shard.name), AGAIN).read()
             signals.append(rows.column("signal").to_numpy())
             place = pa.array([number[shard.name]] * len(rows), pa.int32())
             rows = rows.drop_columns(["signal"]).set_column(0, "shard", place)
@@ -92,12 +92,10 @@ def _never_planned(parts: Sequence[Part]) -> Iterator[pa.Table]:
     for part in parts:
         if part.plan is None:
             continue
-        with pq.ParquetFile(tables(part.path)[1]) as file:
-            for group in range(len(part.plan.shards), file.num_row_groups):
-                rows = file.read_row_group(group)
-                names = [f"{part.label}:{record}" for record in rows.column("record").to_pylist()]
-                window, reason, detail, key = (
-                    rows.column(c).to_pylist() for c in ("window", "reason", "detail", "key")
-                )
-                reader = rows.column("reader").to_pylist() if "reader" in rows.column_names else [""] * len(rows)
-                yield record_rows(names, window, reason, detail, key, reader, None)
+        table = Table(tables(part.path)[1], AGAIN)
+        for group in range(len(part.plan.shards), len(table.groups)):
+            rows = table.group(group)
+            names = [f"{part.label}:{record}" for record in rows.column("record").to_pylist()]
+            window, reason, detail, key = (rows.column(c).to_pylist() for c in ("window", "reason", "detail", "key"))
+            reader = rows.column("reader").to_pylist() if "reader" in rows.column_names else [""] * len(rows)
+            yield record_rows(names, window, reason, detail, key, reader, None)

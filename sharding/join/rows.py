@@ -19,6 +19,7 @@ from sharding.join.state import State
 from sharding.plan import ShardPlan
 from sharding.shard import Tally
 from umbra.files import atomic
+from umbra.parquet import AGAIN, Table
 
 COLUMNS = {
     "shard": pa.int32(),
@@ -46,7 +47,7 @@ def of_shard(state: State, ordinal: int) -> pa.Table:
 def _rows(parts: Sequence[Part], part: int, number: int) -> pa.Table:
     """The rows of one shard (NONE: none) of a part, with the columns of the joined table and `part`."""
     whole = parts[part].samples
-    rows = whole.schema_arrow.empty_table() if number == NONE else whole.read_row_group(number)
+    rows = whole.schema.empty_table() if number == NONE else whole.group(number)
     columns = {}
     for name, kind in (COLUMNS | label_types(parts)).items():
         if name in rows.column_names:
@@ -119,6 +120,5 @@ def _group(part: Part, group: int, keys: set[str]) -> list[dict[str, Any]]:
     if group == NONE:
         blank = dict.fromkeys(RECORD_COLUMNS)
         return [blank | {"record": f"{part.label}:{key}", "key": key} for key in sorted(keys)]
-    with pq.ParquetFile(tables(part.path)[1]) as file:
-        rows = file.read_row_group(group).to_pylist()
+    rows = Table(tables(part.path)[1], AGAIN).group(group).to_pylist()
     return [row | {"record": f"{part.label}:{row['record']}"} for row in rows]

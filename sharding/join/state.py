@@ -76,7 +76,7 @@ def draw_up(parts: Sequence[Part], placed: Placed) -> Plan:
     records = [part.plan.records if part.plan else sum(s.samples for s in part.manifest.shards) for part in parts]
     keys = sorted({leaf["key_id"] for part in parts for leaf in part.leaves})
     return Plan(
-        content={"join": [m.fingerprint for m in manifests]},
+        content={"join": [m.fingerprint for m in manifests], "leads": manifests[0].leads},
         table=[],
         meta_bytes=max(m.meta_bytes for m in manifests),
         key_id="+".join(keys),

@@ -446,7 +446,7 @@ def test_damaged_parts_are_named(sets, tmp_path):
     join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
     assert verify(tmp_path / "out")
     (tmp_path / "wide" / "samples.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match=r"wide/samples.parquet does not have the sha256"):
+    with pytest.raises(UserError, match=r"wide/samples.parquet is damaged"):
         join(tmp_path / "new", tmp_path / "site", tmp_path / "wide")
     manifest = tmp_path / "site" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"samples": 7', '"samples": 6'))

@@ -265,14 +265,14 @@ def test_results_are_compared_also_without_an_interval(data, encoder, tmp_path):
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{}", '{"auroc": null}', "\x00\x01"])
 def test_what_is_no_result_cannot_be_compared(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UserError, match=r"r\.json is not a result\.json"):
+    with pytest.raises(UserError, match=r"r\.json is damaged .*: give result\.json files"):
         transfer.main(["compare", str(tmp_path / "r.json")])
 
 
 def test_comparing_nothing_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match="name the results to compare"):
         transfer.main(["compare"])
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\): give result\.json files"):
         transfer.main(["compare", str(tmp_path)])
 
 

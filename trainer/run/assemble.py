@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from trainer import distributed
@@ -31,7 +33,7 @@ from trainer.game.players import ContrastiveEncoder, make_players, masked_views
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, loop
 from trainer.run.engines import make_engine, uses_bf16
-from trainer.run.record import new_record, write_record
+from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
 from trainer.views import Views, build
 from umbra.config import as_dict
 from umbra.encoders.encoder import Scaling
@@ -44,7 +46,8 @@ from umbra.files import claim_folder
 class Plan:
     """A run's settings and players, known from its config and data before the process group is joined.
 
-    `views`: of the first and second side of a pair; `total`: steps of the whole run.
+    `views`: of the first and second side of a pair; `total`: steps of the whole run; `patients`: the code of every row
+    of `samples.parquet`.
     """
 
     cfg: PretrainConfig
@@ -55,12 +58,14 @@ class Plan:
     masker: Masker | None
     views: tuple[Views, Views]
     total: int
+    patients: NDArray[np.int64]
 
 
 def plan_run(cfg: PretrainConfig) -> Plan:
     """Opens the data and builds the players. Raises `UserError` for what cannot work; writes nothing."""
     folder = Path(cfg.run)
     claim_folder(folder, "run")
+    known_wandb_id(folder)
     root, remote = local_root(cfg.data.path, cfg.data.cache), is_remote(cfg.data.path)
     train = Shards(root, "train", remote, cfg.data.exclude)
     heldout = Shards(root, "val", remote) if train.manifest.of_split("val") else None
@@ -71,7 +76,7 @@ def plan_run(cfg: PretrainConfig) -> Plan:
     encoder, masker = make_players(cfg, train)
     views = build(cfg.views.first, train.manifest.leads), build(cfg.views.second, train.manifest.leads)
     total = cfg.total_steps(order.steps_per_epoch)
-    return Plan(cfg, train, heldout, order, encoder, masker, views, total)
+    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients())
 
 
 def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
@@ -88,10 +93,12 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
     order = make_order(cfg, train, checkpoint.saved_state(newest))
     state = checkpoint_state(cfg, world, order, train)
     start = checkpoint.load(newest, engines, state) if newest else 0
+    record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size)
     if start >= plan.total:
+        if world.is_main and not (folder / RECORD).is_file():
+            write_record(cfg, record, "finished")
         return None
     cache = start_cache(plan, world, order, start)
-    record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size)
     if world.is_main:
         write_record(cfg, record, "running")
     info = dataclasses.asdict(record)
@@ -121,7 +128,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         total=plan.total,
         cache=cache,
         recorder=open_recorder(cfg, world, order, train, start),
-        patients=torch.tensor(train.patients(), device=world.device),
+        patients=torch.tensor(plan.patients, device=world.device),
         mfu_per_ecg=mfu,
         partners=patient_partners(cfg, order, train),
     )

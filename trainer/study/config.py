@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
 from trainer.config import PretrainConfig
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of
 from umbra import resume
 from umbra.config import as_dict, check_fields, dump, given_keys, load, setting
 from umbra.errors import UserError, naming
-from umbra.files import write_text
+from umbra.files import read_yaml, write_text
 from umbra.layers import config_file
 from umbra.reference import schema_of
 
@@ -209,7 +207,8 @@ def keep_config(config: StudyConfig, output: Path) -> None:
     """
     path = output / "config.yaml"
     if path.is_file():
-        changes = resume.changes("study", yaml.safe_load(path.read_text()), as_dict(config))
+        kept = read_yaml(path, "delete it and run the same study again, which writes it anew")
+        changes = resume.changes("study", kept, as_dict(config))
         changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': use a new output or the old value")

@@ -155,7 +155,8 @@ def test_a_run_without_a_masker_has_no_masks(run):
 
 
 def test_data_of_another_shape_than_the_runs_are_refused(run):
-    encoder = {"leads": list(LEADS), "samples": 1200, "rate": 200.0}
-    (run / "run.json").write_text(json.dumps({"encoder": encoder, "scaling": {}, "fingerprint": "", "key_id": ""}))
+    encoder = {"name": "resnet18", "args": {}, "leads": list(LEADS), "samples": 1200, "rate": 200.0}
+    record = {"encoder": encoder, "scaling": handmade.SCALING, "fingerprint": "", "key_id": ""}
+    (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="has other leads, rate or length"):
         figures.main(["masks", str(run)])
