@@ -12,6 +12,7 @@ import functools
 import math
 import operator
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -25,6 +26,7 @@ from umbra.layers import as_fields, check_layer, items, layers, mappings, refuse
 from umbra.plain_yaml import Dumper
 
 C = TypeVar("C")
+PATIENCE = 60.0
 
 
 def load(
@@ -143,7 +145,8 @@ def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoR
     """Runs a command-line entry point: a `UserError` becomes one line on stderr and exit code 2.
 
     `-h` or `--help` prints `USAGE` of the module of `main`, or else its docstring. `quiet` suppresses usage and error
-    messages (only one of several processes should print), except errors marked `alone`.
+    messages (only one of several processes should print), except errors marked `alone`: an error of a quiet process is
+    printed after `PATIENCE` seconds only, if no other process has ended the run by then.
     """
     words, module = sys.argv[1:], sys.modules[main.__module__]
     if "-h" in words or "--help" in words:
@@ -157,8 +160,9 @@ def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoR
             print("interrupted", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        if not quiet or error.alone:
-            print(f"error: {error}", file=sys.stderr)
+        if quiet and not error.alone:
+            time.sleep(PATIENCE)  # a launcher kills all processes when one exits: let the one that prints do so first
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

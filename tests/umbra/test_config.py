@@ -384,11 +384,14 @@ def test_of_many_processes_one_speaks(capsys, monkeypatch):
     def wrong(words):
         raise UserError("what, where, how")
 
-    for quiet, said in ((False, "error: what, where, how\n"), (True, "")):
+    said_when_waiting = []
+    monkeypatch.setattr("umbra.config.time.sleep", lambda _: said_when_waiting.append(capsys.readouterr().err))
+    for quiet, before in ((False, []), (True, [""])):
         with pytest.raises(SystemExit) as ended:
             command(wrong, quiet)
         assert ended.value.code == 2
-        assert capsys.readouterr().err == said
+        assert capsys.readouterr().err == "error: what, where, how\n"
+        assert said_when_waiting == before
 
 
 def test_a_default_that_is_a_list_belongs_to_one_config_alone():
