@@ -1,5 +1,6 @@
 """What a user gets wrong before anything starts: one line, exit code 2; and the ranges of all numbers."""
 
+import json
 import shutil
 
 import numpy as np
@@ -172,3 +173,51 @@ def test_a_checkpoint_keeps_the_numbers_that_0_stands_for(shards):
     half = assemble.checkpoint_state(cfg, world, assemble.make_order(cfg, train, {}), train)
     assert half["config"]["precision"] == "bf16"
     assert (state["world"], state["fingerprint"]) == (2, train.manifest.fingerprint)
+
+
+# ---- a dry run beside the run that is there ----
+
+
+@pytest.fixture
+def begun(shards, tmp_path):
+    """The words of a run that was stopped at step 150 of 300."""
+    run = tmp_path / "run"
+    words = ["configs/pretrain/none.yaml", f"data.path={shards}", f"run={run}", *SMALL, "steps=300"]
+    plan = assemble.plan_run(pretrain.read_config(words))
+    state = assemble.checkpoint_state(plan.cfg, distributed.World(0, 1, torch.device("cpu")), plan.order, plan.train)
+    folder = run / "checkpoints" / "step-150"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"step": 150, **state}))
+    (folder / "COMMITTED").touch()
+    return words
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["optim.encoder.lr=0.5"], "optim.encoder.lr: 0.001, now 0.5"),
+        (["encoder.args.width=16"], "encoder.args.width: 8, now 16"),
+        (["optim.schedule=wsd"], 'optim.schedule: "cosine", now "wsd"'),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(more, said, begun, monkeypatch, capsys):
+    code, output, error = called([*begun, *more, "--dry-run"], monkeypatch, capsys)
+    assert (code, output) == (2, "")
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "# resumes at step 150\n"),
+        (
+            ["steps=600"],
+            "with 600 steps instead of 300: the encoder's learning rate is 0.00089 from here on, not 0.00054 (",
+        ),
+        (["steps=301"], "# resumes at step 150, with 301 steps instead of 300\n"),
+    ],
+)
+def test_a_dry_run_says_what_more_steps_do_to_the_learning_rate(more, said, begun, monkeypatch, capsys):
+    code, output, _ = called([*begun, *more, "--dry-run"], monkeypatch, capsys)
+    assert code == 0
+    assert said in output

@@ -18,13 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from trainer import distributed
+from trainer.config import PretrainConfig
 from umbra import hub, resume
+from umbra.config import as_dict
 from umbra.errors import UserError
 from umbra.files import damaged, flush_tree, make_folder, read_json, write_text
 from umbra.hub import save_weights
 from umbra.typed import typed
 
 MARKER, STATE, WEIGHTS = "COMMITTED", "state.json", "weights.safetensors"
+DEFAULTS = as_dict(PretrainConfig())  # of keys that a checkpoint of an earlier version does not have
 
 
 def committed(run: str | Path) -> dict[int, Path]:
@@ -115,12 +118,7 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
     `excluded` (the shards excluded, from which step on) may differ.
     """
     saved = saved_state(path)
-    changed = changes(saved, state)
-    if changed:
-        raise UserError(
-            f"{path} was made with another {'; '.join(changed)}: resume with the old values, or choose another run "
-            "directory (run=DIR)"
-        )
+    refuse_changes(path, saved, state)
     zero = state["config"]["zero"]
     if zero > 0 and saved["world"] != state["world"]:
         raise UserError(
@@ -146,12 +144,21 @@ def _load_engine(engine: Any, path: Path, name: str) -> None:
         raise said from error
 
 
+def refuse_changes(path: Path, saved: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raises `UserError`, naming what changed, if a run with `state` cannot resume the checkpoint `path`."""
+    if changed := changes(saved, state):
+        raise UserError(
+            f"{path} was made with another {'; '.join(changed)}: resume with the old values, or choose another run "
+            "directory (run=DIR)"
+        )
+
+
 def changes(saved: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
     """What prevents a run with `state` from resuming a `saved` one: `key: old value, now new value`."""
     old, new = ({**s["config"], "fingerprint": s["fingerprint"]} for s in (saved, state))
     if old.get("precision") == "auto":  # an earlier version did not keep what it stood for
         old["precision"] = new["precision"]
-    return [f"{c.key}: {_shown(c.old)}, now {_shown(c.new)}" for c in resume.changes("run", old, new)]
+    return [f"{c.key}: {_shown(c.old)}, now {_shown(c.new)}" for c in resume.changes("run", old, new, DEFAULTS)]
 
 
 def _shown(value: Any) -> str:

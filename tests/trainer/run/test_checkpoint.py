@@ -55,6 +55,16 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert (path / "weights.safetensors").stat().st_mode & 0o044
 
 
+def test_keys_that_an_earlier_version_did_not_have_have_their_defaults(tmp_path):
+    path = saved(tmp_path)
+    content = json.loads((path / "state.json").read_text())
+    del content["config"]["optim"]["schedule"], content["config"]["optim"]["decay"]
+    (path / "state.json").write_text(json.dumps(content))
+    assert checkpoint.load(path, {"encoder": Engine(0)}, state()) == 5
+    with pytest.raises(UserError, match=r"optim\.schedule: \"cosine\", now \"wsd\""):
+        checkpoint.load(path, {"encoder": Engine(0)}, state("optim.schedule=wsd"))
+
+
 def test_the_newest_committed_ones_stay_by_number(tmp_path):
     for step in (9, 10, 100):
         saved(tmp_path, step)
