@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sharding import build_state, changes, deidentify, headers, progress, workers
+from sharding import build_state, changes, deidentify, headers, progress, trial, workers
 from sharding import plan as planning
 from sharding.finish import Outcome, finish, tables_are_whole
 from sharding.lock import lock
@@ -61,7 +61,7 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
 
 
 def dry_run(config: BuildConfig) -> str:
-    """What `build` would do, as text; reads the headers and writes nothing."""
+    """What `build` would do, as text; reads all headers and a sample of the records, and writes nothing."""
     config = validated(config)
     workers.refuse_foreign(Path(config.output))
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
@@ -70,11 +70,16 @@ def dry_run(config: BuildConfig) -> str:
         plan, rows = planning.draw_up(config, key, known, pool, bar.update)
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
     size = sum(geometry.shard_bytes(s.windows) for s in plan.shards)
-    rejected = _reasons(rows)
-    return (
-        f"would write {len(plan.shards)} shards, {plan.windows:,} windows of {geometry.leads} x {geometry.samples}, "
-        f"{size / 1e6:,.1f} MB at most\n"
-        + "\n  ".join([progress.reasons_table(plan.windows, rejected, {}), *progress.remarks(plan)])
+    tables = list(rows)
+    shape = f"{geometry.leads} x {geometry.samples}"
+    return "\n  ".join(
+        [
+            f"would write {len(plan.shards)} shards, {plan.windows:,} windows of {shape}, {size / 1e6:,.1f} MB at most"
+            "; by the headers:",
+            progress.reasons_table(plan.windows, _reasons(tables), {}).lstrip(),
+            *progress.remarks(plan),
+            *trial.described(config, plan, tables[: len(plan.shards)]),
+        ]
     )
 
 
