@@ -85,10 +85,22 @@ def _checked(config: JoinConfig) -> list[parts.Part]:
     if len(config.parts) < 2 or not config.output:
         raise UserError("usage: python -m sharding join PART PART ... output=FOLDER, two parts at least")
     found = parts.read(config.parts)
-    if any(part.path.resolve() == Path(config.output).resolve() for part in found):
-        raise UserError(f"output={config.output} is one of the parts: choose another output")
+    _refuse_nested(config.output, found)
     parts.refuse_unlike(found, config.distinct_patients)
     return found
+
+
+def _refuse_nested(word: str, found: Sequence[parts.Part]) -> None:
+    """Raises `UserError` for an output that is a part, lies in one or holds one."""
+    output = Path(word).resolve()
+    for part in found:
+        path = part.path.resolve()
+        if output == path:
+            raise UserError(f"output={word} is one of the parts: choose another output")
+        if output.is_relative_to(path):
+            raise UserError(f"output={word} lies inside the part {part.path}: choose an output outside it")
+        if path.is_relative_to(output):
+            raise UserError(f"output={word} holds the part {part.path}: choose an output that holds no part")
 
 
 def _ensure_plan(output: Path, found: Sequence[parts.Part]) -> Plan:

@@ -365,7 +365,9 @@ def test_equal_signals_of_two_patients_of_two_parts_are_told(sets, tmp_path):
     outcome = join(tmp_path / "out", sets / "wide", tmp_path / "again")
     line = "60 records of 60 patients hold a signal that another patient has too"
     assert any(said.startswith(line) for said in outcome.remarks)
-    assert any("patients are told apart by their source's name as well" in said for said in outcome.remarks)
+    assert any(
+        "a patient who is in two sources (again, wfdb) counts as two patients" in said for said in outcome.remarks
+    )
     assert summary(tmp_path / "out")["equal_signals"] == {"records": 60, "windows": 60, "patients": 60}
 
 
@@ -385,11 +387,12 @@ def test_parts_without_private_tables(sets, joined, tmp_path):
 
 def test_parts_of_different_keys_need_a_word(tmp_path, monkeypatch):
     write_folder(tmp_path / "in", 12)
-    build(tmp_path / "in", tmp_path / "open", "source.name=open")
+    build(tmp_path / "in", tmp_path / "open")
     monkeypatch.setenv("UMBRA_KEY", "a secret of more than sixteen")
     build(tmp_path / "in", tmp_path / "closed")
     with pytest.raises(
-        UserError, match=r"open and wfdb were built under different pseudonym keys \(public, [0-9a-f]{12}\)"
+        UserError,
+        match=r"open \(source.name=wfdb, key public\) and .*closed \(source.name=wfdb, key [0-9a-f]{12}\) were built",
     ):
         join(tmp_path / "out", tmp_path / "open", tmp_path / "closed")
     assert not (tmp_path / "out").exists()
@@ -490,8 +493,13 @@ def test_the_command_line(sets, joined, tmp_path, capsys, monkeypatch):
         ([*parts], "usage: python -m sharding join PART PART"),
         ([parts[0], f"output={tmp_path / 'x'}"], "two parts at least"),
         ([*parts, f"output={parts[0]}"], "is one of the parts"),
+        ([*parts, f"output={parts[0]}/deep/x"], "/deep/x lies inside the part"),
+        ([*parts, f"output={sets}"], "holds the part"),
         ([*parts[::-1], f"output={tmp_path / 'out'}"], "was joined from other parts, or in another order"),
-        ([parts[0], "https://host/set", f"output={tmp_path / 'x'}"], "is no folder: name folders of finished"),
+        (
+            [parts[0], "https://host/set", f"output={tmp_path / 'x'}"],
+            "part https://host/set is no folder: name folders",
+        ),
         ([parts[0], str(sets / "two"), f"output={tmp_path / 'x'}"], "is not a finished data set"),
         ([parts[0], str(joined), f"output={sets / 'wide'}"], "hold the same data set"),
         ([*parts, f"output={tmp_path / 'x'}", "worker=2"], "did you mean 'workers'"),
@@ -540,8 +548,8 @@ def test_parts_that_were_treated_differently_are_told(sets, tmp_path):
     write_folder(tmp_path / "in", 8)
     build(tmp_path / "in", tmp_path / "flat", "source.name=flat", "high_pass=0.5")
     outcome = join(tmp_path / "out", sets / "wide", tmp_path / "flat")
-    assert "parts were built with different high_pass: 0.5 (flat), 0.0 (wfdb)" in outcome.remarks
-    assert "parts were built with different min_seconds: 0.0 (flat), 5.0 (wfdb)" in outcome.remarks
+    assert "parts were built with different high_pass: 0.5 (flat), 0 (wfdb)" in outcome.remarks
+    assert "parts were built with different min_seconds: 0 (flat), 5 (wfdb)" in outcome.remarks
 
 
 def test_nothing_of_the_parts_paths_leaves_private(sets, joined):
