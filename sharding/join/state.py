@@ -20,9 +20,9 @@ from sharding.join.parts import Part
 from sharding.join.place import Base, Placed
 from sharding.plan import Plan
 from umbra.files import atomic, write_text
-from umbra.schema import PRIVATE
+from umbra.schema import JOIN, PRIVATE
 
-JOIN, MOVES = "join.json", "moves.parquet"
+MOVES = "moves.parquet"
 SHOWN = 3
 
 

@@ -445,6 +445,9 @@ def test_damaged_parts_are_named(sets, tmp_path):
         join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert "1 failed" in progress.status(tmp_path / "out")
+    for read in (verify, report, lambda path: join(tmp_path / "more", path, sets / "site")):
+        with pytest.raises(UserError, match="not a finished data set; run `python -m sharding join` to completion"):
+            read(tmp_path / "out")
     shutil.copy(sets / "wide" / shard.name, shard)
     join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
     assert verify(tmp_path / "out")
@@ -453,7 +456,7 @@ def test_damaged_parts_are_named(sets, tmp_path):
         join(tmp_path / "new", tmp_path / "site", tmp_path / "wide")
     manifest = tmp_path / "site" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"samples": 7', '"samples": 6'))
-    with pytest.raises(UserError, match=r"site/manifest.json is not as its build wrote it"):
+    with pytest.raises(UserError, match=r"site/manifest.json does not match its own fingerprint"):
         join(tmp_path / "new", tmp_path / "site", tmp_path / "wide")
 
 
