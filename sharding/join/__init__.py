@@ -51,6 +51,7 @@ def join(config: JoinConfig) -> Outcome:
             if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
                 return Outcome("already built")
             (output / MANIFEST).unlink()  # something was lost since: it is written again
+        found = state.resumed(output, found)
         todo = [s for s in plan.shards if s.name not in done]
         with workers.worker_pool(config.workers) as pool:
             workers.write_shards(output, plan, todo, partial(join_shard, output), pool, "sample")
@@ -117,5 +118,4 @@ def _ensure_plan(output: Path, found: Sequence[parts.Part]) -> Plan:
         raise UserError(
             f"{output} was joined from other parts, or in another order: choose another output or delete it"
         )
-    state.write_paths(output, found)
     return plan

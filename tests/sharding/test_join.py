@@ -313,6 +313,47 @@ def test_the_order_of_the_work_and_restarts_change_no_byte(tmp_path, monkeypatch
     assert public_bytes(tmp_path / "out") == expected
 
 
+def test_a_join_resumes_as_it_began(sets, tmp_path):
+    """Parts renamed meanwhile keep their labels; one that lost its private/ stops it in one line."""
+    names = {"site": "first", "wide": "second"}
+    for part in names:
+        shutil.copytree(sets / part, tmp_path / part)
+    join(tmp_path / "fresh", tmp_path / "site", tmp_path / "wide")
+    last = sorted((tmp_path / "wide").glob("*.tar"))[-1]
+    last.rename(tmp_path / "aside")
+    with pytest.raises(UserError, match="1 shard failed"):
+        join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
+    (tmp_path / "aside").rename(last)
+    one, other = ((tmp_path / part).rename(tmp_path / new) for part, new in names.items())
+    (other / "private").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=r"part .*second has lost its private/ folder"):
+        join(tmp_path / "out", one, other)
+    (tmp_path / "aside").rename(other / "private")
+    assert join(tmp_path / "out", one, other, workers=2).state == "built"
+    records = "private/records.parquet"
+    assert pq.read_table(tmp_path / "out" / records).equals(pq.read_table(tmp_path / "fresh" / records))
+    assert public_bytes(tmp_path / "out") == public_bytes(tmp_path / "fresh")
+    shutil.rmtree(other / "private")
+    assert join(tmp_path / "out", one, other).state == "already built"
+
+
+def test_parts_that_gain_private_tables_are_joined_as_they_began(sets, tmp_path):
+    for part in ("site", "wide"):
+        shutil.copytree(sets / part, tmp_path / part)
+    (tmp_path / "wide" / "private").rename(tmp_path / "aside")
+    join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
+    before = pq.read_table(tmp_path / "out" / "private" / "records.parquet")
+    (tmp_path / "aside").rename(tmp_path / "wide" / "private")
+    (tmp_path / "out" / read_manifest(tmp_path / "out").shards[-1].name).unlink()
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert join(tmp_path / "out", tmp_path / "site", tmp_path / "wide").state == "built"
+    assert pq.read_table(tmp_path / "out" / "private" / "records.parquet").equals(before)
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "private" / "join.json").write_text('{"parts": ["a"], "bases": []}')
+    with pytest.raises(UserError, match=r"join.json is damaged .*: delete the output and join again"):
+        join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
+
+
 def test_a_killed_join_is_not_there_and_goes_on(tmp_path):
     one, other = torn(tmp_path)
     join(tmp_path / "fresh", one, other)
