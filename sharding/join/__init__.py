@@ -1,7 +1,7 @@
 """Joins built data sets into one: splits, labels, codes and zero-filled leads stay, each signal is copied once.
 
 `parts` says which sets fit together, `place` (pure) which patient goes where, `shard` writes one joined shard, of
-`rows`, `finish` the tables and the manifest. What comes out is a data set like a built one; `private/join.json` names
+`rows` without `copies`, `finish` the tables and the manifest. What comes out is a data set like a built one; `private/join.json` names
 its parts.
 """
 

@@ -64,6 +64,7 @@ def _config(parts: Sequence[Part]) -> dict[str, Any]:
 def _write_tables(output: Path, plan: Plan, parts: Sequence[Part], number: dict[str, int]) -> tuple[Cells, int]:
     """Writes both tables and the list of equal signals -> (cells of the samples, their patients)."""
     cells, patients = new_cells(), 0
+    unlike: list[tuple[str, equal.Unlike]] = []
     signals, whose = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     public, private = tables(output)
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
@@ -75,7 +76,8 @@ def _write_tables(output: Path, plan: Plan, parts: Sequence[Part], number: dict[
             rows = Table(build_state.rows_path(output, shard.name), AGAIN).read()
             signals.append(rows.column("signal").to_numpy())
             place = pa.array([number[shard.name]] * len(rows), pa.int32())
-            rows = rows.drop_columns(["signal"]).set_column(0, "shard", place)
+            unlike += _unlike(rows)
+            rows = rows.drop_columns(["signal", "unlike"]).set_column(0, "shard", place)
             samples.write(rows)
             count_cells(cells, rows)
             whose.append(rows.column("patient").to_numpy())
@@ -84,7 +86,14 @@ def _write_tables(output: Path, plan: Plan, parts: Sequence[Part], number: dict[
             records.write(rows)
     write_records_hash(output)
     equal.write(output, np.concatenate(signals), np.concatenate(whose))
+    equal.write_unlike(output, unlike)
     return cells, patients
+
+
+def _unlike(rows: pa.Table) -> Iterator[tuple[str, equal.Unlike]]:
+    """Key and cell of a shard's kept windows that a dropped copy contradicts."""
+    for key, cells in zip(rows.column("key").to_pylist(), rows.column("unlike").to_pylist()):
+        yield from ((key, equal.Unlike(**cell)) for cell in cells)
 
 
 def _never_planned(parts: Sequence[Part]) -> Iterator[pa.Table]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sharding import build_state
+from sharding import build_state, equal
 from sharding.finish import record_rows, tables
+from sharding.join.copies import Copies, changed
 from sharding.join.parts import Part, label_types
 from sharding.join.place import NONE
 from sharding.join.state import State
@@ -74,16 +76,17 @@ def _together(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(np.argsort(first[inverse], kind="stable")))
 
 
-def write(output: Path, state: State, shard: ShardPlan, rows: pa.Table, tally: Tally) -> None:
+def write(output: Path, state: State, shard: ShardPlan, rows: pa.Table, copies: Copies, tally: Tally) -> None:
     """The shard's rows of `samples.parquet`, with check sums, and of `records.parquet`."""
     kept = [row for row in tally.rows if row[4] is not None]
-    samples = rows.take(pa.array([row[0] for row in kept], pa.int64()))
-    changed = {
+    samples = changed(rows, copies.cells).take(pa.array([row[0] for row in kept], pa.int64()))
+    new = {
         "index": pa.array(range(len(kept)), pa.int32()),
         "key": pa.array([row[4] for row in kept], pa.string()),
         "signal": pa.array([row[5] for row in kept], pa.int64()),
+        "unlike": pa.array([[asdict(u) for u in copies.unlike.get(row[0], [])] for row in kept], equal.UNLIKE),
     }
-    columns = {name: samples.column(name) for name in samples.column_names if name != "part"} | changed
+    columns = {name: samples.column(name) for name in samples.column_names if name != "part"} | new
     with atomic(build_state.rows_path(output, shard.name)) as path:
         pq.write_table(pa.table(columns), path)
     with atomic(build_state.records_path(output, shard.name)) as path:

@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from sharding import build as building
 from sharding import join as joining
 from sharding import progress
-from sharding.join import JoinConfig, place
+from sharding.join import JoinConfig, copies, place
 from sharding.options import BuildConfig
 from sharding.report import report, summary
 from sharding.verify import verify
@@ -271,6 +272,106 @@ def test_a_patient_of_two_parts_stays_in_the_strictest_split(tmp_path):
     rows = pq.read_table(tmp_path / "out" / "private" / "records.parquet").to_pylist()
     assert len(rows) == 92
     assert Counter(r["reason"] for r in rows) == {None: 85, "duplicate_record": 5, "flat_lead": 2}
+
+
+def export(root: Path, name: str, records: range, columns: dict, seed: int) -> Path:
+    """A set of records of one hospital, two a patient, with a table of these columns: cells by record number."""
+    (root / name).mkdir(parents=True)
+    with open(root / name / "table.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["record", "patient_id", *columns])
+        for n in records:
+            write_record(root / name, f"{name}{n}", beats(4000 + n))
+            table.writerow([f"{name}{n}", f"pat{n // 2}", *(cell(n) for cell in columns.values())])
+    labels = ",".join(set(columns) - {"age", "sex", "codes"})
+    words = ("source.name=hospital", "source.table.file=[table.csv]", f"labels=[{labels}]", f"seed={seed}")
+    build(root / name, root / f"set-{name}", *words, "split.train=0.5", "split.val=0.25", "split.test=0.25")
+    return root / f"set-{name}"
+
+
+def test_a_window_of_two_parts_keeps_what_both_know(tmp_path):
+    a, b = (
+        {
+            "age": lambda n: "" if n % 3 == 0 else 20 + n,
+            "sex": lambda n: "female" if n % 4 else "",
+            "codes": lambda n: "SR" if n % 2 else "NORM;SR",
+            "grade": lambda n: n % 5 or "",
+            "score": lambda n: n / 4,
+        },
+        {
+            "age": lambda n: 20 + n + (n == 20),
+            "sex": lambda n: "" if n % 5 == 0 else "male" if n % 10 == 3 else "female",
+            "codes": lambda n: "AFIB;SR" if n % 3 else "",
+            "grade": lambda n: n % 7,
+            "weight": lambda n: 50 + n,
+        },
+    )
+    of = {"a": (range(0, 50), a), "b": (range(10, 60), b)}
+    parts = [export(tmp_path, name, *of[name], seed) for seed, name in enumerate(of)]
+    outcome = join(tmp_path / "out", *parts)
+    assert outcome.rejected == {"duplicate_record": 40}
+    verify(tmp_path / "out")  # table and metadata agree
+    records = pq.read_table(tmp_path / "out" / "private" / "records.parquet").to_pylist()
+    kept = {r["key"]: r["record"].removeprefix("set-") for r in records if r["key"]}
+    expected_unlike, found = Counter(), windows(tmp_path / "out")
+    assert sorted(int(kept[w["row"]["key"]][3:]) for w in found) == list(range(60))
+    homes = Counter(kept[w["row"]["key"]][0] for w in found if 10 <= int(kept[w["row"]["key"]][3:]) < 50)
+    assert min(homes["a"], homes["b"]) > 0  # copies of either part are dropped
+    for w in found:
+        name, row = kept[w["row"]["key"]], w["row"]
+        n, mine = int(name[3:]), name[0]
+        order = [mine, "b" if mine == "a" else "a"]
+        tables = [of[part][1] for part in order if n in of[part][0]]
+        codes = [word for t in tables for word in t["codes"](n).split(";") if word]
+        assert row["codes"] == w["meta"]["codes"]
+        assert len(set(row["codes"])) == len(row["codes"])
+        assert set(row["codes"]) == set(codes)
+        for column in ("age", "sex", "grade", "score", "weight"):
+            said = [t[column](n) for t in tables if column in t and t[column](n) != ""]
+            empty = row[column] is None or row[column] != row[column]
+            assert empty if not said else row[column] == said[0], (n, column)
+            if len(set(said)) > 1:
+                expected_unlike[row["key"], column] += 1
+    listed = pq.read_table(tmp_path / "out" / "private" / "contradictions.parquet").to_pylist()
+    assert Counter((r["key"], r["column"]) for r in listed) == expected_unlike
+    assert {column for _, column in expected_unlike} == {"age", "sex", "grade"}
+    assert all(r["record"].removeprefix("set-") == kept[r["key"]] and r["kept"] != r["dropped"] for r in listed)
+    (line,) = [line for line in outcome.remarks if "contradict" in line]
+    assert line.startswith(f"{len(listed)} cells (labels, age, sex, codes) of windows that stand in several parts")
+    assert line in progress.status(tmp_path / "out")
+
+
+CELL = st.one_of(st.none(), st.just(float("nan")), st.integers(0, 2))
+ROW = st.fixed_dictionaries({"age": CELL, "grade": CELL, "codes": st.lists(st.sampled_from("abc"), unique=True)})
+
+
+@given(ROW, st.lists(ROW, max_size=3))
+def test_no_cell_is_lost_when_copies_are_merged(own, others):
+    cells, unlike = copies.merged(own, others)
+    for name in ("age", "grade"):
+        said = [row[name] for row in (own, *others) if row[name] is not None and row[name] == row[name]]
+        assert said[:1] == [cells[name]] * bool(said)
+        assert [u.dropped for u in unlike if u.column == name] == [str(v) for v in said if v != said[0]]
+    assert cells["codes"][: len(own["codes"])] == own["codes"]
+    assert set(cells["codes"]) == {code for row in (own, *others) for code in row["codes"]}
+    assert len(set(cells["codes"])) == len(cells["codes"])
+
+
+def test_codes_that_do_not_fit_the_metadata_are_listed():
+    """The copy's label is taken; what the metadata repeats stays, so that both agree."""
+    empty = {"part": 0, "shard": 0, "patient": 1, "age": None, "codes": ["own"], "grade": None}
+    rows = pa.Table.from_pylist([empty, empty | {"part": 1, "age": 50.0, "codes": ["x" * 90], "grade": 3}])
+    rows = rows.append_column("sex", pa.nulls(2, pa.string()))
+    meta = json.dumps({"age": None, "sex": None, "codes": ["own"]}).encode()
+    for size, codes, count in ((200, ["own", "x" * 90], 0), (100, ["own"], 2)):
+        found = copies.find(rows, (0, 0), lambda row: (np.ones((2, 3), "<i2"), meta), size)
+        assert found.dropped == {1}
+        assert found.cells[0]["codes"] == json.loads(found.metadata[0])["codes"] == codes
+        assert found.cells[0]["age"] == json.loads(found.metadata[0])["age"] == (50 if count == 0 else None)
+        assert len(found.metadata[0]) == size
+        assert found.cells[0]["grade"] == 3
+        assert [u.column for u in found.unlike[0]] == ["age", "codes"][:count]
+        assert copies.changed(rows, found.cells).column("codes").to_pylist() == [codes, ["x" * 90]]
 
 
 @settings(max_examples=200, deadline=None)
