@@ -1,8 +1,8 @@
 """Joins built data sets into one: splits, labels, codes and zero-filled leads stay, each signal is copied once.
 
 `parts` says which sets fit together, `place` (pure) which patient goes where, `shard` writes one joined shard, of
-`rows` without `copies`, `finish` the tables and the manifest. What comes out is a data set like a built one; `private/join.json` names
-its parts.
+`rows` without `copies`, `finish` the tables and the manifest. What comes out is a data set like a built one;
+`private/join.json` names its parts.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from sharding.finish import (
     write_records_hash,
 )
 from sharding.join.parts import Part
+from sharding.join.rows import WINDOW_FLAGS
 from sharding.plan import Plan
 from umbra.errors import UserError
 from umbra.files import atomic
@@ -41,18 +42,26 @@ def finish(output: Path, plan: Plan, parts: Sequence[Part]) -> Outcome:
     cells, patients = _write_tables(output, plan, parts, {s.name: i for i, (s, _) in enumerate(kept)})
     first = parts[0].manifest
     facts = (first.rate, first.leads, first.samples, first.resolution_uv)
-    rejected, flags = (sum((Counter(t[k]) for t in stats), Counter[str]()) for k in ("rejected", "flags"))
-    known = _flags(parts)
-    write_manifest(output, plan, kept, cells, known, _config(parts), *facts)
-    remarks = [*progress.remarks(plan, known), *equal.remarks(output)]
+    rejected, of_shards = (sum((Counter(t[k]) for t in stats), Counter[str]()) for k in ("rejected", "flags"))
+    flags, counted = _flags(parts, of_shards)
+    write_manifest(output, plan, kept, cells, flags if counted else None, _config(parts), *facts)
+    remarks = [*progress.remarks(plan, flags), *equal.remarks(output)]
     return Outcome("built", sum(t["samples"] for _, t in kept), patients, len(kept), rejected, flags, 0, remarks)
 
 
-def _flags(parts: Sequence[Part]) -> Counter[str] | None:
-    """Flags of the parts' windows, those dropped as duplicates included; None if a part was built before they were
-    counted."""
-    counted = [part.manifest.counts.get("flags") for part in parts]
-    return None if None in counted else sum(map(Counter, counted), Counter[str]())
+def _flags(parts: Sequence[Part], of_shards: Counter[str]) -> tuple[Counter[str], bool]:
+    """(flags of the kept windows, whether every part's build counted all of them).
+
+    Of a part without private tables nobody knows which windows have `WINDOW_FLAGS`: its own numbers are added, windows
+    that were dropped as duplicates included.
+    """
+    flags, counted = +of_shards, True
+    for part in parts:
+        own = part.manifest.counts.get("flags")
+        counted = counted and own is not None
+        if part.plan is None:
+            flags.update({flag: n for flag, n in (own or {}).items() if flag in WINDOW_FLAGS})
+    return flags, counted
 
 
 def _config(parts: Sequence[Part]) -> dict[str, Any]:

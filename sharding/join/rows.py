@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,8 +77,13 @@ def _together(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(np.argsort(first[inverse], kind="stable")))
 
 
+# How the details of kept windows in `records.parquet` say the flags that are not in the samples' metadata.
+WINDOW_FLAGS = {"at_limit": "at the converter's limits", "still_ends": "no lead changes"}
+
+
 def write(output: Path, state: State, shard: ShardPlan, rows: pa.Table, copies: Copies, tally: Tally) -> None:
-    """The shard's rows of `samples.parquet`, with check sums, and of `records.parquet`."""
+    """The shard's rows of `samples.parquet`, with check sums, and of `records.parquet`, whose flags of kept windows
+    are added to the tally."""
     kept = [row for row in tally.rows if row[4] is not None]
     samples = changed(rows, copies.cells).take(pa.array([row[0] for row in kept], pa.int64()))
     new = {
@@ -89,8 +95,16 @@ def write(output: Path, state: State, shard: ShardPlan, rows: pa.Table, copies: 
     columns = {name: samples.column(name) for name in samples.column_names if name != "part"} | new
     with atomic(build_state.rows_path(output, shard.name)) as path:
         pq.write_table(pa.table(columns), path)
+    records = _records(state, shard, rows, tally)
+    tally.flags.update(window_flags(records))
     with atomic(build_state.records_path(output, shard.name)) as path:
-        pq.write_table(_records(state, shard, rows, tally), path)
+        pq.write_table(records, path)
+
+
+def window_flags(records: pa.Table) -> Counter[str]:
+    """How many kept windows have which of `WINDOW_FLAGS`."""
+    details = records.filter(pc.is_valid(records.column("key"))).column("detail").to_pylist()
+    return Counter(flag for detail in details for flag, words in WINDOW_FLAGS.items() if words in (detail or ""))
 
 
 def _records(state: State, shard: ShardPlan, rows: pa.Table, tally: Tally) -> pa.Table:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal as signals
 import subprocess
@@ -339,6 +340,39 @@ def test_a_window_of_two_parts_keeps_what_both_know(tmp_path):
     (line,) = [line for line in outcome.remarks if "contradict" in line]
     assert line.startswith(f"{len(listed)} cells (labels, age, sex, codes) of windows that stand in several parts")
     assert line in progress.status(tmp_path / "out")
+
+
+def test_flags_are_those_of_the_windows_that_are_kept(tmp_path):
+    """Flags in the metadata and, as `at_limit` and `still_ends`, in private/ alone: one number everywhere."""
+    kinds = {n: ("at_limit", "still_ends", "checksum", None)[n % 4] for n in range(40)}
+    for part, numbers in {"a": range(0, 28), "b": range(12, 40)}.items():
+        for n in numbers:
+            x, comments = beats(6000 + n), (f"Patient ID: {n // 2}", "Sex: F")
+            if kinds[n] == "still_ends":
+                x[-40:] = x[-41]
+            if kinds[n] == "at_limit":
+                x = x * np.int16(20)
+                x[x.argmax(axis=0)[0], 0] = 32767
+            write_record(tmp_path / part, f"r{n}", x, comments=comments, gain=f"{1000 * (1 + 19 * (n % 4 == 0))}(0)/mV")
+            if kinds[n] == "checksum":
+                header = tmp_path / part / f"r{n}.hea"
+                header.write_text(re.sub(r" 16 0 (-?\d+) -?\d+ 0 I\n", r" 16 0 \1 12345 0 I\n", header.read_text()))
+        seed = f"seed={ord(part)}"
+        build(tmp_path / part, tmp_path / f"set-{part}", seed, "split.train=0.5", "split.val=0.25", "split.test=0.25")
+    parts = [tmp_path / f"set-{part}" for part in "ab"]
+    assert [read_manifest(p).counts["flags"] for p in parts] == [{"at_limit": 7, "checksum": 7, "still_ends": 7}] * 2
+    outcome = join(tmp_path / "out", *parts)
+    assert outcome.rejected == {"duplicate_record": 16}
+    expected = {"at_limit": 10, "checksum": 10, "still_ends": 10}
+    assert outcome.flags == read_manifest(tmp_path / "out").counts["flags"] == expected
+    assert summary(tmp_path / "out")["flags"] == expected
+    text = progress.status(tmp_path / "out")
+    assert all(re.search(rf"kept, {flag} +10 ", text) for flag in expected)
+    shutil.rmtree(parts[1] / "private")  # whose windows have flags is not known: its numbers are added
+    outcome = join(tmp_path / "bare", *parts)
+    assert outcome.flags == read_manifest(tmp_path / "bare").counts["flags"]
+    assert outcome.flags["checksum"] == 10
+    assert 10 <= outcome.flags["at_limit"] <= 14
 
 
 CELL = st.one_of(st.none(), st.just(float("nan")), st.integers(0, 2))
