@@ -27,6 +27,7 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 PRIVATE = "private"
+JOIN = "join.json"  # in `private/` of a joined data set
 SAMPLE_COLUMNS = ("shard", "index", "key", "patient", "source", "age", "sex", "codes", "leads")
 DTYPE = np.dtype("<i2")
 
@@ -151,11 +152,13 @@ def read_manifest(root: str | Path) -> Manifest:
     Raises `UserError` if it is missing, damaged, modified since the build or of another schema version.
     """
     path = Path(root) / MANIFEST
+    command = "join" if (Path(root) / PRIVATE / JOIN).is_file() else "build"
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: {root} is not a finished data set; run `python -m sharding build` to completion"
+            f"{path} does not exist: {root} is not a finished data set; "
+            f"run `python -m sharding {command}` to completion"
         )
-    fix = "delete it and run the same build again"
+    fix = f"delete it and run the same {command} again"
     content = read_json(path, fix)
     if "schema" not in content:
         raise damaged(path, "it lacks 'schema'", fix)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sharding import build_state
+from sharding import build_state, equal
 from sharding.finish import record_rows, tables
+from sharding.join.copies import Copies, changed
 from sharding.join.parts import Part, label_types
 from sharding.join.place import NONE
 from sharding.join.state import State
@@ -74,20 +77,34 @@ def _together(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(np.argsort(first[inverse], kind="stable")))
 
 
-def write(output: Path, state: State, shard: ShardPlan, rows: pa.Table, tally: Tally) -> None:
-    """The shard's rows of `samples.parquet`, with check sums, and of `records.parquet`."""
+# How the details of kept windows in `records.parquet` say the flags that are not in the samples' metadata.
+WINDOW_FLAGS = {"at_limit": "at the converter's limits", "still_ends": "no lead changes"}
+
+
+def write(output: Path, state: State, shard: ShardPlan, rows: pa.Table, copies: Copies, tally: Tally) -> None:
+    """The shard's rows of `samples.parquet`, with check sums, and of `records.parquet`, whose flags of kept windows
+    are added to the tally."""
     kept = [row for row in tally.rows if row[4] is not None]
-    samples = rows.take(pa.array([row[0] for row in kept], pa.int64()))
-    changed = {
+    samples = changed(rows, copies.cells).take(pa.array([row[0] for row in kept], pa.int64()))
+    new = {
         "index": pa.array(range(len(kept)), pa.int32()),
         "key": pa.array([row[4] for row in kept], pa.string()),
         "signal": pa.array([row[5] for row in kept], pa.int64()),
+        "unlike": pa.array([[asdict(u) for u in copies.unlike.get(row[0], [])] for row in kept], equal.UNLIKE),
     }
-    columns = {name: samples.column(name) for name in samples.column_names if name != "part"} | changed
+    columns = {name: samples.column(name) for name in samples.column_names if name != "part"} | new
     with atomic(build_state.rows_path(output, shard.name)) as path:
         pq.write_table(pa.table(columns), path)
+    records = _records(state, shard, rows, tally)
+    tally.flags.update(window_flags(records))
     with atomic(build_state.records_path(output, shard.name)) as path:
-        pq.write_table(_records(state, shard, rows, tally), path)
+        pq.write_table(records, path)
+
+
+def window_flags(records: pa.Table) -> Counter[str]:
+    """How many kept windows have which of `WINDOW_FLAGS`."""
+    details = records.filter(pc.is_valid(records.column("key"))).column("detail").to_pylist()
+    return Counter(flag for detail in details for flag, words in WINDOW_FLAGS.items() if words in (detail or ""))
 
 
 def _records(state: State, shard: ShardPlan, rows: pa.Table, tally: Tally) -> pa.Table:
