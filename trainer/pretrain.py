@@ -20,8 +20,8 @@ from trainer import distributed
 from trainer.config import PretrainConfig
 from trainer.observe.curves import loss_curves
 from trainer.observe.metrics import METRICS
-from trainer.run import checkpoint, loop
-from trainer.run.assemble import build_run, describe, describe_cache, plan_run
+from trainer.run import checkpoint, directory, loop
+from trainer.run.assemble import Plan, build_run, describe, describe_cache, plan_run
 from trainer.run.record import write_record
 from trainer.run.resilience import Stop
 from umbra.config import command, dump, load, split_words
@@ -37,6 +37,13 @@ def main(argv: list[str]) -> int:
         return 0
     if checkpoint.newest(cfg.run) and cfg.resume == "never":
         raise UserError(f"run={cfg.run} has checkpoints and resume=never: choose another run directory")
+    with directory.held(cfg.run, distributed.launched_rank() == 0):
+        _join(cfg, plan)
+    return 0
+
+
+def _join(cfg: PretrainConfig, plan: Plan) -> None:
+    """Joins the other processes of the run and trains."""
     world = distributed.initialise()
     try:
         run = build_run(plan, world)
@@ -54,7 +61,6 @@ def main(argv: list[str]) -> int:
             )
     finally:
         distributed.finalise()
-    return 0
 
 
 def read_config(words: list[str]) -> PretrainConfig:

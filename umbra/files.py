@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from umbra.errors import UserError
 
 TEMPORARY = ".partial-"
 DAY = 86400.0
+LOGS = (".log", ".out", ".err")
 
 
 @contextlib.contextmanager
@@ -90,11 +91,18 @@ def flush_tree(folder: Path) -> None:
         flush(path)
 
 
-def claim_folder(path: str | Path, key: str) -> None:
-    """Raises `UserError` if `path`, the value of `key`, cannot be a writable folder. Creates nothing."""
+def claim_folder(path: str | Path, key: str, own: Collection[str] | None = None) -> None:
+    """Raises `UserError` if `path`, the value of `key`, cannot be a writable folder. Creates nothing.
+
+    `own`: what a folder that holds files must have one of, to be taken as made by this command (logs may lie in it).
+    """
     whole = Path(path).absolute()
     there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
     if not there.is_dir():
         raise UserError(f"{key}={path}: {there} is not a folder; choose another {key}=DIR")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{key}={path}: no permission to write in {there}; choose another {key}=DIR")
+    names = sorted(p.name for p in whole.iterdir()) if own is not None and there == whole else []
+    others = [name for name in names if not name.startswith(".") and Path(name).suffix not in LOGS]
+    if own is not None and others and not set(own) & set(names):
+        raise UserError(f"{key}={path} holds other files ({others[0]}): choose a new or empty folder, {key}=DIR")
