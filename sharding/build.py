@@ -14,11 +14,11 @@ import pyarrow as pa
 from sharding import build_state, changes, deidentify, headers, progress, trial, workers
 from sharding import plan as planning
 from sharding.finish import Outcome, finish, tables_are_whole
-from sharding.lock import lock
 from sharding.options import BuildConfig, named, validated
 from sharding.plan import Plan
 from sharding.shard import build_shard
 from umbra.errors import UserError
+from umbra.lock import lock
 from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 

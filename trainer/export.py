@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainer import threads
 from trainer.data.remote.fetch import is_remote
 from trainer.data.shards import Shards
 from trainer.game.batchnorm import batch_norms, estimate
@@ -63,6 +64,7 @@ class ExportConfig:
 def main(argv: list[str]) -> None:
     config = load(ExportConfig, None, argv)
     config.check()
+    threads.settle()
     place = Path(config.output) if config.output else None
     output = export(Path(config.run), place, config.step, config.data, config.statistics)
     print(f"encoder written to {output}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer import threads
 from trainer.evaluate import mask_lift
 from trainer.observe.curves import runs_together
 from umbra.config import command
@@ -17,6 +18,7 @@ from umbra.errors import UserError
 
 def main(argv: list[str]) -> None:
     if argv[:1] == ["masks"]:
+        threads.settle()
         return mask_lift.main(argv[1:])
     if argv[:1] == ["curves"] and len(argv) > 2 and not Path(argv[1]).is_dir():
         if Path(argv[1]).suffix.lower() != ".png":

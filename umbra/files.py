@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from umbra.typed import typed
 
 TEMPORARY = ".partial-"
 DAY = 86400.0
+LOGS = (".log", ".out", ".err")
 T = TypeVar("T")
 
 
@@ -105,8 +106,11 @@ def flush_tree(folder: Path) -> None:
         flush(path)
 
 
-def claim_folder(path: str | Path, key: str) -> None:
-    """Raises `UserError` if `path`, the value of `key`, cannot be a writable folder. Leaves nothing behind."""
+def claim_folder(path: str | Path, key: str, own: Collection[str] | None = None) -> None:
+    """Raises `UserError` if `path`, the value of `key`, cannot be a writable folder. Leaves nothing behind.
+
+    `own`: names one of which a folder with files must hold, to be taken as made by this command (logs may lie in it).
+    """
     whole = Path(path).absolute()
     fix = f"choose another {key}=DIR"
     there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
@@ -117,6 +121,15 @@ def claim_folder(path: str | Path, key: str) -> None:
     if there != whole:  # not in `whole` itself, where another process may count the files
         with _making(path, key):
             tempfile.TemporaryDirectory(prefix=".umbra-", dir=there).cleanup()
+    elif own is not None:
+        _refuse_others(whole, key, own)
+
+
+def _refuse_others(folder: Path, key: str, own: Collection[str]) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    others = [name for name in names if not name.startswith(".") and Path(name).suffix not in LOGS]
+    if others and not set(own) & set(names):
+        raise UserError(f"{key}={folder} holds other files ({others[0]}): choose a new or empty folder, {key}=DIR")
 
 
 def make_folder(path: str | Path, key: str) -> Path:

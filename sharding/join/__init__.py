@@ -18,10 +18,10 @@ from sharding import plan as planning
 from sharding.finish import Outcome, tables
 from sharding.join import finish, parts, place, state
 from sharding.join.shard import join_shard
-from sharding.lock import lock
 from sharding.plan import Plan
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
+from umbra.lock import lock
 from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 

@@ -32,7 +32,7 @@ from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
 from trainer.game.players import ContrastiveEncoder, make_players, masked_views
 from trainer.observe.metrics import Metrics
-from trainer.run import checkpoint, loop
+from trainer.run import checkpoint, directory, loop
 from trainer.run.engines import make_engine, uses_bf16
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
 from trainer.run.schedule import player_rate
@@ -41,7 +41,6 @@ from umbra.config import as_dict
 from umbra.encoders.encoder import Scaling
 from umbra.encoders.flops import peak, training_flops
 from umbra.errors import UserError
-from umbra.files import claim_folder
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Plan:
 def plan_run(cfg: PretrainConfig) -> Plan:
     """Opens the data and builds the players. Raises `UserError` for what cannot work; writes nothing."""
     folder = Path(cfg.run)
-    claim_folder(folder, "run")
+    directory.check(folder)
     known_wandb_id(folder)
     root, remote = local_root(cfg.data.path, cfg.data.cache), is_remote(cfg.data.path)
     train = Shards(root, "train", remote, cfg.data.exclude)
