@@ -1,6 +1,7 @@
 """The pictures hold what they were given: read back from the pixels and from the drawn artists."""
 
 import json
+from xml.etree import ElementTree
 
 import matplotlib.colors
 import matplotlib.image
@@ -9,9 +10,10 @@ import pytest
 
 from trainer import figures as figures_command
 from trainer.observe import curves, mask_figure
-from trainer.observe.curves import loss_curves
+from trainer.observe.curves import loss_curves, panel_svg
 from trainer.observe.example_ecg import synthetic_example
 from trainer.observe.mask_figure import ecg_with_masks
+from trainer.observe.series import panels
 from trainer.study import figure as study_drawing
 from trainer.study.figure import study_figure
 from umbra.drawing import paper as ecg_paper
@@ -175,31 +177,58 @@ def test_example_has_the_shape_asked_for_at_any_rate_and_for_any_leads():
 # ---- curves and study ----
 
 
+ROWS = [
+    {"step": 10, "loss": 4.0, "penalty": 0.0, "lr/encoder": 1e-3, "lr/masker": 2e-3, "samples_per_s": 100.0},
+    {"step": 20, "loss": None, "penalty": 0.0, "lr/encoder": 2e-3, "lr/masker": 3e-3, "heldout/loss": 5.0},
+    {"step": 30, "loss": 2.0, "penalty": 0.0, "lr/encoder": 3e-3, "lr/masker": 4e-3, "samples_per_s": 300.0},
+]
+
+
+def _write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4')
+
+
 def test_curves_draw_the_numbers_of_the_file(tmp_path, drawn):
-    rows = [
-        {"step": 10, "loss": 4.0, "lr/encoder": 1e-3, "lr/masker": 2e-3, "samples_per_s": 100.0},
-        {"step": 20, "loss": None, "lr/encoder": 2e-3, "lr/masker": 3e-3, "heldout/loss": 5.0},
-        {"step": 30, "loss": 2.0, "lr/encoder": 3e-3, "lr/masker": 4e-3, "samples_per_s": 300.0},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4')
-    loss_curves(tmp_path / "metrics.jsonl", tmp_path / "figures" / "curves.png")
+    rows = [*ROWS, {"step": 40, "heldout/loss": 4.5}]
+    _write(tmp_path / "metrics.jsonl", rows)
+    assert loss_curves(tmp_path / "metrics.jsonl", tmp_path / "figures" / "curves.png")
     assert (tmp_path / "figures" / "curves.png").stat().st_size > 1000
     panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
-    assert set(panels) == {"contrastive loss", "learning rate", "samples/s"}
+    assert set(panels) == {"contrastive loss", "learning rate", "ECG/s"}  # no penalty: it is always 0
     lines = {title: [line.get_xydata().tolist() for line in axes.lines] for title, axes in panels.items()}
-    assert lines["contrastive loss"] == [[[10, 4], [30, 2]], [[20, 5]]]
+    assert lines["contrastive loss"] == [[[10, 4], [30, 2]], [[20, 5], [40, 4.5]]]
     assert lines["learning rate"][1] == [[10, 2e-3], [20, 3e-3], [30, 4e-3]]
-    assert panels["samples/s"].get_ylim()[0] == 0
+    assert panels["ECG/s"].get_ylim()[0] == 0
 
 
-def test_curves_without_rows_or_panels(tmp_path):
+def test_a_curve_of_one_point_is_not_drawn(tmp_path, drawn):
+    _write(tmp_path / "metrics.jsonl", ROWS)
+    loss_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert [line.get_label() for line in drawn[0].axes[0].lines] == ["training"]
+
+
+def test_the_svg_of_a_panel_has_a_line_per_series_and_its_words_as_text():
+    (panel, *_) = panels([*ROWS, {"step": 40, "heldout/loss": 4.5}])
+    root = ElementTree.fromstring(panel_svg(panel))
+    assert panel_svg(panel) == panel_svg(panel)
+    texts = {"".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"contrastive loss", "training", "held-out patients", "step"} <= texts
+    paths = [node.get("style", "") for node in root.iter("{http://www.w3.org/2000/svg}path")]
+    for colour in curves.METHOD_COLOURS[:2]:
+        assert sum(f"stroke: {colour}" in style and "fill: none" in style for style in paths) == 2  # curve and legend
+
+
+def test_curves_without_anything_to_say_write_nothing(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("")
-    with pytest.raises(ValueError, match="no rows"):
-        loss_curves(path, tmp_path / "no.png")
-    path.write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match="no rows"):
-        loss_curves(path, tmp_path / "no.png")
+    for content in (
+        "",
+        '{"step": 1}\n',
+        '{"step": 1, "loss": 4.0}\n',
+        '{"step": 1, "loss": 4}\n{"step": 2, "loss": 4}\n',
+    ):
+        path.write_text(content)
+        assert not loss_curves(path, tmp_path / "no.png")
+        assert not (tmp_path / "no.png").exists()
 
 
 def test_study_has_a_panel_per_task_and_fraction_and_a_line_per_method(tmp_path, drawn):
