@@ -1,6 +1,7 @@
 """The pictures hold what they were given: read back from the pixels and from the drawn artists."""
 
 import json
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import matplotlib.colors
@@ -109,6 +110,37 @@ def test_a_mask_of_one_lead_shades_that_lead_alone(tmp_path, drawn):
     hit = {text.get_text() for text in axes.texts if _inside(text.get_position(), shaded[0])}
     assert hit == {"V2"}
     assert sum(_inside(trace[0], shaded[0]) for trace in _traces(drawn[0])) == 1
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0, 12.0, 400.0])
+@pytest.mark.parametrize("leads", [CANONICAL, [*CANONICAL, "X"], ["II"]])
+def test_leads_stay_in_their_own_strip_between_name_and_lanes(scale, leads, tmp_path, drawn):
+    """Whatever the amplitude: no trace reaches that of a neighbour, a lead's name or the lanes of the masks."""
+    random = np.random.default_rng(int(scale))
+    signal = scale * random.standard_normal((len(leads), 300)) * random.uniform(0.1, 1.0, (len(leads), 1)) + 50.0
+    ecg_with_masks(signal, np.ones((3, 300)), RATE, leads, tmp_path / "ecg.png")
+    axes, extents = drawn[0].axes[0], {}
+    shaded = [(tuple(image.get_extent()), float(image.get_array()[..., 3].max())) for image in axes.images]
+    strips = sorted({extent for extent, opacity in shaded if opacity < 0.5})
+    assert len(strips) == len(leads)
+    lanes = [extent for extent, opacity in shaded if opacity > 0.5]
+    width, height = axes.get_xlim()[1], axes.get_ylim()[1]
+    names = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    gain = float(next(text for text in names if "mm/mV" in text).split()[2])
+    for line in _traces(drawn[0]):
+        (strip,) = [s for s in strips if s[0] <= line[0, 0] + 0.01 and line[0, 0] < s[1] and s[2] < line[0, 1] < s[3]]
+        own = [top for left, _, bottom, top in lanes if left == strip[0] and strip[2] <= bottom < strip[3]]
+        assert max(own) < line[:, 1].min()
+        assert line[:, 1].max() < strip[3] - 4
+        extents.setdefault(strip[0], []).append((strip[2], strip[3]))
+    for column in extents.values():
+        column.sort()
+        assert all(upper[0] >= lower[1] - 1e-9 for lower, upper in pairwise(column))
+        assert column[0][0] > 0
+        assert column[-1][1] < height
+    assert np.ptp(signal, axis=1).max() * gain <= 60.01
+    assert (gain == 10) == (np.ptp(signal, axis=1).max() <= 6)
+    assert width < 300
 
 
 def _inside(point, extent):
