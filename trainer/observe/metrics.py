@@ -52,7 +52,7 @@ class Metrics:
         path.parent.mkdir(parents=True, exist_ok=True)
         truncate(path, start_step)
         self._file = path.open("a", encoding="utf-8")
-        self._mirror = Mirror(Path(run_dir), wandb_config, run_info)
+        self._mirror = Mirror(Path(run_dir), wandb_config, run_info, read_metrics(path))
         self._origin = (start_step, time.perf_counter())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -111,17 +111,17 @@ def terminal_line(step: int, total: int, values: Mapping[str, float], eta: float
 
 
 def duration(seconds: float) -> str:
-    """`0:02:10`; from 100 hours on `4 d 5 h`."""
+    """`0:02:10`; from 100 hours on `4d 5h`."""
     minutes = int(seconds) // 60
     if minutes >= 100 * 60:
-        return f"{minutes // 1440} d {minutes // 60 % 24} h"
+        return f"{minutes // 1440}d {minutes // 60 % 24}h"
     return f"{minutes // 60}:{minutes % 60:02d}:{int(seconds) % 60:02d}"
 
 
 _SAID: dict[str, Callable[[float], str]] = {
-    "loss": lambda x: f"loss {x:.3f}" if abs(x) < 1000 else f"loss {x:.3g}",
+    "loss": lambda x: f"loss {x:.3f}" if abs(x) < 99.9995 else f"loss {x:.0f}",
     "coverage": lambda x: f"masked {100 * x:.0f} %",
-    "samples_per_s": lambda x: f"{x:,.0f} ECG/s" if x < 1e5 else f"{x / 1000:,.0f}k ECG/s",
+    "samples_per_s": lambda x: f"{x:,.0f} ECG/s" if x < 99_999.5 else f"{x / 1000:,.0f}k ECG/s",
     "data_wait": lambda x: f"waiting {100 * x:.0f} %",
     "alarms": lambda x: f"{x:.0f} alarm{'s' if x > 1 else ''}" if x else "",
 }

@@ -113,9 +113,14 @@ class Seen:
         for row in rows:
             self.add(row)
 
+    @property
+    def known(self) -> set[str]:
+        """The metrics that have had a value."""
+        return set(self._first)
+
     def add(self, values: Mapping[str, Any]) -> tuple[set[str], set[str]]:
         """(metrics met for the first time, metrics that say something from now on) of one more line."""
-        numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and np.isfinite(v)}
+        numbers = {k: v for k, v in values.items() if k != "step" and isinstance(v, int | float) and np.isfinite(v)}
         new = numbers.keys() - self._first.keys()
         self._first |= {name: numbers[name] for name in new}
         waiting = numbers.keys() - self.telling
