@@ -116,13 +116,15 @@ def export(
 def _mirror(run: Path, encoder: Path) -> None:
     """Sends the encoder to the run's page at W&B if its config says `wandb.upload_encoder`."""
     path = run / "config.yaml"
-    wandb = load(PretrainConfig, path).wandb if path.is_file() else WandbConfig()
-    if not wandb.upload_encoder:
-        return
-    about, record = read_config(encoder), read_record(run)
-    mirror = Mirror(run, wandb, {"wandb_id": record.wandb_id})
-    mirror.encoder(encoder, f"encoder-{record.wandb_id}", f"step-{about.training['step']}", asdict(about))
-    mirror.close({})
+    try:
+        wandb = load(PretrainConfig, path).wandb if path.is_file() else WandbConfig()
+    except UserError as error:
+        return print(f"warning: nothing is sent to W&B: {error}")
+    if wandb.upload_encoder:
+        about, record = read_config(encoder), read_record(run)
+        mirror = Mirror(run, wandb, {"wandb_id": record.wandb_id})
+        mirror.encoder(encoder, f"encoder-{record.wandb_id}", f"step-{about.training['step']}", asdict(about))
+        mirror.close({})
 
 
 def _claim(output: Path, run: Path) -> None:

@@ -1,12 +1,18 @@
 """A metric is shown from the line on at which it says something, and never if it does not."""
 
+import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.observe import series
 from trainer.observe.series import Seen, panels, says_something
+
+ROOT = Path(__file__).parents[3]
 
 FIGURES = st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.5]))
 LINES = st.lists(st.fixed_dictionaries({}, optional={"loss": FIGURES, "penalty": FIGURES, "alarms": FIGURES}))
@@ -84,3 +90,17 @@ def test_learning_rates_have_a_curve_per_player():
     found = [{"step": n, "lr/encoder": n * 1e-3, "lr/masker": n * 1e-4} for n in (1, 2)]
     (panel,) = panels(found)
     assert [s.label for s in panel.series] == ["encoder", "masker"]
+
+
+def documented():
+    """The figures of docs/metrics.md."""
+    lines = (ROOT / "docs" / "metrics.md").read_text().splitlines()
+    firsts = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    return {name for first in firsts for name in re.findall("`([^`]+)`", first)}
+
+
+def test_every_figure_of_a_run_is_documented_once():
+    found = json.loads((ROOT / "tests" / "data" / "metrics-42d8aac.json").read_text())
+    written = {name for row in found for name in row} - {"step"}
+    drawn = {name for _, _, metrics in series._PANELS for name, _ in metrics if not name.endswith("/")}
+    assert written | drawn <= documented()
