@@ -17,8 +17,8 @@ from sklearn.metrics import roc_auc_score
 from tests.support.compiler import compiler_or_skip
 from tests.support.handmade import make_shards
 from tests.support.launch import finish, launch, start
+from tests.support.metrics_page import documented
 from tests.support.pretrain_words import losses, run_words
-from tests.trainer.observe.test_series import documented
 from trainer.data.audit import judge
 from trainer.observe.metrics import read_metrics
 

@@ -2,13 +2,13 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.metrics_page import documented
 from trainer.observe import series
 from trainer.observe.series import Seen, panels, says_something
 
@@ -90,13 +90,6 @@ def test_learning_rates_have_a_curve_per_player():
     found = [{"step": n, "lr/encoder": n * 1e-3, "lr/masker": n * 1e-4} for n in (1, 2)]
     (panel,) = panels(found)
     assert [s.label for s in panel.series] == ["encoder", "masker"]
-
-
-def documented():
-    """The figures of docs/metrics.md."""
-    lines = (ROOT / "docs" / "metrics.md").read_text().splitlines()
-    firsts = [line.split("|")[1] for line in lines if line.startswith("| `")]
-    return {name for first in firsts for name in re.findall("`([^`]+)`", first)}
 
 
 def test_every_figure_of_a_run_is_documented_once():
