@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from trainer.observe.metrics import METRICS, read_metrics
 from trainer.observe.series import Panel, panels, says_something, series
@@ -57,11 +58,14 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     """The curves of one panel, against steps."""
     for number, s in enumerate(panel.series):
         style: dict[str, Any] = {"marker": "o", "ms": 3.0} if s.rare and len(s.steps) < 100 else {}
-        axes.plot(s.steps, s.values, color=METHOD_COLOURS[number], label=s.label, lw=1.2, **style)
+        width = 1.2 if len(s.steps) < 2000 else 0.6
+        axes.plot(s.steps, s.values, color=METHOD_COLOURS[number], label=s.label, lw=width, **style)
     if panel.scale == "log" and any(np.any(s.values > 0) for s in panel.series):
         axes.set_yscale("log")
     if panel.scale == "from 0":
-        axes.set_ylim(0, max(axes.get_ylim()[1], 1e-6))
+        axes.set_ylim(0, 1.08 * max(1e-6, *(float(s.values.max()) for s in panel.series)))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
     axes.set_title(panel.title, size=10, loc="left")
     plain_axes(axes)
     if len(panel.series) > 1 or panel.series[0].rare:
