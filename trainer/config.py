@@ -142,7 +142,7 @@ class LogConfig:
     heldout_every: int = setting(50, ">= 0")
     """Steps between evaluations of the loss on held-out patients (0: never)."""
     figure_every: int = setting(500, ">= 0")
-    """Steps between mask figures (0: never)."""
+    """Steps between mask figures; the first log line and the last have one as well (0: never)."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from trainer import threads
+from trainer.config import PretrainConfig
 from trainer.data.remote.fetch import is_remote
 from trainer.data.shards import Shards
 from trainer.game.batchnorm import batch_norms, estimate
+from trainer.observe.wandb_mirror import Mirror, WandbConfig
 from trainer.run.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
 from trainer.run.checkpoint import committed, read_weights, saved_state
 from trainer.run.record import RunRecord, read_record
@@ -68,6 +70,7 @@ def main(argv: list[str]) -> None:
     place = Path(config.output) if config.output else None
     output = export(Path(config.run), place, config.step, config.data, config.statistics)
     print(f"encoder written to {output}")
+    _mirror(Path(config.run), output)
     print(f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={output} data=DATA output=OUT")
 
 
@@ -110,6 +113,20 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return output
+
+
+def _mirror(run: Path, encoder: Path) -> None:
+    """Sends the encoder to the run's page at W&B if its config says `wandb.upload_encoder`."""
+    path = run / "config.yaml"
+    try:
+        wandb = load(PretrainConfig, path).wandb if path.is_file() else WandbConfig()
+    except UserError as error:
+        return print(f"warning: nothing is sent to W&B: {error}")
+    if wandb.upload_encoder:
+        about, record = read_config(encoder), read_record(run)
+        mirror = Mirror(run, wandb, {"wandb_id": record.wandb_id})
+        mirror.encoder(encoder, f"encoder-{record.wandb_id}", f"step-{about.training['step']}", asdict(about))
+        mirror.close({})
 
 
 def _claim(output: Path, run: Path) -> None:

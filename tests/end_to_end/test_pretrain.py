@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from tests.support.compiler import compiler_or_skip
 from tests.support.handmade import make_shards
 from tests.support.launch import finish, launch, start
+from tests.support.metrics_page import documented
 from tests.support.pretrain_words import losses, run_words
 from trainer.data.audit import judge
 from trainer.observe.metrics import read_metrics
@@ -61,6 +62,9 @@ def test_a_run_leaves_what_it_promises(whole):
     assert list((run / "figures").glob("*.png"))
     assert list((run / "wandb").glob("**/*.wandb"))
     assert f"python -m trainer.export run={run}" in output
+    assert f"wandb sync {run / 'wandb'}" in output
+    assert all(name == "step" or name in documented() for row in rows for name in row)
+    assert max(len(line) for line in output.splitlines() if line.startswith("step ")) <= 100
 
 
 def test_a_second_call_does_nothing_and_says_so(whole, shards):

@@ -145,6 +145,41 @@ def shards(tmp_path_factory):
     return make_shards(root, {"train": ["SR", "AFIB", "STACH"] * 16, "val": ["AFIB"] * 8}, shards_of_train=4)
 
 
+@pytest.mark.parametrize("upload", [False, True])
+def test_wandb_gets_the_encoder_only_if_the_run_says_so(upload, tmp_path, monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr(exporting, "Mirror", lambda run, config, info: sent.append((run, info)) or Sent(sent))
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(f"wandb: {{upload_encoder: {str(upload).lower()}}}\n")
+    main([f"run={run}"])
+    assert "warning" not in capsys.readouterr().out
+    expected = [(run, {"wandb_id": "x"}), (run / "encoder", "encoder-x", "step-7"), "closed"]
+    assert sent == (expected if upload else [])
+
+
+def test_a_config_that_cannot_be_read_sends_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exporting, "Mirror", None)
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text("wandb: {upload_encoder: perhaps}\n")
+    main([f"run={run}"])
+    assert "warning: nothing is sent to W&B: " in capsys.readouterr().out
+    assert (run / "encoder" / "config.json").is_file()
+
+
+class Sent:
+    """Notes what a mirror is asked to send."""
+
+    def __init__(self, sent):
+        self.sent = sent
+
+    def encoder(self, folder, name, alias, about):
+        assert about["training"]["step"] == 7
+        self.sent.append((folder, name, alias))
+
+    def close(self, summary):
+        self.sent.append("closed")
+
+
 @pytest.fixture
 def batch_run(shards, tmp_path):
     """A run with batch norm, whose running statistics are those of nothing, with what its checkpoint knows."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
@@ -16,6 +17,11 @@ Array = NDArray[np.float64]
 MASK_COLOURS = ("#2166ac", "#1b7837", "#762a83", "#b35806", "#01a0a8", "#4d4d4d") + (
     *("#8a7d00", "#c2185b", "#5d4037", "#5c6bc0", "#7cb342", "#000000"),
 )
+GAINS = (MM_PER_MV, MM_PER_MV / 2, MM_PER_MV / 4, MM_PER_MV / 10)
+TALLEST = 60.0  # mm of a lead from peak to peak; the gain is lower for an ECG that needs more
+LEAST_ABOVE, LEAST_BELOW = 12.1, 9.9  # mm of a line of leads above and below the median
+NAME = 5.0  # mm for the name of a lead
+LANE, MOST_LANES = 1.2, 6.0  # mm of one mask's lane, and of all
 COLUMNS = (("I", "II", "III", "aVR", "aVL", "aVF"), ("V1", "V2", "V3", "V4", "V5", "V6"))
 
 
@@ -30,6 +36,9 @@ def ecg_with_masks(
 ) -> None:
     """Draws the first `seconds` of an ECG on ECG paper (25 mm/s, 10 mm/mV), the masks as shaded bands; writes a PNG.
 
+    Each lead is centred on its median; lines of leads are as high as their traces need, so that no lead crosses
+    another. Where that would be more than `TALLEST` mm, the gain is reduced; it is printed below the leads.
+
     signal_mv: [leads, T] in mV; masks: [N, T] (the same for all leads) or [N, leads, T], in 0..1 (shade = value), or
     None; rate in Hz. Limb leads are on the left and chest leads on the right; other lead names fill two columns in
     order. Raises `ValueError` if the shapes do not fit.
@@ -40,28 +49,47 @@ def ecg_with_masks(
     bands = _bands(masks, signal.shape)
     count = min(signal.shape[1], round(seconds * rate))
     signal, bands = signal[:, :count], bands[:, :, :count]
+    signal = signal - np.median(signal, axis=1, keepdims=True)
     columns = _columns(list(leads))
-    rows = max(len(column) for column in columns)
+    index = {lead: i for i, lead in enumerate(leads)}
+    lanes_mm = min(LANE * len(bands), MOST_LANES)
+    gain = _gain(signal)
+    strips = [
+        _heights(signal[[index[c[r]] for c in columns if r < len(c)]] * gain, lanes_mm) for r in range(len(columns[0]))
+    ]
 
-    pitch_mm, gap_mm, top_mm, bottom_mm, side_mm = 22.0, 5.0, 9.0, 7.0, 5.0
+    gap_mm, top_mm, bottom_mm, side_mm = 5.0, 9.0, 7.0, 5.0
     strip_mm = count / rate * MM_PER_S
     width = 2 * side_mm + len(columns) * strip_mm + (len(columns) - 1) * gap_mm
-    width, height = max(width, 90.0), top_mm + bottom_mm + rows * pitch_mm
+    width, height = max(width, 90.0), top_mm + bottom_mm + sum(above + below for above, below in strips)
     figure, axes = sheet(width, height)
     time_mm = np.arange(count) / rate * MM_PER_S
-    for c, column in enumerate(columns):
-        left = side_mm + c * (strip_mm + gap_mm)
-        for r, lead in enumerate(column):
-            middle = height - top_mm - (r + 0.55) * pitch_mm
-            low, high = middle - 0.45 * pitch_mm, middle + 0.55 * pitch_mm
-            index = list(leads).index(lead)
-            _shade(axes, bands[:, index], left, strip_mm, low, high)
-            axes.plot(left + time_mm, middle + MM_PER_MV * signal[index], color=INK, lw=0.8, zorder=3)
+    high = height - top_mm
+    for r, (above, below) in enumerate(strips):
+        middle, low = high - above, high - above - below
+        for c, lead in enumerate(column[r] for column in columns if r < len(column)):
+            left, i = side_mm + c * (strip_mm + gap_mm), index[lead]
+            _shade(axes, bands[:, i], left, strip_mm, low, high, lanes_mm)
+            axes.plot(left + time_mm, middle + gain * signal[i], color=INK, lw=0.8, zorder=3)
             axes.text(left + 0.8, high - 1.2, lead, ha="left", va="top", size=8, weight="bold", color=INK, zorder=4)
+        high = low
     axes.text(side_mm, height - 2.0, title, ha="left", va="top", size=10, color=INK)
-    axes.text(side_mm, 2.0, "25 mm/s   10 mm/mV", ha="left", va="bottom", size=7.5, color=INK)
+    axes.text(side_mm, 2.0, f"25 mm/s   {gain:g} mm/mV", ha="left", va="bottom", size=7.5, color=INK)
     _legend(axes, len(bands), width - side_mm, 2.0)
     write(figure, path)
+
+
+def _gain(signal: Array) -> float:
+    """mm per mV: the largest at which no lead is more than `TALLEST` mm from peak to peak."""
+    largest = float(np.ptp(signal, axis=1).max(initial=0.0))
+    return next((g for g in GAINS if largest * g <= TALLEST), TALLEST / max(largest, 1e-12))
+
+
+def _heights(traces_mm: Array, lanes_mm: float) -> tuple[float, float]:
+    """Of one line of leads [n, T], the space above and below the median, in mm: a trace stays below its lead's name
+    and above the lanes of the masks, and so within its own line."""
+    highest, lowest = float(traces_mm.max(initial=0.0)), float(traces_mm.min(initial=0.0))
+    return max(LEAST_ABOVE, highest + NAME), max(LEAST_BELOW, lanes_mm + 0.8 - lowest)
 
 
 def bands(masks: Array, samples: int) -> Array:
@@ -94,9 +122,9 @@ def _columns(leads: list[str]) -> list[list[str]]:
     return [leads[:half], leads[half:]]
 
 
-def _shade(axes: Any, bands: Array, left: float, width: float, low: float, high: float) -> None:
+def _shade(axes: Axes, bands: Array, left: float, width: float, low: float, high: float, lanes: float) -> None:
     """Overlays N masks [N, T] on one strip; each mask also gets a lane of solid colour at the bottom of the strip."""
-    lane = min(1.2, 6 / max(1, len(bands)))
+    lane = lanes / max(1, len(bands))
     for n, mask in enumerate(bands):
         rgba = np.empty((1, len(mask), 4))
         rgba[..., :3] = to_rgb(MASK_COLOURS[n % len(MASK_COLOURS)])
@@ -108,7 +136,7 @@ def _shade(axes: Any, bands: Array, left: float, width: float, low: float, high:
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
 
 
-def _legend(axes: Any, masks: int, right: float, bottom: float) -> None:
+def _legend(axes: Axes, masks: int, right: float, bottom: float) -> None:
     for n in range(masks):
         colour = MASK_COLOURS[n % len(MASK_COLOURS)]
         label = "mask" if masks == 1 else f"mask {n + 1}"

@@ -1,8 +1,7 @@
 """Logs the metrics of a run: to the terminal, `metrics.jsonl` (authoritative) and W&B (a copy of it).
 
-Only rank 0 writes. The terminal line formats these names; other metrics are logged as well and shown at its end:
-
-    loss  penalty  coverage  lr/encoder  lr/masker  grad_norm/encoder  grad_norm/masker  samples_per_s  data_wait
+Only rank 0 writes. The terminal gets the few figures that say whether a run is well (`terminal_line`); docs/metrics.md
+lists them all.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -44,7 +43,6 @@ class Metrics:
             raise UserError(f"wandb.mode={wandb_config.mode} does not exist: use one of {', '.join(MODES)}")
         self._enabled = enabled
         self._total = int(run_info.get("steps") or 0)
-        self._origin = (start_step, time.perf_counter())
         self._last: int | None = None
         self._noted: set[str] = set()
         if not enabled:
@@ -52,7 +50,8 @@ class Metrics:
         path = make_folder(run_dir, "run") / METRICS
         truncate(path, start_step)
         self._file = path.open("a", encoding="utf-8")
-        self._mirror = Mirror(Path(run_dir), wandb_config, run_info)
+        self._mirror = Mirror(Path(run_dir), wandb_config, run_info, read_metrics(path))
+        self._origin = (start_step, time.perf_counter())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of `metrics.jsonl`, one line of the terminal, one row of W&B; `step` = steps done so far.
@@ -99,23 +98,31 @@ class Metrics:
 
 
 def terminal_line(step: int, total: int, values: Mapping[str, float], eta: float | None = None) -> str:
-    """The readable line of one log interval; only what is in `values` is shown. `eta` in seconds."""
-    rest = dict(values)
+    """One log interval in at most 100 columns; only what is in `values` is shown. `eta` in seconds.
+
+    `loss`, `coverage` (as `masked`), `samples_per_s` (as `ECG/s`), `data_wait` (as `waiting`), `alarms` (if any).
+    """
     words = [f"step {step:>{len(str(total))}}/{total}" if total else f"step {step}"]
-    words += [f"{name} {rest.pop(name):.4g}" for name in ("loss", "penalty") if name in rest]
-    if "coverage" in rest:
-        words.append(f"coverage {rest.pop('coverage'):.3f}")
-    for label, prefix, form in (("lr", "lr/", ".2e"), ("grad norm", "grad_norm/", ".3g")):
-        pair = [f"{rest.pop(prefix + who):{form}}" for who in ("encoder", "masker") if prefix + who in rest]
-        words += [f"{label} {' / '.join(pair)}"] if pair else []
-    if "samples_per_s" in rest:
-        words.append(f"{rest.pop('samples_per_s'):,.0f} samples/s")
-    if "data_wait" in rest:
-        words.append(f"data wait {100 * rest.pop('data_wait'):.1f} %")
-    words += [f"{name} {value:.4g}" for name, value in rest.items() if name != "mfu" or math.isfinite(value)]
-    if eta is not None:
-        words.append(f"ETA {int(eta) // 3600}:{int(eta) // 60 % 60:02d}:{int(eta) % 60:02d}")
-    return " | ".join(words)
+    words += [f"ETA {duration(eta)}"] if eta is not None else []
+    words += [say(values[name]) for name, say in _SAID.items() if name in values]
+    return "  ".join(word for word in words if word)
+
+
+def duration(seconds: float) -> str:
+    """`0:02:10`; from 100 hours on `4d 5h`."""
+    minutes = int(seconds) // 60
+    if minutes >= 100 * 60:
+        return f"{minutes // 1440}d {minutes // 60 % 24}h"
+    return f"{minutes // 60}:{minutes % 60:02d}:{int(seconds) % 60:02d}"
+
+
+_SAID: dict[str, Callable[[float], str]] = {
+    "loss": lambda x: f"loss {x:.3f}" if abs(x) < 99.9995 else f"loss {x:.0f}",
+    "coverage": lambda x: f"masked {100 * x:.0f} %",
+    "samples_per_s": lambda x: f"{x:,.0f} ECG/s" if x < 99_999.5 else f"{x / 1000:,.0f}k ECG/s",
+    "data_wait": lambda x: f"waiting {100 * x:.0f} %",
+    "alarms": lambda x: f"{x:.0f} alarm{'s' if x > 1 else ''}" if x else "",
+}
 
 
 class _Row(TypedDict):

@@ -7,15 +7,17 @@ import getpass
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.observe.series import Seen
 from umbra.config import setting
 
 MODES = ("offline", "online", "disabled")
@@ -39,6 +41,9 @@ class WandbConfig:
     """The team or user at W&B (empty: the default one)."""
     upload_ecgs: bool = False
     """Whether figures of patients' recordings may be uploaded."""
+    upload_encoder: bool = False
+    """Whether `python -m trainer.export` sends the encoder as an artifact of the run. Weights can carry traces of the
+    ECGs they were trained on: upload them only where the terms of the data allow it."""
 
 
 def new_wandb_id() -> str:
@@ -127,8 +132,8 @@ def wandb_settings() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _spared() -> Iterator[None]:
-    """The processes started inside do not hear what asks a run to stop: W&B's would be gone before the run has ended.
+def _stop_signals_blocked() -> Iterator[None]:
+    """Processes started inside ignore the signals that stop a run: else W&B's would be gone before the run has ended.
 
     It ends with the process that started it.
     """
@@ -139,29 +144,74 @@ def _spared() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-class Mirror:
-    """W&B, best effort: the first exception of any call prints one warning and switches it off; the run continues."""
+_GROUPS = {
+    "train": ("loss", "accuracy", "temperature", "alarms"),
+    "embeddings": ("alignment", "uniformity"),
+    "masks": ("coverage", "hidden", "extreme_coverage", "penalty"),
+}
 
-    def __init__(self, run_dir: Path, config: WandbConfig, run_info: Mapping[str, Any]) -> None:
+
+def grouped(name: str) -> str:
+    """The name of a metric at W&B, where the word before the slash is the group of its chart."""
+    if "/" in name:
+        return name
+    known = next((group for group, names in _GROUPS.items() if name in names), "speed")
+    return f"{'masks' if name.startswith('mask_') else known}/{name}"
+
+
+class Mirror:
+    """W&B, best effort: the first exception of any call prints one warning and switches it off; the run continues.
+
+    Charts of metrics that have said nothing yet (`series.Seen`) are hidden; `rows`: the metrics before a restart.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: WandbConfig, run_info: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
         self._config = config
         self._folder = run_dir / "wandb"
         self._run: Any = None
+        self._seen = Seen(rows)
         self._alive = config.mode != "disabled"
         self._attempt(lambda: self._start(run_info))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._attempt(lambda: self._run.log(dict(values), step=step))
+        new, telling = self._seen.add(values)
+
+        def send() -> None:
+            for name in new | telling:
+                self._define(name)
+            self._run.log({grouped(name): value for name, value in values.items()}, step=step)
+
+        self._attempt(send)
 
     def figure(self, step: int, name: str, path: Path, recording: bool) -> None:
         if not recording or self._config.upload_ecgs:
-            self._attempt(lambda: self._run.log({name: self._image(path)}, step=step))
+            self._attempt(lambda: self._run.log({f"figures/{name}": self._image(path)}, step=step))
+
+    def encoder(self, folder: Path, name: str, alias: str, about: Mapping[str, Any]) -> None:
+        """Sends an encoder directory as the artifact `name` of type `model`, with the public part of `about`."""
+
+        def send() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type="model", metadata=public_config(about))
+            for path in sorted(folder.iterdir()):  # without a copy in the home directory
+                artifact.add_file(str(path), policy="immutable", skip_cache=True)
+            self._run.log_artifact(artifact, aliases=["latest", alias])
+
+        self._attempt(send)
 
     def close(self, summary: Mapping[str, Any]) -> None:
+        """Ends W&B's run; an offline one prints the line that uploads it, with all its restarts."""
+
         def finish() -> None:
             self._run.summary.update(public_config(summary))
             self._run.finish()
 
         self._attempt(finish)
+        if self._alive and self._config.mode == "offline":
+            print(f"# W&B is offline; to upload this run: wandb sync {shlex.quote(str(self._folder))}", flush=True)
         self._alive = False
         self._remove_logs()
 
@@ -187,7 +237,7 @@ class Mirror:
         online = self._config.mode == "online"
         if online and not wandb.login(prompt=False):
             raise RuntimeError("no API key: run `wandb login` or set WANDB_API_KEY")
-        with _spared():
+        with _stop_signals_blocked():
             self._run = wandb.init(
                 mode="online" if online else "offline",
                 project=self._config.project,
@@ -200,6 +250,12 @@ class Mirror:
                 settings=wandb.Settings(**wandb_settings()),
             )
         self._remove_logs()
+        for name in self._seen.known:
+            self._define(name)
+
+    def _define(self, name: str) -> None:
+        """Hides the chart of a metric that has said nothing yet, and shows it from the line on at which it does."""
+        self._run.define_metric(grouped(name), hidden=name not in self._seen.telling, overwrite=True)
 
     def _image(self, path: Path) -> Any:
         import wandb

@@ -225,7 +225,8 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
         for alarm in said:
             run.metrics.note(alarm)
         run.metrics.log(step, {**means, **rates, **norms, **speed, "alarms": len(said)})
-        due = cfg.log.figure_every and (step % cfg.log.figure_every < cfg.log.every or step == run.total)
+        first_or_last = step <= cfg.log.every or step == run.total
+        due = cfg.log.figure_every and (step % cfg.log.figure_every < cfg.log.every or first_or_last)
         if due and "masker" in run.engines:
             _draw_masks(run, step)
 

@@ -1,6 +1,8 @@
 """The pictures hold what they were given: read back from the pixels and from the drawn artists."""
 
 import json
+from itertools import pairwise
+from xml.etree import ElementTree
 
 import matplotlib.colors
 import matplotlib.image
@@ -9,9 +11,10 @@ import pytest
 
 from trainer import figures as figures_command
 from trainer.observe import curves, mask_figure
-from trainer.observe.curves import loss_curves
+from trainer.observe.curves import loss_curves, panel_svg
 from trainer.observe.example_ecg import synthetic_example
 from trainer.observe.mask_figure import ecg_with_masks
+from trainer.observe.series import panels
 from trainer.study import figure as study_drawing
 from trainer.study.figure import study_figure
 from umbra.drawing import paper as ecg_paper
@@ -109,6 +112,37 @@ def test_a_mask_of_one_lead_shades_that_lead_alone(tmp_path, drawn):
     assert sum(_inside(trace[0], shaded[0]) for trace in _traces(drawn[0])) == 1
 
 
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0, 12.0, 400.0])
+@pytest.mark.parametrize("leads", [CANONICAL, [*CANONICAL, "X"], ["II"]])
+def test_leads_stay_in_their_own_strip_between_name_and_lanes(scale, leads, tmp_path, drawn):
+    """Whatever the amplitude: no trace reaches that of a neighbour, a lead's name or the lanes of the masks."""
+    random = np.random.default_rng(int(scale))
+    signal = scale * random.standard_normal((len(leads), 300)) * random.uniform(0.1, 1.0, (len(leads), 1)) + 50.0
+    ecg_with_masks(signal, np.ones((3, 300)), RATE, leads, tmp_path / "ecg.png")
+    axes, extents = drawn[0].axes[0], {}
+    shaded = [(tuple(image.get_extent()), float(image.get_array()[..., 3].max())) for image in axes.images]
+    strips = sorted({extent for extent, opacity in shaded if opacity < 0.5})
+    assert len(strips) == len(leads)
+    lanes = [extent for extent, opacity in shaded if opacity > 0.5]
+    width, height = axes.get_xlim()[1], axes.get_ylim()[1]
+    names = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    gain = float(next(text for text in names if "mm/mV" in text).split()[2])
+    for line in _traces(drawn[0]):
+        (strip,) = [s for s in strips if s[0] <= line[0, 0] + 0.01 and line[0, 0] < s[1] and s[2] < line[0, 1] < s[3]]
+        own = [top for left, _, bottom, top in lanes if left == strip[0] and strip[2] <= bottom < strip[3]]
+        assert max(own) < line[:, 1].min()
+        assert line[:, 1].max() < strip[3] - 4
+        extents.setdefault(strip[0], []).append((strip[2], strip[3]))
+    for column in extents.values():
+        column.sort()
+        assert all(upper[0] >= lower[1] - 1e-9 for lower, upper in pairwise(column))
+        assert column[0][0] > 0
+        assert column[-1][1] < height
+    assert np.ptp(signal, axis=1).max() * gain <= 60.01
+    assert (gain == 10) == (np.ptp(signal, axis=1).max() <= 6)
+    assert width < 300
+
+
 def _inside(point, extent):
     left, right, bottom, top = extent
     return left <= point[0] + 0.01 and point[0] <= right and bottom <= point[1] <= top
@@ -182,31 +216,58 @@ def test_a_figure_has_the_ending_of_what_it_is(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+ROWS = [
+    {"step": 10, "loss": 4.0, "penalty": 0.0, "lr/encoder": 1e-3, "lr/masker": 2e-3, "samples_per_s": 100.0},
+    {"step": 20, "loss": None, "penalty": 0.0, "lr/encoder": 2e-3, "lr/masker": 3e-3, "heldout/loss": 5.0},
+    {"step": 30, "loss": 2.0, "penalty": 0.0, "lr/encoder": 3e-3, "lr/masker": 4e-3, "samples_per_s": 300.0},
+]
+
+
+def _write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4')
+
+
 def test_curves_draw_the_numbers_of_the_file(tmp_path, drawn):
-    rows = [
-        {"step": 10, "loss": 4.0, "lr/encoder": 1e-3, "lr/masker": 2e-3, "samples_per_s": 100.0},
-        {"step": 20, "loss": None, "lr/encoder": 2e-3, "lr/masker": 3e-3, "heldout/loss": 5.0},
-        {"step": 30, "loss": 2.0, "lr/encoder": 3e-3, "lr/masker": 4e-3, "samples_per_s": 300.0},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4')
-    loss_curves(tmp_path / "metrics.jsonl", tmp_path / "figures" / "curves.png")
+    rows = [*ROWS, {"step": 40, "heldout/loss": 4.5}]
+    _write(tmp_path / "metrics.jsonl", rows)
+    assert loss_curves(tmp_path / "metrics.jsonl", tmp_path / "figures" / "curves.png")
     assert (tmp_path / "figures" / "curves.png").stat().st_size > 1000
     panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
-    assert set(panels) == {"contrastive loss", "learning rate", "samples/s"}
+    assert set(panels) == {"contrastive loss", "learning rate", "ECG/s"}  # no penalty: it is always 0
     lines = {title: [line.get_xydata().tolist() for line in axes.lines] for title, axes in panels.items()}
-    assert lines["contrastive loss"] == [[[10, 4], [30, 2]], [[20, 5]]]
+    assert lines["contrastive loss"] == [[[10, 4], [30, 2]], [[20, 5], [40, 4.5]]]
     assert lines["learning rate"][1] == [[10, 2e-3], [20, 3e-3], [30, 4e-3]]
-    assert panels["samples/s"].get_ylim()[0] == 0
+    assert panels["ECG/s"].get_ylim()[0] == 0
 
 
-def test_curves_without_rows_or_panels(tmp_path):
+def test_a_curve_of_one_point_is_not_drawn(tmp_path, drawn):
+    _write(tmp_path / "metrics.jsonl", ROWS)
+    loss_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert [line.get_label() for line in drawn[0].axes[0].lines] == ["training"]
+
+
+def test_the_svg_of_a_panel_has_a_line_per_series_and_its_words_as_text():
+    (panel, *_) = panels([*ROWS, {"step": 40, "heldout/loss": 4.5}])
+    root = ElementTree.fromstring(panel_svg(panel))
+    assert panel_svg(panel) == panel_svg(panel)
+    texts = {"".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"contrastive loss", "training", "held-out patients", "step"} <= texts
+    paths = [node.get("style", "") for node in root.iter("{http://www.w3.org/2000/svg}path")]
+    for colour in curves.METHOD_COLOURS[:2]:
+        assert sum(f"stroke: {colour}" in style and "fill: none" in style for style in paths) == 2  # curve and legend
+
+
+def test_curves_without_anything_to_say_write_nothing(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("")
-    with pytest.raises(ValueError, match="no rows"):
-        loss_curves(path, tmp_path / "no.png")
-    path.write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match="no rows"):
-        loss_curves(path, tmp_path / "no.png")
+    for content in (
+        "",
+        '{"step": 1}\n',
+        '{"step": 1, "loss": 4.0}\n',
+        '{"step": 1, "loss": 4}\n{"step": 2, "loss": 4}\n',
+    ):
+        path.write_text(content)
+        assert not loss_curves(path, tmp_path / "no.png")
+        assert not (tmp_path / "no.png").exists()
 
 
 def test_study_has_a_panel_per_task_and_fraction_and_a_line_per_method(tmp_path, drawn):

@@ -1,7 +1,10 @@
 """The sinks of a run: what is written, what W&B gets, what it never gets, and that its failures stop nothing."""
 
+import base64
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -10,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.wandb_offline import entries, offline_files, read_offline
-from trainer.observe.metrics import METRICS, Metrics, read_metrics, terminal_line
+from trainer.observe.metrics import METRICS, Metrics, duration, read_metrics, terminal_line
 from trainer.observe.throughput import Throughput
-from trainer.observe.wandb_mirror import WandbConfig, new_wandb_id, public_config
+from trainer.observe.wandb_mirror import WandbConfig, grouped, new_wandb_id, public_config
 from umbra.errors import UserError
 
 DISABLED = WandbConfig(mode="disabled")
@@ -38,7 +41,7 @@ info = {
 start, stop = int(sys.argv[1]), int(sys.argv[2])
 metrics = Metrics("tapirfolder_run", WandbConfig(), info, start_step=start)
 for step in range(start + 1, stop + 1):
-    values = {"loss": 1 / step, "coverage": 0.25, "lr/encoder": 1e-3 * step}
+    values = {"loss": 1 / step, "coverage": 0.25, "penalty": float(step == 8), "lr/encoder": 1e-3 * step}
     metrics.log(step, values)
     if step == start + 1:
         metrics.figure(step, "ecg", "picture.png")
@@ -74,7 +77,7 @@ def planted(tmp_path_factory):
 
 
 def _rows(run):
-    """The numbers of each row of W&B, in the form of a line of metrics.jsonl."""
+    """The numbers of each row of W&B, in the form of a line of metrics.jsonl with grouped names."""
     for row in run.rows:
         values = {key: value for key, value in row.items() if not key.startswith("_") and not isinstance(value, dict)}
         yield {"step": row["_step"], **values}
@@ -84,7 +87,11 @@ def test_offline_run_holds_every_row_of_the_jsonl(planted):
     run_dir, _ = planted
     first, second = [read_offline(path) for path in offline_files(run_dir)]
     assert len(first.rows) == 1200
-    assert list(_rows(first))[:SECOND_START] + list(_rows(second)) == read_metrics(run_dir / METRICS)
+    assert list(_rows(first))[:SECOND_START] + list(_rows(second)) == [
+        {"step": row["step"], **{grouped(name): value for name, value in row.items() if name != "step"}}
+        for row in read_metrics(run_dir / METRICS)
+    ]
+    assert set(second.rows[0]) >= {"train/loss", "masks/coverage", "masks/penalty", "lr/encoder"}
     assert [row["step"] for row in read_metrics(run_dir / METRICS)] == list(range(1, 11))
 
 
@@ -97,8 +104,53 @@ def test_offline_run_goes_on_under_the_same_id_and_shows_config_figure_and_summa
         assert run.config["versions"] == {"torch": "2.13.0+cpu"}
         assert run.summary["val_loss"] == 0.5
         assert "best_path" not in run.summary
-        assert run.rows[0]["ecg"]["_type"] == "image-file"
-        assert not any("patient" in row for row in run.rows)
+        assert run.rows[0]["figures/ecg"]["_type"] == "image-file"
+        assert not any("figures/patient" in row for row in run.rows)
+
+
+def test_offline_run_hides_the_charts_of_metrics_until_they_say_something(planted):
+    """The chart of a metric that is always the same stays hidden; a restart knows what was said before it."""
+    run_dir, _ = planted
+    first, second = [_hidden(read_offline(path)) for path in offline_files(run_dir)]
+    assert first == {
+        "train/loss": [True, False],
+        "lr/encoder": [True, False],
+        "masks/penalty": [True, False],
+        "masks/coverage": [True],
+    }
+    assert second == {
+        "train/loss": [False],
+        "lr/encoder": [False],
+        "masks/penalty": [True, False],  # it is 1 at step 8, after the restart
+        "masks/coverage": [True],
+    }
+
+
+def _hidden(run):
+    found = {}
+    for record in run.records:
+        if record.WhichOneof("record_type") == "metric" and record.metric.name:
+            assert record.metric._control.overwrite
+            found.setdefault(record.metric.name, []).append(record.metric.options.hidden)
+    return found
+
+
+def test_the_printed_line_uploads_all_starts_of_a_run(planted):
+    """W&B's own command finds the files of both starts where the line says."""
+    run_dir, outputs = planted
+    for output in outputs:
+        assert output.splitlines()[-1] == "# W&B is offline; to upload this run: wandb sync tapirfolder_run/wandb"
+    words = ["-m", "wandb", "sync", "--dry-run", "tapirfolder_run/wandb"]
+    environment = {"WANDB_MODE": "offline", "HOME": str(run_dir.parent / "quaggahome")}
+    said = subprocess.run(
+        [sys.executable, *words],
+        cwd=run_dir.parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Would sync 2 run(s)" in said.stdout + said.stderr
 
 
 def test_nothing_that_wandb_writes_holds_a_planted_name(planted):
@@ -126,8 +178,8 @@ def test_offline_run_has_only_records_that_are_known_to_be_clean(planted):
 
 def test_terminal_shows_one_line_per_step(planted):
     _, outputs = planted
-    assert len(outputs[1].splitlines()) == 6
-    assert outputs[1].splitlines()[0].startswith("step    5/2000 | loss 0.2 | coverage 0.250 | lr 5.00e-03 | ETA ")
+    assert len(outputs[1].splitlines()) == 7
+    assert outputs[1].splitlines()[0].startswith("step    5/2000  ETA ")
 
 
 @pytest.mark.parametrize("length", [100, 32768 - 7 - 7, 32768 - 7 - 7 - 3, 32768, 100_000])
@@ -159,6 +211,9 @@ def _leveldb(contents):
 class FakeRun:
     def __init__(self, fail):
         self.fail, self.calls, self.summary = fail, [], {}
+
+    def define_metric(self, name, **words):
+        pass
 
     def log(self, values, step):
         self.calls.append(("log", step))
@@ -239,7 +294,53 @@ def test_recordings_go_to_wandb_only_when_allowed(upload, tmp_path, monkeypatch)
     metrics.figure(1, "patient", "a.png", recording=True)
     metrics.figure(1, "synthetic", "a.png")
     metrics.close()
-    assert sent == [{"patient": "image"}, {"synthetic": "image"}][not upload :]
+    assert sent == [{"figures/patient": "image"}, {"figures/synthetic": "image"}][not upload :]
+
+
+SEND_ENCODER = """
+from pathlib import Path
+from trainer.observe.wandb_mirror import Mirror, WandbConfig
+
+mirror = Mirror(Path("run"), WandbConfig(upload_encoder=True), {"wandb_id": "abc123"})
+mirror.encoder(Path("encoder"), "encoder-abc123", "step-40", {"dim": 8, "path": "/mnt/gnudata"})
+mirror.close({})
+"""
+
+
+def test_an_encoder_is_an_artifact_of_the_run(tmp_path):
+    """As W&B wrote it: name, aliases, files by their hashes. Only the record for the later upload knows a path."""
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(name.encode() * 10)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HOME": str(tmp_path / "home")}
+    words = [sys.executable, "-c", SEND_ENCODER]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=90, check=True)
+    assert done.stdout == "# W&B is offline; to upload this run: wandb sync run/wandb\n"
+    (run,) = [read_offline(path) for path in offline_files(tmp_path / "run")]
+    (sent,) = [r.artifact for r in run.records if r.WhichOneof("record_type") == "artifact"]
+    assert (sent.run_id, sent.name, sent.type) == ("abc123", "encoder-abc123", "model")
+    assert set(sent.aliases) == {"latest", "step-40"}
+    assert json.loads(sent.metadata) == {"dim": 8}
+    for entry in sent.manifest.contents:
+        content = (folder / entry.path).read_bytes()
+        assert entry.digest == base64.b64encode(hashlib.md5(content).digest()).decode()
+    assert [entry.path for entry in sent.manifest.contents] == ["config.json", "model.safetensors"]
+    assert not list(tmp_path.glob("home/**/artifacts/**/*.safetensors"))
+    sent.ClearField("manifest")
+    assert str(tmp_path) not in str(run.records)
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        *(("loss", "train/loss"), ("alarms", "train/alarms"), ("coverage", "masks/coverage")),
+        *(("mask_sameness", "masks/mask_sameness"), ("uniformity", "embeddings/uniformity")),
+        *(("samples_per_s", "speed/samples_per_s"), ("heldout/loss", "heldout/loss"), ("lr/masker", "lr/masker")),
+    ],
+)
+def test_groups_at_wandb(name, there):
+    assert grouped(name) == there
 
 
 def test_public_config_keeps_words_and_numbers_and_drops_places():
@@ -331,24 +432,42 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+VALUES = {
+    "loss": 4.21345,
+    "penalty": 0.012,
+    "coverage": 0.25,
+    "lr/encoder": 1e-3,
+    "grad_norm/encoder": 1.234,
+    "samples_per_s": 1512.3,
+    "data_wait": 0.0123,
+    "val/loss": 3.5,
+    "alarms": 2,
+}
+
+
 def test_terminal_line():
-    values = {
-        "loss": 4.21345,
-        "penalty": 0.012,
-        "coverage": 0.25,
-        "lr/encoder": 1e-3,
-        "lr/masker": 5e-4,
-        "grad_norm/encoder": 1.234,
-        "grad_norm/masker": 0.04,
-        "samples_per_s": 1512.3,
-        "data_wait": 0.0123,
-        "val/loss": 3.5,
-    }
-    assert terminal_line(120, 20000, values, eta=5025.7) == (
-        "step   120/20000 | loss 4.213 | penalty 0.012 | coverage 0.250 | lr 1.00e-03 / 5.00e-04 | "
-        "grad norm 1.23 / 0.04 | 1,512 samples/s | data wait 1.2 % | val/loss 3.5 | ETA 1:23:45"
+    assert terminal_line(120, 20000, VALUES, eta=5025.7) == (
+        "step   120/20000  ETA 1:23:45  loss 4.213  masked 25 %  1,512 ECG/s  waiting 1 %  2 alarms"
     )
+    assert terminal_line(120, 20000, VALUES | {"alarms": 1}).endswith("waiting 1 %  1 alarm")
+    assert terminal_line(120, 20000, VALUES | {"alarms": 0}).endswith("waiting 1 %")
     assert terminal_line(1, 0, {}) == "step 1"
+
+
+@pytest.mark.parametrize("loss", [1e-9, 12.3456, 99.9994, 99.9996, 999.99, 1.2e5, float("nan")])
+@pytest.mark.parametrize("eta", [0.0, 359_999.0, 360_000.0, 8.6e7])
+def test_terminal_line_fits_100_columns(loss, eta):
+    most = {"loss": loss, "coverage": 1.0, "data_wait": 1.0, "alarms": 5}
+    for speed in (99_999.4, 99_999.9, 9_999_000.0):
+        line = terminal_line(999_999, 1_000_000, VALUES | most | {"samples_per_s": speed}, eta)
+        assert len(line) <= 100, line
+        assert re.search("ETA .* loss .* masked .* ECG/s .*waiting .* alarms$", line)
+
+
+def test_duration():
+    assert [duration(s) for s in (0.9, 130, 359_999, 360_000, 8.6e7)] == [
+        *("0:00:00", "0:02:10", "99:59:59", "4d 4h", "995d 8h")
+    ]
 
 
 # ---- meters ----

@@ -1,0 +1,233 @@
+"""A run as one self-contained HTML page: curves as inline SVG, masks as inline PNG, nothing from the network.
+
+The page names no path, host or user, and shows masks on the synthetic ECG alone, so that it may be passed on.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from trainer.config import PretrainConfig
+from trainer.game.health import alarms
+from trainer.observe.curves import panel_svg
+from trainer.observe.metrics import METRICS, duration, read_metrics
+from trainer.observe.series import panels, series
+from trainer.observe.wandb_mirror import public_config
+from trainer.run.record import RunRecord, read_record
+from umbra.config import as_dict, load
+from umbra.errors import UserError
+from umbra.files import write_text
+
+MOST_MASKS = 12  # figures of masks on a page, evenly spaced over the run
+
+STYLE = """
+:root{--ink:#1d2329;--soft:#5b6670;--line:#e3e7ea;--accent:#2f5d8a}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:2rem 1.6rem 4rem;max-width:80rem;color:var(--ink);background:#fff;
+ font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+h1{font-size:1.7rem;font-weight:600;margin:0;overflow-wrap:anywhere}
+h2{font-size:1.2rem;font-weight:600;margin:2.4rem 0 .6rem;padding-top:.8rem;border-top:1px solid var(--line)}
+p{margin:.4rem 0}.soft{color:var(--soft)}
+progress{width:100%;height:.7rem;margin:1rem 0 0;accent-color:var(--accent)}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.8rem;margin:1.2rem 0}
+.tile{border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem}
+.tile b{display:block;font-size:1.4rem;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
+.tile b{white-space:nowrap}
+.note{border-left:4px solid #3d8b5f;background:#f2f8f4;padding:.6rem 1rem;border-radius:0 6px 6px 0;margin:1rem 0}
+.note.bad{border-color:#c0661b;background:#fdf6ee}.note ul{margin:.3rem 0;padding-left:1.2rem}
+.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(21rem,1fr));gap:.8rem 1.6rem}
+.curves svg{display:block;width:100%;height:auto}
+figure{margin:0 0 1rem}
+img{display:block;width:100%;max-width:64rem;height:auto;border:1px solid var(--line);border-radius:4px}
+input[type=range]{width:100%;max-width:64rem;accent-color:var(--accent)}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th{font-weight:500;color:var(--soft);text-align:left;padding:.2rem 1.6rem .2rem 0;vertical-align:top}
+td{padding:.2rem 0;overflow-wrap:anywhere}
+pre{background:#f4f6f8;padding:.8rem 1rem;border-radius:6px;overflow-x:auto}
+pre{font:.85rem/1.45 ui-monospace,Menlo,Consolas,monospace}
+summary{cursor:pointer;color:var(--accent);margin-top:1rem}
+"""
+
+# One mask figure at a time; without scripts all are shown.
+SLIDER = """
+const steps=[...document.querySelectorAll('figure.mask')],slider=document.querySelector('input[type=range]');
+function show(n){steps.forEach((f,i)=>f.hidden=i!=n)}
+if(slider){slider.hidden=false;slider.oninput=()=>show(slider.value);show(slider.value)}
+"""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a run directory holds: the rows of `metrics.jsonl` and when the last was `written`, `run.json`,
+    `config.yaml`, and the masks of the synthetic ECG as (step, PNG)."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    record: RunRecord
+    config: PretrainConfig
+    masks: list[tuple[int, Path]]
+    written: datetime
+
+
+def read(run: Path) -> Watched:
+    """Reads a run directory. Raises `UserError` if it is none, or one without a log line."""
+    record = read_record(run)
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{config} does not exist: {run} is not a run directory of trainer/pretrain.py")
+    if not has_lines(run):
+        raise UserError(f"{run / METRICS} has no line yet: wait for the first one, or give every=SECONDS")
+    masks = sorted((int(p.stem[6:]), p) for p in (run / "figures").glob("masks-*.png") if p.stem[6:].isdecimal())
+    written = datetime.fromtimestamp((run / METRICS).stat().st_mtime, UTC)
+    rows = read_metrics(run / METRICS)
+    return Watched(run.resolve().name, rows, record, load(PretrainConfig, config), spread(masks, MOST_MASKS), written)
+
+
+def is_running(run: Path) -> bool:
+    """Whether the run says that it goes on. A killed one cannot say that it does not."""
+    return read_record(run).status == "running"
+
+
+def has_lines(run: Path) -> bool:
+    """Whether the run has logged anything."""
+    return (run / METRICS).is_file() and bool(read_metrics(run / METRICS))
+
+
+def draw(run: Path, place: Path, every: float = 0.0) -> None:
+    """Writes the page of a run to `place`; a browser reloads it every `every` seconds (0: not).
+
+    Raises `UserError` as `read` does.
+    """
+    write_text(place, render(read(run), every))
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` items, evenly spaced, with the first and the last."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
+    return [items[i] for i in places]
+
+
+def render(found: Watched, every: float = 0.0) -> str:
+    """The page."""
+    reload = f'<meta http-equiv="refresh" content="{every:g}">' if every else ""
+    curves = "".join(f"<div>{panel_svg(panel)}</div>" for panel in panels(found.rows))
+    body = (
+        _head(found)
+        + _tiles(found)
+        + _alarms(found)
+        + "<h2>Curves</h2>"
+        + (f"<div class=curves>{curves}</div>" if curves else "<p class=soft>Nothing has changed yet.</p>")
+        + _masks(found.masks)
+        + _settings(found)
+    )
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">{reload}'
+        f"<title>{_text(found.name)}</title><style>{STYLE}</style></head><body>{body}"
+        f"<script>{SLIDER}</script></body></html>\n"
+    )
+
+
+def _head(found: Watched) -> str:
+    step, total, status = found.rows[-1]["step"], found.record.steps, found.record.status or "status unknown"
+    return (
+        f"<h1>{_text(found.name)}</h1>"
+        f"<p class=soft>{_text(found.record.method or '')}, {_text(status)}; "
+        f"last line of <code>{METRICS}</code>: {found.written:%Y-%m-%d %H:%M:%S} UTC</p>"
+        + (f'<progress max="{total}" value="{step}"></progress>' if total else "")
+    )
+
+
+def _tiles(found: Watched) -> str:
+    rows, total, last = found.rows, found.record.steps or 0, found.rows[-1]["step"]
+    speed, left = _latest(rows, "samples_per_s"), total - last
+    tiles = [(f"{last:,}", f"of {total:,} steps" if total else "steps")]
+    if speed and left > 0:
+        tiles.append((duration(left * found.config.batch.global_ / speed), "to go"))
+    for name, label, form in (
+        ("loss", "loss", "{:.3f}".format),
+        ("heldout/loss", "held-out loss", "{:.3f}".format),
+        ("accuracy", "accuracy", _percent),
+        ("coverage", "masked", _percent),
+        ("samples_per_s", "ECG/s", "{:,.0f}".format),
+        ("data_wait", "waiting for data", _percent),
+    ):
+        value = _latest(rows, name)
+        if value is not None:
+            tiles.append((form(value), label))
+    cells = "".join(f"<div class=tile><b>{_text(a)}</b><span class=soft>{_text(b)}</span></div>" for a, b in tiles)
+    return f"<div class=tiles>{cells}</div>"
+
+
+def _alarms(found: Watched) -> str:
+    """The alarms of the last line, in words, and since when; `metrics.jsonl` has their number."""
+    said = alarms_of(found)
+    if not said:
+        ever = series(found.rows, "alarms")
+        before = ever.steps[ever.values > 0]
+        more = f" The last one was at step {before[-1]:.0f}." if len(before) else ""
+        return f"<div class=note>No alarms.{more}</div>"
+    listed = "".join(f"<li>{_text(alarm[0].upper() + alarm[1:])}</li>" for alarm in said)
+    return f"<div class='note bad'><b>Alarms</b><ul>{listed}</ul></div>"
+
+
+def alarms_of(found: Watched) -> list[str]:
+    """The alarms of the last log interval, as the run printed them."""
+    row = {name: value for name, value in found.rows[-1].items() if value is not None}
+    cfg, step = found.config, found.rows[-1]["step"]
+    return alarms(row, cfg.contrast, step, found.record.steps or step, cfg.game)
+
+
+def _masks(masks: Sequence[tuple[int, Path]]) -> str:
+    if not masks:
+        return ""
+    figures = "".join(
+        f'<figure class=mask><img alt="masks at step {step}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}"></figure>'
+        for step, path in masks
+    )
+    last = len(masks) - 1
+    slider = f'<input type=range hidden aria-label="step" min=0 max={last} value={last}>' if last else ""
+    return f"<h2>Masks over time</h2><p class=soft>On a synthetic ECG.</p>{slider}{figures}"
+
+
+def _settings(found: Watched) -> str:
+    record, encoder = found.record, found.record.encoder
+    data = record.data
+    rows = {
+        "training data": f"{data.get('samples', 0):,} ECGs of {data.get('patients', 0):,} patients" if data else "",
+        "input": f"{len(encoder['leads'])} leads, {encoder['samples']} samples at {encoder['rate']:g} Hz",
+        "encoder": f"{encoder['name']} {encoder['args'] or ''}",
+        "processes": f"{record.world}, {record.precision}" if record.world else "",
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        "commit": record.commit or "",
+        "data fingerprint": record.fingerprint,
+    }
+    table = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in rows.items() if v)
+    config = yaml.safe_dump(public_config(as_dict(found.config)), sort_keys=False, allow_unicode=True)
+    return (
+        f"<h2>Settings</h2><table>{table}</table>"
+        f"<details><summary>All keys but folders</summary><pre>{_text(config)}</pre></details>"
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _latest(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = series(rows, name).values
+    return float(values[-1]) if len(values) else None
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value).encode("utf-8", "replace").decode())
