@@ -9,9 +9,10 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,19 @@ def wandb_settings() -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _spared() -> Iterator[None]:
+    """The processes started inside do not hear what asks a run to stop: W&B's would be gone before the run has ended.
+
+    It ends with the process that started it.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 _GROUPS = {
     "train": ("loss", "accuracy", "temperature", "alarms"),
     "embeddings": ("alignment", "uniformity"),
@@ -223,17 +237,18 @@ class Mirror:
         online = self._config.mode == "online"
         if online and not wandb.login(prompt=False):
             raise RuntimeError("no API key: run `wandb login` or set WANDB_API_KEY")
-        self._run = wandb.init(
-            mode="online" if online else "offline",
-            project=self._config.project,
-            name=self._config.name or None,
-            entity=self._config.entity or None,
-            id=run_info.get("wandb_id") or new_wandb_id(),
-            resume="allow",
-            dir=str(self._folder.parent.resolve()),
-            config=public_config(run_info),
-            settings=wandb.Settings(**wandb_settings()),
-        )
+        with _spared():
+            self._run = wandb.init(
+                mode="online" if online else "offline",
+                project=self._config.project,
+                name=self._config.name or None,
+                entity=self._config.entity or None,
+                id=run_info.get("wandb_id") or new_wandb_id(),
+                resume="allow",
+                dir=str(self._folder.parent.resolve()),
+                config=public_config(run_info),
+                settings=wandb.Settings(**wandb_settings()),
+            )
         self._remove_logs()
         for name in self._seen.known:
             self._define(name)

@@ -220,6 +220,13 @@ def _write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4')
 
 
+@pytest.mark.parametrize("name", ["o.xyz", "o", "o.jpg", "png"])
+def test_a_figure_has_the_ending_of_what_it_is(name, tmp_path):
+    with pytest.raises(UserError, match=f"{name}: the figure is written as a PNG: give a name that ends in .png"):
+        figures_command.main(["curves", str(tmp_path / name), str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_curves_draw_the_numbers_of_the_file(tmp_path, drawn):
     rows = [*ROWS, {"step": 40, "heldout/loss": 4.5}]
     _write(tmp_path / "metrics.jsonl", rows)
