@@ -44,7 +44,7 @@ class Page(HTMLParser):
 def make_run(folder, steps=(20, 40, 60), status="running", sameness=0.1, **more):
     record = RunRecord(
         encoder={"name": "resnet18", "leads": ["I", "II"], "samples": 500, "rate": 100.0, "args": {"width": 8}},
-        scaling={},
+        scaling={"mode": "fixed", "mean_mv": [0.0, 0.0], "std_mv": [0.5, 0.5]},
         fingerprint="feed",
         key_id="key",
         method="<adversarial>",
