@@ -13,8 +13,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
-    del sys.path[0]  # put first by the launcher; `config` or `figures` here would shadow other modules
+if __name__ == "__main__":
+    if Path(sys.path[0]).name == "trainer":
+        del sys.path[0]  # put first by the launcher; `config` or `figures` here would shadow other modules
+    from trainer.run import terminal
+
+    terminal.prepare()
 
 from trainer import distributed
 from trainer.config import PretrainConfig
@@ -75,12 +79,18 @@ def read_config(words: list[str]) -> PretrainConfig:
 def _train(run: loop.Run) -> None:
     """Trains, and closes the run's files and threads even if an error occurs."""
     try:
-        with Stop(run.cfg.max_minutes).listening() as stop:
+        with Stop(run.cfg.max_minutes, speaks=run.world.is_main).listening() as stop:
             done = loop.train(run, stop)
-        missing = loop.missing(run, done)
+            missing = loop.missing(run, done)
+            if run.world.is_main and not missing:
+                write_record(run.cfg, run.record, "finished" if done == run.total else "interrupted")
     except UserError as error:
         error.alone = True
         raise
+    except RuntimeError as error:
+        if run.world.is_main or " by peer" not in str(error):
+            raise
+        raise SystemExit("error: another process of the run has ended, and this one with it") from error
     finally:
         run.metrics.close({})
         for part in (run.cache, run.recorder):
@@ -93,10 +103,9 @@ def _train(run: loop.Run) -> None:
 
 
 def _end(run: loop.Run, done: int, reason: str) -> None:
-    """Writes the curves and the status of a finished or interrupted run, and prints the next command."""
+    """Writes the curves of a finished or interrupted run, and prints the next command."""
     loss_curves(run.folder / METRICS, run.folder / "figures" / "curves.png")
     finished = done == run.total
-    write_record(run.cfg, run.record, "finished" if finished else "interrupted")
     said = "finished" if finished else f"stopped ({reason}) with a checkpoint"
     follow = f"python -m trainer.export run={run.folder}" if finished else "the same command resumes from here"
     print(f"# {said} at step {done} of {run.total}; next: {follow}", flush=True)

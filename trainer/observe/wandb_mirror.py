@@ -149,6 +149,11 @@ class Mirror:
 
         self._attempt(finish)
         self._alive = False
+        if self._run is not None:
+            import wandb
+
+            with contextlib.suppress(Exception):  # a launcher may have killed its service: no traceback at exit
+                wandb.teardown()
         self._remove_logs()
 
     def _attempt(self, action: Callable[[], Any]) -> None:
