@@ -87,6 +87,10 @@ def _train(run: loop.Run) -> None:
     except UserError as error:
         error.alone = True
         raise
+    except RuntimeError as error:
+        if run.world.is_main or " by peer" not in str(error):
+            raise
+        raise SystemExit("error: another process of the run has ended, and this one with it") from error
     finally:
         run.metrics.close({})
         for part in (run.cache, run.recorder):

@@ -213,6 +213,11 @@ class Mirror:
         if self._alive and self._config.mode == "offline":
             print(f"# W&B is offline; to upload this run: wandb sync {shlex.quote(str(self._folder))}", flush=True)
         self._alive = False
+        if self._run is not None:
+            import wandb
+
+            with contextlib.suppress(Exception):  # a launcher may have killed its service: no traceback at exit
+                wandb.teardown()
         self._remove_logs()
 
     def _attempt(self, action: Callable[[], Any]) -> None:
