@@ -172,6 +172,18 @@ def test_a_hostfile_of_two_nodes(shards, tmp_path):
 
 
 @pytest.mark.full
+def test_a_hostfile_without_ssh(shards, tmp_path):
+    """The command of docs/clusters.md, for both nodes on this machine."""
+    (line,) = re.findall(r"^    (deepspeed .*--no_ssh .*)$", (ROOT / "docs" / "clusters.md").read_text(), re.M)
+    (tmp_path / "nodes").write_text("NODE0 slots=1\nNODE1 slots=1\n")
+    changes = {"--hostfile hosts": f"--hostfile {tmp_path}/nodes", "SHARDS": shards, "runs/": f"{tmp_path}/"}
+    first = replaced(line, {**changes, "=NODE0": "=127.0.0.1", "29500": free_port()}) + f" {TINY}"
+    second = replaced(first, {"--node_rank=0": "--node_rank=1"})
+    assert "step 0 to 2 on 2 x" in shell(f"{second} > /dev/null 2>&1 &\n{first}\nwait $!")
+    assert finished(tmp_path / "hostfile")
+
+
+@pytest.mark.full
 def test_every_part_says_how_it_is_called():
     docs = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
     parts = set(re.findall(r"python -m ((?:sharding|trainer)[\w.]*)", " ".join(docs)))
