@@ -1,8 +1,8 @@
 # Start with `make demo`. OUT=DIR says where its output goes, DATA=DIR takes a PTB-XL folder, PYTHON=python3.12 chooses the
 # interpreter, VENV=DIR the virtual environment.
-# The first Python 3.11 or 3.12 that can make a virtual environment.
-USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
+# The first Python 3.11 to 3.13 that can make a virtual environment.
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '$(USABLE)' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
@@ -25,7 +25,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
 	@python='$(PYTHON)'; $${python:-false} -c '$(USABLE)' 2>/dev/null || { \
-	  echo "error: $${python:-python3} is no Python 3.11 or 3.12 with venv; install one (Debian: apt install python3-venv), or name it: make PYTHON=python3.12" >&2; exit 2; }
+	  echo "error: $${python:-python3} is not a Python 3.11, 3.12 or 3.13 with venv; install one (Debian: apt install python3-venv), or name it: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]'
 	@touch $@

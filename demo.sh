@@ -25,6 +25,7 @@ run python -m sharding build "$config" input="$input" output="$OUT/shards" rate=
 say "3/5 pre-training on $processes processes"
 run deepspeed --num_gpus "$processes" --master_port "$port" trainer/pretrain.py configs/pretrain/adversarial.yaml data.path="$OUT/shards" run="$OUT/run" \
   seed="$SEED" epochs="$EPOCHS" batch.global=64 encoder.args.width=16 encoder.args.embedding=128 projector.hidden=256 projector.out=64 log.every=40
+if grep -qs '"status": "interrupted"' "$OUT/run/run.json"; then exit 130; fi  # the same command goes on
 say "4/5 encoder"
 run python -m trainer.export run="$OUT/run"
 say "5/5 linear probe, pre-trained against random"

@@ -1,0 +1,3 @@
+"""Measurements, both sides in one run."""
+
+import trainer  # noqa: F401  # decides how threads wait, before torch is loaded

@@ -61,7 +61,7 @@ def entries(count: int) -> types.ModuleType:
 
 def settings(folder: str, count: int) -> BuildConfig:
     """The config of a build of `count` entries, in this process."""
-    protocol.FILES["entries"] = "made-up"
+    protocol.FORMATS["entries"] = "sharding.sources.entries"
     sys.modules["sharding.sources.entries"] = entries(count)
     words = [f"input={folder}/in", f"output={folder}/out", "source.format=entries", "samples_per_shard=1000"]
     return validated(load(BuildConfig, None, words))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umbra.config import command, dump, load, split_words
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 
 if TYPE_CHECKING:
     from sharding.finish import Outcome
@@ -30,7 +31,7 @@ def main(words: list[str]) -> int:
         print(USAGE, end="")
         return 0
     if words[0] not in commands:
-        raise UserError(f"unknown command '{words[0]}'; known: {', '.join(commands)}")
+        raise UserError(f"unknown command '{words[0]}'{near_miss(words[0], commands)}")
     commands[words[0]](words[1:])
     return 0
 
@@ -48,7 +49,7 @@ def build(words: list[str]) -> None:
     from sharding.options import BuildConfig
 
     dry = "--dry-run" in words
-    config = load(BuildConfig, *split_words([word for word in words if word != "--dry-run"]))
+    config = load(BuildConfig, *split_words(words, ["--dry-run"]))
     if dry:
         print(dump(config) + building.dry_run(config))
         return
@@ -116,6 +117,8 @@ def _folder(name: str, words: list[str]) -> str:
     bare = [w.removeprefix("output=") for w in words]
     if len(bare) != 1:
         raise UserError(f"usage: python -m sharding {name} FOLDER")
+    if os.path.exists(bare[0]) and not os.path.isdir(bare[0]):
+        raise UserError(f"{bare[0]} is not a folder: name the output folder of a build")
     return bare[0]
 
 

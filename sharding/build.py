@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sharding import build_state, changes, deidentify, headers, progress, workers
+from sharding import build_state, changes, deidentify, headers, progress, trial, workers
 from sharding import plan as planning
-from sharding.finish import Outcome, finish, tables
-from sharding.lock import lock
+from sharding.finish import Outcome, finish, tables_are_whole
 from sharding.options import BuildConfig, named, validated
 from sharding.plan import Plan
 from sharding.shard import build_shard
 from umbra.errors import UserError
+from umbra.lock import lock
 from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 
@@ -44,9 +44,9 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
         with lock(output / PRIVATE / "plan.lock"):
             done = build_state.finished(output, plan)
             if (output / MANIFEST).is_file():
-                if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
+                if len(done) == len(plan.shards) and tables_are_whole(output):
                     return Outcome("already built")
-                (output / MANIFEST).unlink()  # something has been deleted since and is built again
+                (output / MANIFEST).unlink()  # something has been deleted or damaged since and is built again
         todo = [s for s in plan.shards if s.name not in done and s.ordinal % config.tasks == config.task]
         job = partial(build_shard, config, plan.meta_bytes)
         workers.write_shards(output, plan, todo, job, pool, "record")
@@ -61,19 +61,25 @@ def _build(config: BuildConfig, pool: Executor | None) -> Outcome:
 
 
 def dry_run(config: BuildConfig) -> str:
-    """What `build` would do, as text; reads the headers and writes nothing."""
+    """What `build` would do, as text; reads all headers and a sample of the records, and writes nothing."""
     config = validated(config)
+    workers.refuse_foreign(Path(config.output))
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
     known = headers.survey(config, planning.wanted_split)
     with workers.worker_pool(config.workers) as pool, progress.bar(len(known.records), "record", "headers") as bar:
         plan, rows = planning.draw_up(config, key, known, pool, bar.update)
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
     size = sum(geometry.shard_bytes(s.windows) for s in plan.shards)
-    rejected = _reasons(rows)
-    return (
-        f"would write {len(plan.shards)} shards, {plan.windows:,} windows of {geometry.leads} x {geometry.samples}, "
-        f"{size / 1e6:,.1f} MB at most\n"
-        + "\n  ".join([progress.reasons_table(plan.windows, rejected, {}), *progress.remarks(plan)])
+    tables = list(rows)
+    shape = f"{geometry.leads} x {geometry.samples}"
+    return "\n  ".join(
+        [
+            f"would write {len(plan.shards)} shards, {plan.windows:,} windows of {shape}, {size / 1e6:,.1f} MB at most"
+            "; by the headers:",
+            progress.reasons_table(plan.windows, _reasons(tables), {}).lstrip(),
+            *progress.remarks(plan),
+            *trial.described(config, plan, tables[: len(plan.shards)]),
+        ]
     )
 
 

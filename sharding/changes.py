@@ -42,7 +42,7 @@ def refuse_other_records(output: Path, known: Survey) -> None:
 
 def refuse_other_files(output: Path, config: BuildConfig, pool: Executor | None, tick: Callable[[int], object]) -> None:
     """Raises `UserError`, naming a record, if one of its files has changed since planning."""
-    groups = iter(range(row_file(output).num_row_groups))
+    groups = iter(range(len(row_file(output).groups)))
     for records, change in headers.in_order(partial(_changed_group, output, Path(config.input)), groups, pool):
         if change:
             raise UserError(f"{output} was planned from different input ({change}): {_way_out(output)}")
@@ -50,7 +50,7 @@ def refuse_other_files(output: Path, config: BuildConfig, pool: Executor | None,
 
 
 def _found_difference(output: Path, known: Survey) -> str:
-    planned = row_file(output).read(columns=["record"]).column("record")
+    planned = row_file(output).read(["record"]).column("record")
     for what, here, there in (("new", known.records, planned), ("gone", planned, known.records)):
         if len(only := here.filter(pc.invert(pc.is_in(here, there)))):
             return f"record {only[0].as_py()} is {what}"
@@ -58,7 +58,7 @@ def _found_difference(output: Path, known: Survey) -> str:
 
 
 def _changed_group(output: Path, root: Path, group: int) -> tuple[int, str]:
-    rows = row_file(output).read_row_group(group, columns=["record", "files", "bytes", "stamp"])
+    rows = row_file(output).group(group, ["record", "files", "bytes", "stamp"])
     return len(rows), headers.changed(root, rows)
 
 

@@ -1,11 +1,15 @@
-"""Windows of equal signal under different patients: one recording that stands in the data set under two ids.
+"""Windows of equal signal: one recording that stands in a data set under two ids, or in two parts of a joined one.
 
-`private/equal_signals.parquet` has one row a window of them: record, key, patient and the check sum of the signal.
+`private/equal_signals.parquet` has one row a window under different patients: record, key, patient and the check sum of
+the signal. `private/contradictions.parquet` of a joined set has one row a cell of a kept window (record, key, column,
+kept) that a dropped copy of it contradicts (dropped).
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from umbra.files import atomic
+from umbra.parquet import AGAIN, Table
 from umbra.schema import PRIVATE, SAMPLES
 
 FILE = "equal_signals.parquet"
+CONTRADICTIONS = "contradictions.parquet"
 UNKNOWN = np.int64(-1)
+UNLIKE_COLUMNS = ("column", "kept", "dropped")
+UNLIKE = pa.list_(pa.struct({name: pa.string() for name in UNLIKE_COLUMNS}))
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """A cell in which a kept window and a dropped copy of it say different things, as text."""
+
+    column: str
+    kept: str
+    dropped: str
 
 
 def checksum(units: NDArray[np.int16]) -> int:
@@ -51,13 +68,21 @@ def write(output: Path, signals: NDArray[np.int64], patients: NDArray[np.int64])
         pq.write_table(pa.table(table), path)
 
 
+def write_unlike(output: Path, cells: Sequence[tuple[str, Unlike]]) -> None:
+    """Writes the list of cells that contradict, each with its window's key."""
+    keys = pa.array([key for key, _ in cells], pa.string())
+    columns = {name: pa.array([getattr(cell, name) for _, cell in cells], pa.string()) for name in UNLIKE_COLUMNS}
+    with atomic(output / PRIVATE / CONTRADICTIONS) as path:
+        pq.write_table(pa.table({"record": _records(output, keys), "key": keys} | columns), path)
+
+
 def _records(output: Path, keys: Any) -> pa.Array:
     """The records' names of some samples, by their keys."""
     name: dict[str, str] = {}
     if len(keys):
         with pq.ParquetFile(output / PRIVATE / "records.parquet") as file:
             for batch in file.iter_batches(columns=["record", "key"]):
-                found = batch.filter(pc.is_in(batch.column("key"), pa.chunked_array(keys).combine_chunks()))
+                found = batch.filter(pc.is_in(batch.column("key"), pa.array(keys.to_pylist(), pa.string())))
                 name.update(zip(found.column("key").to_pylist(), found.column("record").to_pylist()))
     return pa.array([name.get(key) for key in keys.to_pylist()], pa.string())
 
@@ -73,10 +98,17 @@ def count(output: Path) -> dict[str, int]:
 
 
 def remarks(output: Path) -> list[str]:
-    """A line on what was found, if anything."""
-    if not (found := count(output)):
-        return []
-    return [
-        f"{found['records']:,} records of {found['patients']:,} patients hold a signal that another patient has too: "
-        f"is a recording there under two ids, and so in two splits? private/{FILE} lists them"
-    ]
+    """Lines on what was found, if anything."""
+    lines = []
+    if found := count(output):
+        lines.append(
+            f"{found['records']:,} records of {found['patients']:,} patients hold a signal that another patient has "
+            f"too: is a recording there under two ids, and so in two splits? private/{FILE} lists them"
+        )
+    path = output / PRIVATE / CONTRADICTIONS
+    if path.is_file() and (cells := Table(path, AGAIN).rows):
+        lines.append(
+            f"{cells:,} cells (labels, age, sex, codes) of windows that stand in several parts contradict each other: "
+            f"that of the kept window stays, private/{CONTRADICTIONS} lists both"
+        )
+    return lines

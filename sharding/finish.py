@@ -26,7 +26,7 @@ from sharding.plan import Plan, ShardPlan
 from sharding.shard import WINDOW_COLUMNS
 from umbra.errors import UserError
 from umbra.files import atomic, remove_partial, sha256, write_text
-from umbra.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, content_hash, fingerprint
+from umbra.schema import MANIFEST, PRIVATE, SAMPLES, Geometry, Manifest, Shard, content_hash, fingerprint, read_manifest
 
 RECORDS_HASH = "records.sha256"
 Cells = dict[str, deidentify.CellCounts]
@@ -49,6 +49,17 @@ class Outcome:
 
 def tables(output: Path) -> tuple[Path, Path]:
     return output / SAMPLES, output / PRIVATE / "records.parquet"
+
+
+def tables_are_whole(output: Path) -> bool:
+    """Whether both tables are those that `finish` wrote. Raises `UserError` for a damaged manifest."""
+    manifest, (public, private) = read_manifest(output), tables(output)
+    noted = output / PRIVATE / RECORDS_HASH
+    if not public.is_file() or not private.is_file():
+        return False
+    if manifest.tables and sha256(public) != manifest.tables.get(SAMPLES):
+        return False
+    return not noted.is_file() or noted.read_text(errors="replace").split()[:1] == [sha256(private)]
 
 
 def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
@@ -155,7 +166,7 @@ def _write_tables(
         records = TableWriter(records_path, stack)
         for shard in plan.shards:
             rows = planning.rows_of_shard(output, shard.ordinal)
-            windows = pq.read_table(build_state.rows_path(output, shard.name))
+            windows = build_state.rows(output, shard.name).read(WINDOW_COLUMNS)
             records.write(_records_of_shard(rows, windows, shard))
             if shard.name in number:
                 table = _samples_of_shard(rows, windows, config, number[shard.name])

@@ -87,7 +87,8 @@ def all_records(config: BuildConfig, table: Table | None) -> pa.Array:
         return table.records.cast(pa.large_string())
     found = _found(config)
     if not len(found):
-        raise UserError(f"input folder {config.input} contains no {protocol.FILES[config.source.format]} file")
+        endings = protocol.module(config.source.format).ENDINGS
+        raise UserError(f"input folder {config.input} contains no file with the ending {' or '.join(endings)}")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 import warnings
@@ -18,7 +17,7 @@ from pyarrow import csv
 from sharding.deidentify import identity
 from sharding.vocabulary import SCP
 from umbra.config import setting
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 
 MAX_WORDS = 50
 MAX_NUMBER = 1e6  # larger whole numbers are dates or identifiers
@@ -44,7 +43,7 @@ class TableConfig:
     """Builds the record's name from several columns, such as `{trace_file}#{exam_id}`."""
     record_low: list[str] = field(default_factory=list)
     """Columns that are tried before `record` if the rate of the shards is at most `low_rate`."""
-    low_rate: float = 0.0
+    low_rate: float = setting(0.0, ">= 0 and <= 20000")
     """The highest rate of the shards, in Hz, at which `record_low` is tried."""
     patient: list[str] = setting(["patient_id"])
     """Columns of the patient's id; the first that exists is used."""
@@ -77,9 +76,7 @@ class Table:
         """A column by name, requested by the config's `key`. Raises `UserError` that suggests the closest name."""
         if name in self.columns:
             return self.columns[name]
-        near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(self.columns)}"
-        raise UserError(f"{key}: {Path(self.path).name} has no column '{name}'; {hint}")
+        raise UserError(f"{key}: {Path(self.path).name} has no column '{name}'{near_miss(name, self.columns)}")
 
 
 def read_table(root: Path, config: TableConfig, rate: float) -> Table | None:

@@ -17,8 +17,9 @@ from sharding.sources.protocol import SourceConfig
 from umbra import leads, resume
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
+from umbra.schema import SPLITS
 
-MISSING_LEADS = ("refuse", "zero")
+MOST_SAMPLES = 1 << 24  # of a window
 
 REASONS = {
     "missing_file": "the header or a signal file does not exist",
@@ -71,18 +72,36 @@ def named(reasons: Counter[str]) -> str:
     return ", ".join(f"{n} {reason} ({REASONS.get(reason, '')})" for reason, n in reasons.most_common())
 
 
+_SPLIT = ">= 0 and <= 1 (together at most 1), or a list"
+
+
 @dataclass
 class SplitConfig:
     """Which patients go to which split."""
 
     column: str = ""
     """The table's column of splits (empty: patients are assigned at random)."""
-    train: Any = 0.8
+    train: Any = setting(0.8, allowed=_SPLIT)
     """Training: a fraction of the patients or, with `column`, a list of that column's values."""
-    val: Any = 0.1
+    val: Any = setting(0.1, allowed=_SPLIT)
     """Validation: a fraction or values, as for `train`."""
-    test: Any = 0.1
+    test: Any = setting(0.1, allowed=_SPLIT)
     """Testing: a fraction or values, as for `train`."""
+
+    def fractions(self) -> list[float]:
+        """The fractions of the splits, in order. Raises `UserError` if they are none."""
+        values = [getattr(self, s) for s in SPLITS]
+        if (
+            any(isinstance(v, bool) or not isinstance(v, int | float) or not v >= 0 for v in values)
+            or sum(values) > 1 + 1e-9
+        ):
+            raise UserError(
+                f"split: train={values[0]} val={values[1]} test={values[2]} must be fractions that add up to at most 1 "
+                "(or name the table's column in split.column)"
+            )
+        if values[0] == 0:
+            raise UserError("split.train must be more than 0")
+        return [float(v) for v in values]
 
 
 @dataclass
@@ -93,19 +112,19 @@ class BuildConfig:
     """The folder of the recordings to read."""
     output: str = ""
     """The folder of the data set to write."""
-    rate: float = 100.0
+    rate: float = setting(100.0, signal.IN_RATES)
     """Sampling rate of the shards in Hz; recordings are resampled."""
-    seconds: float = 10.0
+    seconds: float = setting(10.0, "> 0 and < 1000000")
     """Length of a window in seconds; with `rate` it must give a whole number of samples."""
-    min_seconds: float = 0.0
+    min_seconds: float = setting(0.0, ">= 0", allowed=">= 0 and <= `seconds`")
     """Minimum length in seconds, at most `seconds`, of a record that is padded with zeros at its end to one window;
     shorter ones are rejected (0: no padding)."""
     leads: list[str] = field(default_factory=lambda: list(leads.CANONICAL))
     """Leads of the shards, in order, in upper or lower case; missing limb leads are derived from I and II."""
-    missing_leads: str = "refuse"
+    missing_leads: str = setting("refuse", choices=("refuse", "zero"))
     """For a record without one of `leads`: `refuse` it, or fill the lead with `zero` (`samples.parquet` lists the leads
     that are present)."""
-    high_pass: float = 0.0
+    high_pass: float = setting(0.0, ">= 0", allowed=">= 0 and <= `rate` / 4")
     """Cut-off in Hz of a zero-phase high-pass against baseline wander, at most a quarter of `rate` (0: none)."""
     workers: int = setting(1, ">= 1 and <= 1024")
     """Processes on this machine."""
@@ -115,7 +134,7 @@ class BuildConfig:
     """Which patients are for training, validation and testing."""
     labels: list[str] = field(default_factory=list)
     """Columns of the table that become columns of samples.parquet."""
-    seed: int = 0
+    seed: int = setting(0, ">= 0 and < 1e18")
     """Random seed of the order of patients and of random splits."""
     resolution_uv: float = setting(1.0, ">= 0.001 and <= 1000")
     """Microvolts per int16 unit."""
@@ -123,7 +142,7 @@ class BuildConfig:
     """The data set that is read."""
     key_file: str = ""
     """A file with the pseudonym key (or set the variable UMBRA_KEY); not needed for public sources."""
-    task: int = 0
+    task: int = setting(0, ">= 0 and < 100000")
     """This machine's number among the `tasks`, from 0: it builds every `tasks`-th shard from this one on."""
     tasks: int = setting(1, ">= 1 and <= 100000")
     """Number of machines that build together; they share only the file system."""
@@ -134,38 +153,43 @@ class BuildConfig:
     def samples(self) -> int:
         return round(self.rate * self.seconds)
 
+    def check(self) -> None:
+        """Raises `UserError` for values that cannot work, whatever the input holds."""
+        check_fields(self)
+        if abs(self.rate * self.seconds - self.samples) > 1e-6 or self.samples > MOST_SAMPLES:
+            raise UserError(
+                f"seconds={self.seconds:g} times rate={self.rate:g} must be a whole number of samples, at most "
+                f"{MOST_SAMPLES}"
+            )
+        for key, highest in (("min_seconds", self.seconds), ("high_pass", self.rate / 4)):
+            if getattr(self, key) > highest:
+                raise UserError(f"{key}={getattr(self, key):g} must be between 0 and {highest:g}")
+        if not self.split.column:
+            self.split.fractions()
+        if self.task >= self.tasks:
+            raise UserError(f"task={self.task} must be between 0 and tasks-1={self.tasks - 1}")
+        _canonical_leads(self)
+        for key, name in {"name": self.source.name, **{f"parts.{k}": v for k, v in self.source.parts.items()}}.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(name)):
+                raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _, because it is public")
+        if paths := [folder for folder in self.source.parts if "/" in folder]:
+            raise UserError(f"source.parts: '{paths[0]}' is a path: give the bare name of one folder")
+        _check_pattern(self.source.patient_pattern)
+        protocol.module(self.source.format).check(self.source)
+
 
 def validated(config: BuildConfig) -> BuildConfig:
     """The config with canonical lead names. Raises `UserError` for invalid values."""
     _check_input(config)
-    low, high = signal.RATES
-    if not low <= config.rate <= high:
-        raise UserError(f"rate={config.rate:g} must be between {low:g} and {high:g} Hz")
-    if (
-        not 0 < config.seconds < 1e6
-        or abs(config.rate * config.seconds - config.samples) > 1e-6
-        or config.samples > 1 << 24
-    ):
-        raise UserError(f"seconds={config.seconds:g} times rate={config.rate:g} must be a whole number of samples")
-    check_fields(config)
-    for key, highest in (("min_seconds", config.seconds), ("high_pass", config.rate / 4)):
-        if not 0 <= getattr(config, key) <= highest:
-            raise UserError(f"{key}={getattr(config, key):g} must be between 0 and {highest:g}")
-    if not 0 <= config.task < config.tasks:
-        raise UserError(f"task={config.task} must be between 0 and tasks-1={config.tasks - 1}")
-    if config.missing_leads not in MISSING_LEADS:
-        raise UserError(f"missing_leads={config.missing_leads} must be one of {', '.join(MISSING_LEADS)}")
+    config.check()
+    return dataclasses.replace(config, leads=_canonical_leads(config))
+
+
+def _canonical_leads(config: BuildConfig) -> list[str]:
     names = [name for lead in config.leads if (name := leads.canonical(lead))]
     if not names or len(names) < len(config.leads) or len(set(names)) < len(names):
         raise UserError(f"leads={config.leads} must be distinct leads of {', '.join(leads.CANONICAL)}")
-    for key, name in {"name": config.source.name, **{f"parts.{k}": v for k, v in config.source.parts.items()}}.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(name)):
-            raise UserError(f"source.{key}={name} must be 1 to 40 letters, digits, - and _, because it is public")
-    if paths := [folder for folder in config.source.parts if "/" in folder]:
-        raise UserError(f"source.parts: '{paths[0]}' is a path: give the bare name of one folder")
-    _check_pattern(config.source.patient_pattern)
-    protocol.module(config.source.format).check(config.source)
-    return dataclasses.replace(config, leads=names)
+    return names
 
 
 def _check_input(config: BuildConfig) -> None:

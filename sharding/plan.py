@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -27,9 +28,10 @@ from numpy.typing import NDArray
 from sharding import deidentify, headers
 from sharding.headers import Survey
 from sharding.metadata import Table
-from sharding.options import BuildConfig, SplitConfig, content
+from sharding.options import BuildConfig, content
+from umbra import parquet
 from umbra.errors import UserError
-from umbra.files import atomic, write_text
+from umbra.files import atomic, read_json_as, write_text
 from umbra.schema import PRIVATE, SPLITS
 
 META_BYTES = 512
@@ -126,7 +128,7 @@ def wanted_split(config: BuildConfig, table: Table | None) -> pa.Array | None:
     """Split of each table row by `split.column` (-1: none); None if fractions decide. Raises `UserError`."""
     options = config.split
     if not options.column:
-        _fractions(options)
+        options.fractions()
         return None
     if table is None:
         raise UserError(
@@ -143,21 +145,6 @@ def wanted_split(config: BuildConfig, table: Table | None) -> pa.Array | None:
     return pa.array(of_value, pa.int8()).take(column.indices)
 
 
-def _fractions(options: SplitConfig) -> list[float]:
-    values = [getattr(options, s) for s in SPLITS]
-    if (
-        any(isinstance(v, bool) or not isinstance(v, int | float) or not v >= 0 for v in values)
-        or sum(values) > 1 + 1e-9
-    ):
-        raise UserError(
-            f"split: train={values[0]} val={values[1]} test={values[2]} must be fractions that add up to at most 1 "
-            "(or name the table's column in split.column)"
-        )
-    if values[0] == 0:
-        raise UserError("split.train must be more than 0")
-    return [float(v) for v in values]
-
-
 def _assign(
     codes: NDArray[np.int64], wanted: NDArray[np.int8] | None, config: BuildConfig
 ) -> tuple[NDArray[np.int8], NDArray[np.uint64]]:
@@ -166,7 +153,7 @@ def _assign(
     place = mixed(unique, config.seed)
     if wanted is None:
         by_patient = np.empty(len(unique), np.int8)
-        by_patient[np.argsort(place, kind="stable")] = splits_by_fraction(len(unique), _fractions(config.split))
+        by_patient[np.argsort(place, kind="stable")] = splits_by_fraction(len(unique), config.split.fractions())
         return by_patient[inverse], place[inverse]
     low, high = np.full(len(unique), 127, np.int8), np.full(len(unique), -2, np.int8)
     np.minimum.at(low, inverse, wanted)
@@ -385,34 +372,30 @@ def write_json(output: Path, plan: Plan) -> None:
 def read_plan(output: Path) -> Plan:
     """Reads the plan. Raises `UserError` if it is missing or damaged."""
     path = output / PRIVATE / PLAN_JSON
-    try:
-        values = json.loads(path.read_text())
-        values["shards"] = [ShardPlan(**shard) for shard in values["shards"]]
-        return Plan(**values)
-    except FileNotFoundError as error:
-        raise UserError(f"{output} holds no plan: it is not the output folder of a build") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or of another version: delete {output} and build again") from error
+    if not os.path.exists(path):
+        raise UserError(f"{output} holds no plan: it is not the output folder of a build")
+    return read_json_as(Plan, path, f"it may be of another version; delete {output} and build again")
 
 
 @lru_cache(maxsize=1)
-def _parsed(path: Path, size: int, time: int) -> pq.ParquetFile:
+def _parsed(path: Path, fix: str, size: int, time: int) -> parquet.Table:
     """The open file. Its footer, which is long with many shards, is parsed once per process."""
-    return pq.ParquetFile(path, memory_map=True)
+    return parquet.Table(path, fix, memory_map=True)
 
 
-def row_file(output: Path) -> pq.ParquetFile:
-    path = output / PRIVATE / PLAN_ROWS
-    status = path.stat()
-    return _parsed(path, status.st_size, status.st_mtime_ns)
+def row_file(output: Path) -> parquet.Table:
+    """`private/plan.parquet`. Raises `UserError` if it is missing or damaged."""
+    path, fix = output / PRIVATE / PLAN_ROWS, f"delete {output} and build again"
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {fix}") from error
+    return _parsed(path, fix, status.st_size, status.st_mtime_ns)
 
 
 def rows_of_shard(output: Path, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The planned records of one shard, in order; some `columns` of them (None: all). Raises `UserError`."""
-    file = row_file(output)
-    if lacking := [name for name in columns or ROWS if name not in file.schema_arrow.names]:
-        raise UserError(f"{output} was planned by another version (no column {lacking[0]}): delete it and build again")
-    return file.read_row_group(ordinal, columns)
+    """The planned records of one shard, in order; some `columns` of them (None: all)."""
+    return row_file(output).group(ordinal, columns)
 
 
 def values(column: pa.ChunkedArray) -> list[Any]:
@@ -428,5 +411,5 @@ def values(column: pa.ChunkedArray) -> list[Any]:
 
 def rejected_rows(output: Path, plan: Plan) -> Iterator[pa.Table]:
     file = row_file(output)
-    for group in range(len(plan.shards), file.num_row_groups):
-        yield file.read_row_group(group)
+    for group in range(len(plan.shards), len(file.groups)):
+        yield file.group(group)

@@ -77,7 +77,7 @@ def status(output: Path) -> str:
     done, joined = finished(output, plan), "join" in plan.content
     running = {p.name.partition(TEMPORARY)[0] for p in output.glob(f"*.tar{TEMPORARY}*") if not left_over(p)}
     failures = {s.name: failure_path(output, s.name) for s in plan.shards if s.name not in done}
-    failed = {name: path.read_text().strip() for name, path in failures.items() if path.is_file()}
+    failed = {name: path.read_text(errors="replace").strip() for name, path in failures.items() if path.is_file()}
     records = sum(s.records for s in plan.shards if s.name in done)
     total = sum(s.records for s in plan.shards)
     lines = [

@@ -77,7 +77,7 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
     try:
         tally, shard_hash, count, geometry = _write_shard(config, meta_bytes, shard, tick)
     except UserError as error:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             write_text(build_state.failure_path(output, shard.name), f"{error}\n")
         raise
     write_rows(output, shard, tally.rows)
@@ -118,26 +118,42 @@ def _write_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: A
     source = protocol.module(config.source.format)
     geometry = Geometry(len(config.leads), config.samples, meta_bytes)
     tally = Tally.of_leads(geometry.leads)
-    table = planning.rows_of_shard(output, shard.ordinal, ROW_COLUMNS)
-    rows = [dict(zip(ROW_COLUMNS, row)) for row in zip(*map(planning.values, table.columns))]
+    rows = planned_rows(planning.rows_of_shard(output, shard.ordinal, ROW_COLUMNS))
     with atomic(output / shard.name) as path:
         with open(path, "wb", buffering=1 << 20) as file:
             writer = ShardWriter(file, geometry, shard.ordinal)
             for number, row in enumerate(rows):
-                expired = partial(_hangs, config, shard, row["record"])
-                try:
-                    for piece in _pieces(source, config, row, expired):
-                        with watchdog.limit(config.timeout, expired):
-                            recording = _read(source, config, row, piece)
-                        _add_record(config, writer, tally, number, row, recording, piece)
-                except protocol.Rejected as error:
-                    tally.reject(number, None, error.reason, error.detail)
+                add_row(config, source, writer, tally, number, row, partial(_hangs, config, shard, row["record"]))
                 if tick is not None:
                     tick(1)
             shard_hash = writer.close()
     if not writer.count:
         (output / shard.name).unlink()
     return tally, shard_hash, writer.count, geometry
+
+
+def planned_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a plan, each with `ROW_COLUMNS`."""
+    return [dict(zip(ROW_COLUMNS, row)) for row in zip(*(planning.values(table.column(c)) for c in ROW_COLUMNS))]
+
+
+def add_row(
+    config: BuildConfig,
+    source: protocol.Source,
+    writer: ShardWriter,
+    tally: Tally,
+    number: int,
+    row: dict[str, Any],
+    expired: Callable[[], str],
+) -> None:
+    """Reads the record of plan row `number` and writes or rejects its windows; `expired()`: the message if it hangs."""
+    try:
+        for piece in _pieces(source, config, row, expired):
+            with watchdog.limit(config.timeout, expired):
+                recording = _read(source, config, row, piece)
+            _add_record(config, writer, tally, number, row, recording, piece)
+    except protocol.Rejected as error:
+        tally.reject(number, None, error.reason, error.detail)
 
 
 def _hangs(config: BuildConfig, shard: ShardPlan, record: str) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 AMPLITUDE_MV = 20.0
 STD_MV = (0.002, 10.0)
 RATES = (50.0, 20000.0)
+IN_RATES = f">= {RATES[0]:g} and <= {RATES[1]:g}"
 PERIODS = 10
 MOST_IMAGES = 10
 MOST_RATIO = 10_000

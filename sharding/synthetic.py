@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
-from umbra.files import write_text
+from umbra.files import claim_folder, make_folder, read_yaml, write_text
 from umbra.leads import CANONICAL, DERIVED, INDEPENDENT, derived
 
 Array = NDArray[np.float64]
@@ -451,18 +451,17 @@ def _log_uniform(rng: Generator, low: float, high: float) -> float:
 def _finished(root: Path, config: SynthConfig) -> bool:
     """Whether `root` is already complete. Claims an empty or interrupted folder; raises `UserError` for any other."""
     settings = {key: value for key, value in asdict(config).items() if key != "output"}
-    if root.exists() and not root.is_dir():
-        raise UserError(f"output={root} is a file: choose a folder")
+    claim_folder(root, "output")
     mark = root / MARK
     if mark.is_file():
-        if yaml.safe_load(mark.read_text()) != settings:
+        if read_yaml(mark, "choose another folder") != settings:
             raise UserError(
                 f"output={root} holds synthetic recordings with other settings ({mark}): choose another folder"
             )
         return (root / "RECORDS").is_file()
     if root.is_dir() and any(root.iterdir()):
         raise UserError(f"output={root} is not empty: choose a new folder")
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root, "output")
     write_text(mark, yaml.safe_dump(settings))
     return False
 

@@ -12,26 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sharding import build_state, progress
 from sharding.finish import RECORDS_HASH, count_cells, moments, new_cells, tables
 from sharding.plan import read_plan
 from umbra.errors import UserError
-from umbra.files import sha256
-from umbra.schema import (
-    BLOCK,
-    DTYPE,
-    MANIFEST,
-    PRIVATE,
-    SAMPLES,
-    Manifest,
-    Shard,
-    content_hash,
-    fingerprint,
-    npy_header,
-    read_manifest,
-)
+from umbra.files import read_text, sha256
+from umbra.parquet import AGAIN, Table, open_samples
+from umbra.schema import BLOCK, DTYPE, PRIVATE, SAMPLES, Manifest, Shard, npy_header, read_manifest
 
 FIX = "delete it with its private/stats files and the manifest, and run the same build or join again"
 FIX_TABLE = "delete it and run the same build or join again"
@@ -41,14 +29,11 @@ COPIED = ("patient", "source", "age", "sex", "codes")  # in a sample's metadata 
 def verify(output: Path) -> Manifest:
     """Raises `UserError` naming the first file that does not match the manifest. Checks `private/` if it exists."""
     manifest = read_manifest(output)
-    found = fingerprint(manifest.shards, manifest.geometry, manifest.rate, manifest.leads, manifest.resolution_uv)
-    if found != manifest.fingerprint:
-        raise UserError(f"{output}: the manifest's fingerprint {manifest.fingerprint} should be {found}")
     samples = samples_file(output, manifest)
     cells, sums = new_cells(), []
     with progress.bar(sum(s.bytes for s in manifest.shards), "B", "verify") as bar:
         for number, shard in enumerate(manifest.shards):
-            rows = samples.read_row_group(number)
+            rows = samples.group(number)
             members = _verify_shard(output, manifest, shard)
             _compare_rows(output / SAMPLES, rows, members, number)
             count_cells(cells, rows)
@@ -59,34 +44,26 @@ def verify(output: Path) -> Manifest:
     if wrong := next((kind for kind in counts if counts[kind] != manifest.counts.get(kind)), ""):
         raise UserError(f"{output}: the manifest's counts by {wrong} do not match the samples: {FIX_TABLE}")
     _compare_moments(output, manifest, sums)
-    if manifest.content_hash and manifest.content_hash != content_hash(manifest):
-        raise UserError(f"{output / MANIFEST} has been modified since the build: {FIX_TABLE}")
     if (output / PRIVATE).is_dir():
         _verify_records(output, samples)
     return manifest
 
 
-def samples_file(output: Path, manifest: Manifest) -> pq.ParquetFile:
-    """`samples.parquet`, one row group a shard. Raises `UserError` if it is not as the manifest says."""
-    path = tables(output)[0]
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {FIX_TABLE}")
-    if manifest.tables and sha256(path) != manifest.tables.get(SAMPLES):
-        raise UserError(f"{path} does not have the sha256 in the manifest: {FIX_TABLE}")
-    file = pq.ParquetFile(path)
-    rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    if rows != [s.samples for s in manifest.shards]:
-        raise UserError(
-            f"{path} has {sum(rows)} rows for {sum(s.samples for s in manifest.shards)} samples: {FIX_TABLE}"
-        )
-    return file
+def samples_file(output: Path, manifest: Manifest) -> Table:
+    """`samples.parquet`, one row group per shard. Raises `UserError` if it is not as the manifest says."""
+    samples, wanted = open_samples(output, manifest), manifest.tables.get(SAMPLES)
+    if manifest.tables and sha256(samples.path) != wanted:
+        raise UserError(f"{samples.path} does not have the sha256 in the manifest: {FIX_TABLE}")
+    if samples.groups != [s.samples for s in manifest.shards]:
+        raise UserError(f"{samples.path} does not have one row group per shard: {FIX_TABLE}")
+    return samples
 
 
 def _verify_shard(output: Path, manifest: Manifest, shard: Shard) -> list[tuple[str, dict[str, Any]]]:
     """Checks a shard and returns (key, metadata) of each sample."""
     path, geometry = output / shard.name, manifest.geometry
     if not path.is_file():
-        raise UserError(f"{path} is missing: {FIX}")
+        raise UserError(f"{path} is missing: {AGAIN}")
     if (found := sha256(path)) != shard.sha256:
         raise UserError(f"{path} has sha256 {found[:12]}.., the manifest says {shard.sha256[:12]}..: {FIX}")
     if shard.bytes != geometry.shard_bytes(shard.samples) or path.stat().st_size != shard.bytes:
@@ -135,10 +112,11 @@ def _sums(
     squares = sum(np.square(sample, dtype=np.int32).sum(axis=1, dtype=np.int64) for sample in units)
     there = np.array([[lead in present for lead in manifest.leads] for present in rows.column("leads").to_pylist()])
     counts = (there.sum(axis=0) * geometry.samples).tolist()
-    exact, stats = True, build_state.stats_path(output, shard.name)
+    exact = True
     if any("padded" in meta["flags"] for meta in metas):
-        exact = stats.is_file()
-        counts = json.loads(stats.read_text())["counts"] if exact else counts
+        stats = build_state.read_stats(output, shard.name)
+        exact = stats is not None
+        counts = stats["counts"] if stats else counts
     return {"sums": sums.tolist(), "squares": np.asarray(squares).tolist(), "counts": counts, "exact": exact}
 
 
@@ -163,26 +141,24 @@ def _implied_counts(manifest: Manifest, squares: list[int], most: list[int]) -> 
     return [min(round(q / p), n) if p else n for q, p, n in zip(squares, powers, most)]
 
 
-def _verify_records(output: Path, samples: pq.ParquetFile) -> None:
+def _verify_records(output: Path, samples: Table) -> None:
     """Raises `UserError` if `private/records.parquet` was modified or does not cover every record."""
     path, hash_path = tables(output)[1], output / PRIVATE / RECORDS_HASH
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {FIX_TABLE}")
-    if hash_path.is_file() and hash_path.read_text().split()[:1] != [sha256(path)]:
+    records, plan = Table(path, AGAIN), read_plan(output)
+    if hash_path.is_file() and read_text(hash_path, FIX_TABLE).split()[:1] != [sha256(path)]:
         raise UserError(f"{path} does not have the sha256 in {hash_path.name}: {FIX_TABLE}")
-    records, plan = pq.ParquetFile(path), read_plan(output)
     if _digest(_keys(records)) != _digest(_keys(samples)):
         raise UserError(f"{path}: its kept windows do not match {SAMPLES}: {FIX_TABLE}")
     count = 0
-    for group in range(records.num_row_groups):  # one per shard, then the records that are in no shard
-        names = records.read_row_group(group, columns=["record"]).column("record")
+    for group in range(len(records.groups)):  # one per shard, then the records that are in no shard
+        names = records.group(group, ["record"]).column("record")
         count += len(names.unique()) if group < len(plan.shards) else len(names)
     if count != plan.records:
         raise UserError(f"{path} covers {count} of {plan.records} records: {FIX_TABLE}")
 
 
-def _keys(file: pq.ParquetFile) -> Iterator[list[str]]:
-    for batch in file.iter_batches(columns=["key"]):
+def _keys(table: Table) -> Iterator[list[str]]:
+    for batch in table.batches(["key"]):
         yield batch.column("key").drop_null().to_pylist()
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from sharding import build_state, progress
 from sharding.plan import Plan, ShardPlan
 from umbra.errors import UserError
+from umbra.files import claim_folder
 from umbra.schema import MANIFEST, PRIVATE
 
 
 def refuse_foreign(output: Path) -> None:
     """Raises `UserError` if the output is a file, or a folder that holds something else."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output={output} is a file, not a folder")
+    claim_folder(output, "output")
     if output.is_dir() and any(output.iterdir()) and not (output / PRIVATE).is_dir():
         what = "a data set without its private/ folder" if (output / MANIFEST).is_file() else "other files"
         raise UserError(f"output folder {output} holds {what}: choose another output")
@@ -124,7 +124,8 @@ def _broken_workers(output: Path) -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         noted = [
-            path.read_text().strip() for path in sorted(build_state.failure_path(output, "x").parent.glob("*.failed"))
+            path.read_text(errors="replace").strip()
+            for path in sorted(build_state.failure_path(output, "x").parent.glob("*.failed"))
         ]
         why = noted[0] if noted else "a worker died (out of memory, or a hanging read?): fewer workers need less memory"
         raise UserError(f"{why}; fix that and run the same command again") from error

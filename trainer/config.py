@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.data.remote.fetch import is_remote
 from trainer.game.masking import GameConfig
 from trainer.game.temperature import LEAST, MOST
 from trainer.observe.wandb_mirror import WandbConfig
@@ -28,15 +29,15 @@ class DataConfig:
     partner: str = setting("same", choices=("same", "patient"))
     """Source of the second view: the `same` window, or another window of the same `patient` (redrawn each epoch; the
     same window if the patient has only one)."""
-    threads: int = setting(2, ">= 1")
+    threads: int = setting(2, ">= 1 and <= 256")
     """Threads per process that copy samples; the same number of threads reads shards ahead."""
-    ahead: int = setting(2, ">= 1")
-    """Batches that each process prefetches."""
+    ahead: int = setting(2, ">= 1 and <= 1000")
+    """Batches that each process prefetches, all of them in memory."""
     exclude: list[str] = field(default_factory=list)
     """Names of training shards to leave out. A change on resume starts a new epoch at the resumed step."""
     cache: str = ""
-    """With a remote `path`: a folder on a local disk of each machine, into which shards are prefetched by `threads`
-    (at least 4) threads."""
+    """Only with a remote `path`: a folder on a local disk of each machine, into which shards are prefetched by
+    `threads` (at least 4) threads."""
     cache_gb: float = setting(0.0, ">= 0")
     """Maximum size of `cache` in GB (0: twice the minimum that works)."""
     audit: bool = False
@@ -88,7 +89,7 @@ class MaskerConfig:
     """Channels at the finest level (`paper`: 512 gives the 152 M published parameters that are in use)."""
     depth: int = setting(2, ">= 0 and <= 8")
     """Levels of `unet` below the finest one; the depth of `paper` is fixed."""
-    kernel: int = setting(5, ">= 1")
+    kernel: int = setting(5, ">= 1 and <= 999")
     """Kernel size of the convolutions, in samples or cells; odd, so that a mask keeps its length."""
 
 
@@ -114,7 +115,12 @@ class OptimConfig:
     """AdamW of the masker, by default with a tenth of the encoder's learning rate; a hundredth was no better on the
     validation folds (docs/results/game-dials.md)."""
     warmup: float = setting(0.05, ">= 0 and <= 1")
-    """Fraction of the steps with a linear warm-up of the learning rates; a cosine decay to 0 follows."""
+    """Fraction of the steps with a linear warm-up of the learning rates."""
+    schedule: str = setting("cosine", choices=("cosine", "wsd"))
+    """After the warm-up: `cosine` decays to 0 over all remaining steps; `wsd` (warm-up, stable, decay) keeps the rates
+    constant until `decay`, so that a run can be prolonged before its decay without a jump."""
+    decay: float = setting(0.2, "> 0 and <= 1")
+    """Fraction of the steps, the last ones, with a linear decay to 0; only with `schedule=wsd`."""
 
 
 @dataclass
@@ -159,9 +165,9 @@ class PretrainConfig:
     """The run directory."""
     seed: int = setting(0, ">= 0 and < 1e18")
     """Seed of weights, sample order, views and masks."""
-    epochs: float = setting(100.0, ">= 0")
+    epochs: float = setting(100.0, ">= 0 and <= 1000000")
     """Passes over the training ECGs; may be fractional."""
-    steps: int = setting(0, ">= 0")
+    steps: int = setting(0, ">= 0 and <= 1000000000")
     """Optimiser steps (0: derived from `epochs`)."""
     temperature: float = setting(0.1, "> 0")
     """Temperature of NT-Xent (default: the paper's)."""
@@ -179,7 +185,7 @@ class PretrainConfig:
     each start; not with ZeRO 3. Off by default: no gain on CPUs, not tried on GPUs."""
     resume: str = setting("auto", choices=("auto", "never"))
     """`auto`: resume from the newest committed checkpoint; `never`: refuse a run directory that has one."""
-    max_minutes: float = setting(0.0, ">= 0")
+    max_minutes: float = setting(0.0, ">= 0 and <= 525600")
     """Stop with a checkpoint after this many minutes (0: no limit)."""
     data: DataConfig = field(default_factory=DataConfig)
     """The data set and how it is read."""
@@ -210,6 +216,11 @@ class PretrainConfig:
         if not self.data.path:
             raise UserError("data.path is not set: give the folder of a sharded data set, data.path=DIR")
         check_fields(self)
+        if not self.run:
+            raise UserError("run is empty: give the run directory, run=DIR")
+        for key in ("cache", "cache_gb"):
+            if (value := getattr(self.data, key)) and not is_remote(self.data.path):
+                raise UserError(f"data.{key}={value} has no effect with a local data.path: leave it out")
         if self.optim.encoder.lr == 0:
             raise UserError("optim.encoder.lr=0.0 must be > 0")
         if self.batch.global_ % self.contrast:
@@ -229,6 +240,13 @@ class PretrainConfig:
                 raise UserError("masker.depth has no effect with masker.name=paper: leave it out")
             if self.game.family != "spectral" and self.game.resolution_s != GameConfig.resolution_s:
                 raise UserError("game.resolution_s has no effect with masker.name=paper: leave it out")
+        if self.optim.schedule == "cosine" and self.optim.decay != OptimConfig.decay:
+            raise UserError("optim.decay has no effect with optim.schedule=cosine: use schedule=wsd or leave it out")
+        if self.optim.schedule == "wsd" and self.optim.warmup + self.optim.decay > 1:
+            raise UserError(
+                f"optim.warmup={self.optim.warmup:g} and optim.decay={self.optim.decay:g} are fractions of the steps: "
+                "together at most 1"
+            )
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
 
@@ -242,17 +260,3 @@ class PretrainConfig:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.steps or max(1, math.floor(self.epochs * steps_per_epoch))
-
-
-def learning_rate(peak: float, step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over `warmup * total` steps, then a cosine that would reach 0 at step `total`."""
-    warm_steps = max(1, round(warmup * total))
-    if step < warm_steps:
-        return peak * (step + 1) / warm_steps
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_steps) / max(1, total - warm_steps)))
-
-
-def player_rate(cfg: PretrainConfig, name: str, step: int, total: int) -> float:
-    """The learning rate of `encoder` or `masker` at a step; the masker's schedule starts after `game.warmup`."""
-    delay = math.ceil(cfg.game.warmup * total) if name == "masker" else 0
-    return learning_rate(getattr(cfg.optim, name).lr, max(0, step - delay), total - delay, cfg.optim.warmup)

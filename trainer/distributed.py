@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainer import threads
 from umbra.errors import UserError
 
 
@@ -47,25 +48,25 @@ def initialise(timeout_s: float = 600) -> World:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_size()))
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
             False  # avoids compiling a C++ extension at the first start
         )
     deepspeed.init_distributed(
         "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
     )
+    host = os.uname().nodename
+    threads.settle([cores for where, cores in gather((host, os.sched_getaffinity(0))) if where == host])
     return World(dist.get_rank(), dist.get_world_size(), device)
-
-
-def _local_size() -> int:
-    """Processes on this machine, from the variable that the launcher sets."""
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE", "WORLD_SIZE")
-    return next(int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit())
 
 
 def launched_size() -> int:
     """The number of processes that the launcher started; known before they have joined."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_rank() -> int:
+    """This process's rank by its launcher; known before the processes have joined."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:

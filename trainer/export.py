@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
+from trainer import threads
 from trainer.data.remote.fetch import is_remote
 from trainer.data.shards import Shards
 from trainer.game.batchnorm import batch_norms, estimate
-from trainer.run.checkpoint import committed, saved_state
+from trainer.run.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
+from trainer.run.checkpoint import committed, read_weights, saved_state
 from trainer.run.record import RunRecord, read_record
 from umbra.config import check_fields, command, load, setting
 from umbra.errors import UserError
@@ -63,6 +64,7 @@ class ExportConfig:
 def main(argv: list[str]) -> None:
     config = load(ExportConfig, None, argv)
     config.check()
+    threads.settle()
     place = Path(config.output) if config.output else None
     output = export(Path(config.run), place, config.step, config.data, config.statistics)
     print(f"encoder written to {output}")
@@ -84,11 +86,11 @@ def export(
     config = _config(record, number, is_last=number == max(committed(run)))
     encoder = initialise(config)
     config = replace(config, dim=encoder.dim)
-    weights = load_file(checkpoint / "weights.safetensors")
+    weights = read_weights(checkpoint)
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     problem = mismatch(encoder.backbone.state_dict(), backbone)
     if problem:
-        raise UserError(f"{checkpoint / 'weights.safetensors'} does not match the encoder in run.json: {problem}")
+        raise UserError(f"{checkpoint / CHECKPOINT_WEIGHTS} does not match the encoder in run.json: {problem}")
     encoder.backbone.load_state_dict(backbone)
     if not batch_norms(encoder) and (data or statistics != "clean"):
         raise UserError(f"{run} has no batch norm: leave out data= and statistics=, which only apply to batch norm")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer import threads
 from trainer.evaluate import mask_lift
 from trainer.observe.curves import runs_together
 from umbra.config import command
@@ -17,8 +18,11 @@ from umbra.errors import UserError
 
 def main(argv: list[str]) -> None:
     if argv[:1] == ["masks"]:
+        threads.settle()
         return mask_lift.main(argv[1:])
     if argv[:1] == ["curves"] and len(argv) > 2 and not Path(argv[1]).is_dir():
+        if Path(argv[1]).suffix.lower() != ".png":
+            raise UserError(f"{argv[1]}: the figure is written as a PNG: give a name that ends in .png")
         runs_together(argv[2:], argv[1])
         return print(f"written: {argv[1]}")
     raise UserError(f"say what to draw: {mask_lift.USAGE}, or python -m trainer.figures curves OUT.png RUN [RUN ...]")

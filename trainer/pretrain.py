@@ -13,15 +13,19 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-if __name__ == "__main__" and Path(sys.path[0]).name == "trainer":
-    del sys.path[0]  # put first by the launcher; `config` or `figures` here would shadow other modules
+if __name__ == "__main__":
+    if Path(sys.path[0]).name == "trainer":
+        del sys.path[0]  # put first by the launcher; `config` or `figures` here would shadow other modules
+    from trainer.run import terminal
+
+    terminal.prepare()
 
 from trainer import distributed
 from trainer.config import PretrainConfig
 from trainer.observe.curves import loss_curves
 from trainer.observe.metrics import METRICS
-from trainer.run import checkpoint, loop
-from trainer.run.assemble import build_run, describe, describe_cache, plan_run
+from trainer.run import checkpoint, directory, loop
+from trainer.run.assemble import Plan, build_run, describe, describe_cache, plan_run
 from trainer.run.record import write_record
 from trainer.run.resilience import Stop
 from umbra.config import command, dump, load, split_words
@@ -30,13 +34,20 @@ from umbra.errors import UserError
 
 def main(argv: list[str]) -> int:
     words = [w for w in argv if not w.startswith("--local_rank")]
-    cfg = read_config([w for w in words if w != "--dry-run"])
+    cfg = read_config(words)
     plan = plan_run(cfg)
     if "--dry-run" in words:
         print(dump(cfg) + describe(plan) + describe_cache(plan), end="")
         return 0
     if checkpoint.newest(cfg.run) and cfg.resume == "never":
         raise UserError(f"run={cfg.run} has checkpoints and resume=never: choose another run directory")
+    with directory.held(cfg.run, distributed.launched_rank() == 0):
+        _join(cfg, plan)
+    return 0
+
+
+def _join(cfg: PretrainConfig, plan: Plan) -> None:
+    """Joins the other processes of the run and trains."""
     world = distributed.initialise()
     try:
         run = build_run(plan, world)
@@ -54,12 +65,11 @@ def main(argv: list[str]) -> int:
             )
     finally:
         distributed.finalise()
-    return 0
 
 
 def read_config(words: list[str]) -> PretrainConfig:
     """The config of a command line: an optional YAML first, then `key=value` words."""
-    path, overrides = split_words(words)
+    path, overrides = split_words(words, ["--dry-run"])
     cfg = load(PretrainConfig, path, overrides)
     cfg.method = cfg.method or (Path(path).stem if path else "default")
     cfg.check()
@@ -69,9 +79,11 @@ def read_config(words: list[str]) -> PretrainConfig:
 def _train(run: loop.Run) -> None:
     """Trains, and closes the run's files and threads even if an error occurs."""
     try:
-        with Stop(run.cfg.max_minutes).listening() as stop:
+        with Stop(run.cfg.max_minutes, speaks=run.world.is_main).listening() as stop:
             done = loop.train(run, stop)
-        missing = loop.missing(run, done)
+            missing = loop.missing(run, done)
+            if run.world.is_main and not missing:
+                write_record(run.cfg, run.record, "finished" if done == run.total else "interrupted")
     except UserError as error:
         error.alone = True
         raise
@@ -87,10 +99,9 @@ def _train(run: loop.Run) -> None:
 
 
 def _end(run: loop.Run, done: int, reason: str) -> None:
-    """Writes the curves and the status of a finished or interrupted run, and prints the next command."""
+    """Writes the curves of a finished or interrupted run, and prints the next command."""
     loss_curves(run.folder / METRICS, run.folder / "figures" / "curves.png")
     finished = done == run.total
-    write_record(run.cfg, run.record, "finished" if finished else "interrupted")
     said = "finished" if finished else f"stopped ({reason}) with a checkpoint"
     follow = f"python -m trainer.export run={run.folder}" if finished else "the same command resumes from here"
     print(f"# {said} at step {done} of {run.total}; next: {follow}", flush=True)

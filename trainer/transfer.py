@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer import threads
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, open_encoder
 from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> None:
     config = load(TransferConfig, *split_words(argv))
     config.check()
     claim_folder(config.output, "output")
+    threads.settle()
     device_of(config.device)
     task = read_task(config)
     encoder = open_encoder(config, task.train)

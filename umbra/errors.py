@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+CUTOFF = 0.6  # similarity (difflib) from which a known word is suggested for an unknown one
+SHOWN = 20
 
 
 class UserError(ValueError):
@@ -17,16 +22,42 @@ class UserError(ValueError):
     alone = False
 
 
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The known word that is most similar to `word`; empty if none is similar."""
+    return next(iter(difflib.get_close_matches(str(word), list(known), n=1, cutoff=CUTOFF)), "")
+
+
+def near_miss(word: object, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: `; did you mean 'X'?`, or `; known: ...` if none is similar."""
+    names = list(known)
+    if near := nearest(word, names):
+        return f"; did you mean '{near}'?"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"; known: {', '.join(names[:SHOWN]) or 'none'}{more}"
+
+
 @contextlib.contextmanager
-def building(part: str) -> Iterator[None]:
-    """Converts torch's errors for impossible sizes into a `UserError` that names the `part` of the config."""
+def naming(where: str) -> Iterator[None]:
+    """Puts `where: ` in front of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+@contextlib.contextmanager
+def building(part: str, keys: Mapping[str, object]) -> Iterator[None]:
+    """Converts torch's errors for impossible sizes into a `UserError` that names the `part` and its config `keys`."""
     try:
         yield
     except UserError:
         raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise UserError(f"the {part} cannot be built from its keys {part}.*: {''.join(reason)}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = "".join(str(error).strip().splitlines()[:1])
+        if isinstance(error, MemoryError) or re.search("memory|alloc|overflow", str(error), re.IGNORECASE):
+            reason = "it does not fit into memory; use smaller sizes"
+        sizes = ", ".join(f"{key}={value}" for key, value in keys.items())
+        raise UserError(f"the {part} cannot be built with {sizes}: {reason}") from error
 
 
 def require_extra(extra: str, *packages: str) -> None:

@@ -6,8 +6,7 @@ a third-party encoder never runs its code.
 
 from __future__ import annotations
 
-import difflib
-import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from umbra.encoders.encoder import FORMAT, Encoder, EncoderConfig
+from umbra.encoders.encoder import FORMAT, SCALINGS, Encoder, EncoderConfig
 from umbra.encoders.registry import build_encoder
-from umbra.errors import UserError
-from umbra.files import write_bytes
+from umbra.errors import UserError, nearest
+from umbra.files import damaged, read_json, write_bytes
+from umbra.typed import typed
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+FIX = "export the encoder again"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -33,13 +34,24 @@ def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu")
     The module takes mV `[B, leads, samples]` (float, at `module.config.rate` Hz, leads in the order of
     `module.config.leads`) and returns features `[B, module.config.dim]`; scaling is included. Raises `UserError` if
     the directory or hub id does not exist or its files are missing, damaged or inconsistent; the module raises it for
-    an input of the wrong shape.
+    an input of the wrong shape. Raises `TypeError` for a `path_or_hub_id` that is neither text nor a path.
     """
+    place = _device(device)
     directory = _directory(path_or_hub_id)
     config = read_config(directory)
     encoder = initialise(config)
     _load_weights(encoder, directory / WEIGHTS)
-    return encoder.to(device)
+    return encoder.to(place)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"device={device!r} cannot be used here: give 'cpu', 'cuda' or 'cuda:0' ({reason})") from error
+    return place
 
 
 def initialise(config: EncoderConfig, seed: int | None = None) -> Encoder:
@@ -53,28 +65,48 @@ def initialise(config: EncoderConfig, seed: int | None = None) -> Encoder:
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"the architecture {config.architecture} cannot be built: {error}") from error
+    if config.dim not in (0, backbone.dim):
+        raise UserError(f"the encoder's {CONFIG} says dim {config.dim}, its architecture has {backbone.dim}: {FIX}")
     return Encoder(backbone, config).eval()
 
 
 def read_config(directory: str | Path) -> EncoderConfig:
     """Reads `directory/config.json`. Raises `UserError` if it is missing, damaged or of another format version."""
     path = Path(directory) / CONFIG
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path} does not exist: {directory} is not an encoder directory (`python -m trainer.export`)")
+    content = read_json(path, FIX)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} has format {content.get('format')}, this version reads {FORMAT}: {FIX}")
     try:
-        content = json.loads(path.read_text())
-        if content.get("format") != FORMAT:
-            raise UserError(f"{path} has format {content.get('format')}, this version reads {FORMAT}: export it again")
-        return EncoderConfig(**content)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): export the encoder again") from error
+        config = typed(EncoderConfig, content)
+        _check(config)
+    except ValueError as error:
+        raise damaged(path, error, FIX) from error
+    return config
+
+
+def _check(config: EncoderConfig) -> None:
+    """Raises `ValueError` for values that no export writes."""
+    for key in ("dim", "rate", "samples"):
+        if getattr(config, key) <= 0:
+            raise ValueError(f"'{key}' is {getattr(config, key)}")
+    if config.units != "mV":
+        raise ValueError(f"'units' is {config.units}, the encoder takes mV")
+    if config.scaling["mode"] not in SCALINGS:
+        raise ValueError(f"'scaling.mode' is {config.scaling['mode']}, not {' or '.join(SCALINGS)}")
+    sizes = len(config.leads), len(config.scaling["mean_mv"]), len(config.scaling["std_mv"])
+    if not 0 < min(sizes) == max(sizes):
+        raise ValueError("it has {} leads, {} means and {} standard deviations".format(*sizes))
 
 
 def _directory(path_or_hub_id: str | Path) -> Path:
+    if not isinstance(path_or_hub_id, str | os.PathLike):
+        raise TypeError(f"path_or_hub_id must be a path or a hub id, not {type(path_or_hub_id).__name__}")
     path = Path(path_or_hub_id)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    if path.exists() or not HUB_ID.fullmatch(str(path_or_hub_id)):
+    if os.path.exists(path) or not HUB_ID.fullmatch(str(path_or_hub_id)):
         raise UserError(f"{path_or_hub_id} is neither an encoder directory nor a hub id of the form owner/name")
     try:
         from huggingface_hub import snapshot_download
@@ -92,16 +124,27 @@ def _directory(path_or_hub_id: str | Path) -> Path:
 
 
 def _load_weights(encoder: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: the encoder directory is incomplete; export it again")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}): export the encoder again") from error
+    weights = read_weights(path, FIX)
     problem = mismatch(encoder.state_dict(), weights)
     if problem:
         raise UserError(f"{path} does not match the {CONFIG} next to it: {problem}")
     encoder.load_state_dict(weights)
+
+
+def read_weights(path: Path, fix: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises `UserError`, which ends in `fix`, if it is missing or damaged, or a value is not finite.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path} does not exist: {fix}")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, error, fix) from error
+    if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise damaged(path, f"'{wrong[0]}' has values that are not finite", fix)
+    return weights
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -113,10 +156,8 @@ def mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
     """Why `given` cannot be loaded as `wanted` (names or shapes), in one line; empty if it can."""
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing:
-        near = difflib.get_close_matches(missing[0], extra or given.keys(), n=1, cutoff=0.3)
-        return f"{len(missing)} weights are missing, first '{missing[0]}'" + (
-            f" (closest: '{near[0]}')" if near else ""
-        )
+        near = nearest(missing[0], extra or given)
+        return f"{len(missing)} weights are missing, first '{missing[0]}'" + (f" (closest: '{near}')" if near else "")
     if extra:
         return f"{len(extra)} weights are unknown, first '{extra[0]}'"
     for name, tensor in wanted.items():

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 
 SCHEMAS = {
     "pretrain": "trainer.config:PretrainConfig",
@@ -24,12 +24,17 @@ SCHEMAS = {
 }
 
 
+def schema_of(name: str) -> Any:
+    """The config dataclass of `pretrain`, `shard`, `transfer` or `study`, imported by name."""
+    module, _, schema = SCHEMAS[name].partition(":")
+    return getattr(importlib.import_module(module), schema)
+
+
 def reference(name: str) -> str:
     """The reference page of `pretrain`, `shard`, `transfer` or `study`. Raises `UserError` for any other name."""
     if name not in SCHEMAS:
-        raise UserError(f"'{name}' has no reference; available: {', '.join(SCHEMAS)}")
-    module, _, schema = SCHEMAS[name].partition(":")
-    rows = list(_rows(getattr(importlib.import_module(module), schema), ""))
+        raise UserError(f"'{name}' has no reference{near_miss(name, SCHEMAS)}")
+    rows = list(_rows(schema_of(name), ""))
     head = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
     return "\n".join([f"# Keys of `{name}`", "", *head, *rows]) + "\n"
 
@@ -61,7 +66,8 @@ def _rows(schema: type, prefix: str) -> Iterator[str]:
             assert isinstance(kind, type)
             yield from _rows(kind, f"{key}.")
             continue
-        allowed = field.metadata.get("wanted") or ", ".join(map(str, field.metadata.get("choices", ())))
+        known = field.metadata
+        allowed = known.get("allowed") or known.get("wanted") or ", ".join(map(str, known.get("choices", ())))
         shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
         cells = (f"`{key}`", shown.replace("typing.", ""), f"`{_default(field)}`", allowed, meaning.get(field.name, ""))
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -11,14 +11,14 @@ UNSET = object()
 # Keys and sections that may change on resume. All others determine the result.
 FREE: dict[str, tuple[str, ...]] = {
     "run": (  # a different number of steps stretches the remaining schedule
-        *("run", "resume", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb"),
+        *("run", "resume", "method", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb"),
         *("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb", "data.audit"),
         *("batch.device", "compile"),
     ),
     "build": ("input", "output", "workers", "task", "tasks", "key_file", "timeout"),
     "study": (
         *("rotations", "methods", "seeds", "tasks", "fractions", "reference", "bootstrap", "minutes", "output"),
-        "processes",
+        *("name", "data", "processes"),
     ),
 }
 
@@ -32,9 +32,14 @@ class Change:
     new: Any
 
 
-def changes(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """The changes that prevent resuming a `run`, `build` or `study` of config `old` with `new` (nested)."""
-    before, now = flat(old), flat(new)
+def changes(
+    kind: str, old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> list[Change]:
+    """The changes that prevent resuming a `run`, `build` or `study` of config `old` with `new` (nested).
+
+    `defaults`: the values of keys that `old` lacks because an earlier version did not have them.
+    """
+    before, now = flat(defaults or {}) | flat(old), flat(new)
     found = (Change(key, before.get(key, UNSET), now.get(key, UNSET)) for key in before | now)
     return [c for c in found if not is_free(kind, c.key) and c.old != c.new]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from umbra.errors import UserError
+from umbra.files import damaged, read_json
+from umbra.typed import typed
 
 SCHEMA_VERSION = 1
 BLOCK = 512
@@ -24,6 +27,7 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 PRIVATE = "private"
+JOIN = "join.json"  # in `private/` of a joined data set
 SAMPLE_COLUMNS = ("shard", "index", "key", "patient", "source", "age", "sex", "codes", "leads")
 DTYPE = np.dtype("<i2")
 
@@ -137,21 +141,52 @@ def fingerprint(shards: list[Shard], geometry: Geometry, rate: float, leads: lis
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+def fingerprint_of(m: Manifest) -> str:
+    """The fingerprint that a manifest should have."""
+    return fingerprint(m.shards, m.geometry, m.rate, m.leads, m.resolution_uv)
+
+
 def read_manifest(root: str | Path) -> Manifest:
-    """Reads `root/manifest.json`. Raises `UserError` if it is missing, damaged or of another schema version."""
+    """Reads `root/manifest.json`.
+
+    Raises `UserError` if it is missing, damaged, modified since the build or of another schema version.
+    """
     path = Path(root) / MANIFEST
+    command = "join" if (Path(root) / PRIVATE / JOIN).is_file() else "build"
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: {root} is not a finished data set; run `python -m sharding build` to completion"
+            f"{path} does not exist: {root} is not a finished data set; "
+            f"run `python -m sharding {command}` to completion"
         )
+    fix = f"delete it and run the same {command} again"
+    content = read_json(path, fix)
+    if "schema" not in content:
+        raise damaged(path, "it lacks 'schema'", fix)
+    if (version := content["schema"]) != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: build the data set again")
     try:
-        content = json.loads(path.read_text())
-        version = content["schema"]
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: build the data set again"
-            )
-        content["shards"] = [Shard(**shard) for shard in content["shards"]]
-        return Manifest(**content)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run the same build again") from error
+        manifest = typed(Manifest, content)
+        _check(manifest)
+    except ValueError as error:
+        raise damaged(path, error, fix) from error
+    if manifest.fingerprint != fingerprint_of(manifest):
+        raise UserError(f"{path} does not match its own fingerprint: {fix}")
+    if manifest.content_hash and manifest.content_hash != content_hash(manifest):
+        raise UserError(f"{path} has been modified since the build: {fix}")
+    return manifest
+
+
+def _check(m: Manifest) -> None:
+    """Raises `ValueError` for values that no build writes."""
+    for key in ("rate", "samples", "resolution_uv", "meta_bytes"):
+        if getattr(m, key) <= 0:
+            raise ValueError(f"'{key}' is {getattr(m, key)}")
+    for key in ("lead_mean_mv", "lead_std_mv"):
+        if not len(getattr(m, key)) == len(m.leads) > 0:
+            raise ValueError(f"'{key}' has {len(getattr(m, key))} values for {len(m.leads)} leads")
+    for shard in m.shards:
+        if shard.split not in SPLITS or min(shard.samples, shard.bytes) < 0:
+            raise ValueError(f"shard {shard.name} has split {shard.split!r}, {shard.samples} samples")
+    runs = [split for split, _ in itertools.groupby(shard.split for shard in m.shards)]
+    if len(set(runs)) < len(runs):
+        raise ValueError("the shards of a split are not contiguous")

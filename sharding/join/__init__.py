@@ -1,8 +1,8 @@
 """Joins built data sets into one: splits, labels, codes and zero-filled leads stay, each signal is copied once.
 
 `parts` says which sets fit together, `place` (pure) which patient goes where, `shard` writes one joined shard, of
-`rows`, `finish` the tables and the manifest. What comes out is a data set like a built one; `private/join.json` names
-its parts.
+`rows` without `copies`, `finish` the tables and the manifest. What comes out is a data set like a built one;
+`private/join.json` names its parts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sharding import plan as planning
 from sharding.finish import Outcome, tables
 from sharding.join import finish, parts, place, state
 from sharding.join.shard import join_shard
-from sharding.lock import lock
 from sharding.plan import Plan
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
+from umbra.lock import lock
 from umbra.schema import MANIFEST, PRIVATE, Geometry
 
 
@@ -51,6 +51,7 @@ def join(config: JoinConfig) -> Outcome:
             if len(done) == len(plan.shards) and all(path.is_file() for path in tables(output)):
                 return Outcome("already built")
             (output / MANIFEST).unlink()  # something was lost since: it is written again
+        found = state.resumed(output, found)
         todo = [s for s in plan.shards if s.name not in done]
         with workers.worker_pool(config.workers) as pool:
             workers.write_shards(output, plan, todo, partial(join_shard, output), pool, "sample")
@@ -85,10 +86,22 @@ def _checked(config: JoinConfig) -> list[parts.Part]:
     if len(config.parts) < 2 or not config.output:
         raise UserError("usage: python -m sharding join PART PART ... output=FOLDER, two parts at least")
     found = parts.read(config.parts)
-    if any(part.path.resolve() == Path(config.output).resolve() for part in found):
-        raise UserError(f"output={config.output} is one of the parts: choose another output")
+    _refuse_nested(config.output, found)
     parts.refuse_unlike(found, config.distinct_patients)
     return found
+
+
+def _refuse_nested(word: str, found: Sequence[parts.Part]) -> None:
+    """Raises `UserError` for an output that is a part, lies in one or holds one."""
+    output = Path(word).resolve()
+    for part in found:
+        path = part.path.resolve()
+        if output == path:
+            raise UserError(f"output={word} is one of the parts: choose another output")
+        if output.is_relative_to(path):
+            raise UserError(f"output={word} lies inside the part {part.path}: choose an output outside it")
+        if path.is_relative_to(output):
+            raise UserError(f"output={word} holds the part {part.path}: choose an output that holds no part")
 
 
 def _ensure_plan(output: Path, found: Sequence[parts.Part]) -> Plan:
@@ -105,5 +118,4 @@ def _ensure_plan(output: Path, found: Sequence[parts.Part]) -> Plan:
         raise UserError(
             f"{output} was joined from other parts, or in another order: choose another output or delete it"
         )
-    state.write_paths(output, found)
     return plan

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sharding import build_state, equal, progress
 from sharding.finish import (
@@ -26,9 +25,11 @@ from sharding.finish import (
     write_records_hash,
 )
 from sharding.join.parts import Part
+from sharding.join.rows import WINDOW_FLAGS
 from sharding.plan import Plan
 from umbra.errors import UserError
 from umbra.files import atomic
+from umbra.parquet import AGAIN, Table
 
 
 def finish(output: Path, plan: Plan, parts: Sequence[Part]) -> Outcome:
@@ -41,18 +42,26 @@ def finish(output: Path, plan: Plan, parts: Sequence[Part]) -> Outcome:
     cells, patients = _write_tables(output, plan, parts, {s.name: i for i, (s, _) in enumerate(kept)})
     first = parts[0].manifest
     facts = (first.rate, first.leads, first.samples, first.resolution_uv)
-    rejected, flags = (sum((Counter(t[k]) for t in stats), Counter[str]()) for k in ("rejected", "flags"))
-    known = _flags(parts)
-    write_manifest(output, plan, kept, cells, known, _config(parts), *facts)
-    remarks = [*progress.remarks(plan, known), *equal.remarks(output)]
+    rejected, of_shards = (sum((Counter(t[k]) for t in stats), Counter[str]()) for k in ("rejected", "flags"))
+    flags, counted = _flags(parts, of_shards)
+    write_manifest(output, plan, kept, cells, flags if counted else None, _config(parts), *facts)
+    remarks = [*progress.remarks(plan, flags), *equal.remarks(output)]
     return Outcome("built", sum(t["samples"] for _, t in kept), patients, len(kept), rejected, flags, 0, remarks)
 
 
-def _flags(parts: Sequence[Part]) -> Counter[str] | None:
-    """Flags of the parts' windows, those dropped as duplicates included; None if a part was built before they were
-    counted."""
-    counted = [part.manifest.counts.get("flags") for part in parts]
-    return None if None in counted else sum(map(Counter, counted), Counter[str]())
+def _flags(parts: Sequence[Part], of_shards: Counter[str]) -> tuple[Counter[str], bool]:
+    """(flags of the kept windows, whether every part's build counted all of them).
+
+    Of a part without private tables nobody knows which windows have `WINDOW_FLAGS`: its own numbers are added, windows
+    that were dropped as duplicates included.
+    """
+    flags, counted = +of_shards, True
+    for part in parts:
+        own = part.manifest.counts.get("flags")
+        counted = counted and own is not None
+        if part.plan is None:
+            flags.update({flag: n for flag, n in (own or {}).items() if flag in WINDOW_FLAGS})
+    return flags, counted
 
 
 def _config(parts: Sequence[Part]) -> dict[str, Any]:
@@ -64,18 +73,20 @@ def _config(parts: Sequence[Part]) -> dict[str, Any]:
 def _write_tables(output: Path, plan: Plan, parts: Sequence[Part], number: dict[str, int]) -> tuple[Cells, int]:
     """Writes both tables and the list of equal signals -> (cells of the samples, their patients)."""
     cells, patients = new_cells(), 0
+    unlike: list[tuple[str, equal.Unlike]] = []
     signals, whose = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     public, private = tables(output)
     with atomic(public) as samples_path, atomic(private) as records_path, contextlib.ExitStack() as stack:
         samples, records = TableWriter(samples_path, stack), TableWriter(records_path, stack)
         for shard in plan.shards:
-            records.write(pq.read_table(build_state.records_path(output, shard.name)))
+            records.write(Table(build_state.records_path(output, shard.name), AGAIN).read())
             if shard.name not in number:
                 continue
-            rows = pq.read_table(build_state.rows_path(output, shard.name))
+            rows = Table(build_state.rows_path(output, shard.name), AGAIN).read()
             signals.append(rows.column("signal").to_numpy())
             place = pa.array([number[shard.name]] * len(rows), pa.int32())
-            rows = rows.drop_columns(["signal"]).set_column(0, "shard", place)
+            unlike += _unlike(rows)
+            rows = rows.drop_columns(["signal", "unlike"]).set_column(0, "shard", place)
             samples.write(rows)
             count_cells(cells, rows)
             whose.append(rows.column("patient").to_numpy())
@@ -84,7 +95,14 @@ def _write_tables(output: Path, plan: Plan, parts: Sequence[Part], number: dict[
             records.write(rows)
     write_records_hash(output)
     equal.write(output, np.concatenate(signals), np.concatenate(whose))
+    equal.write_unlike(output, unlike)
     return cells, patients
+
+
+def _unlike(rows: pa.Table) -> Iterator[tuple[str, equal.Unlike]]:
+    """Key and cell of a shard's kept windows that a dropped copy contradicts."""
+    for key, cells in zip(rows.column("key").to_pylist(), rows.column("unlike").to_pylist()):
+        yield from ((key, equal.Unlike(**cell)) for cell in cells)
 
 
 def _never_planned(parts: Sequence[Part]) -> Iterator[pa.Table]:
@@ -92,12 +110,10 @@ def _never_planned(parts: Sequence[Part]) -> Iterator[pa.Table]:
     for part in parts:
         if part.plan is None:
             continue
-        with pq.ParquetFile(tables(part.path)[1]) as file:
-            for group in range(len(part.plan.shards), file.num_row_groups):
-                rows = file.read_row_group(group)
-                names = [f"{part.label}:{record}" for record in rows.column("record").to_pylist()]
-                window, reason, detail, key = (
-                    rows.column(c).to_pylist() for c in ("window", "reason", "detail", "key")
-                )
-                reader = rows.column("reader").to_pylist() if "reader" in rows.column_names else [""] * len(rows)
-                yield record_rows(names, window, reason, detail, key, reader, None)
+        table = Table(tables(part.path)[1], AGAIN)
+        for group in range(len(part.plan.shards), len(table.groups)):
+            rows = table.group(group)
+            names = [f"{part.label}:{record}" for record in rows.column("record").to_pylist()]
+            window, reason, detail, key = (rows.column(c).to_pylist() for c in ("window", "reason", "detail", "key"))
+            reader = rows.column("reader").to_pylist() if "reader" in rows.column_names else [""] * len(rows)
+            yield record_rows(names, window, reason, detail, key, reader, None)

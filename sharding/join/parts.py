@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sharding import plan as planning
 from sharding.finish import tables
 from sharding.plan import Plan
 from sharding.verify import samples_file
 from umbra.errors import UserError
-from umbra.schema import PRIVATE, SAMPLE_COLUMNS, Manifest, content_hash, fingerprint, read_manifest
+from umbra.parquet import Table
+from umbra.schema import PRIVATE, SAMPLE_COLUMNS, Manifest, read_manifest
 
 # What must be equal, and the key of a build that makes it so.
 ALIKE = {
@@ -36,7 +36,7 @@ class Part:
     label: str
     manifest: Manifest
     plan: Plan | None
-    samples: pq.ParquetFile
+    samples: Table
 
     @property
     def leaves(self) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ class Part:
     @property
     def labels(self) -> dict[str, pa.DataType]:
         """Its label columns with their types."""
-        return {f.name: f.type for f in self.samples.schema_arrow if f.name not in SAMPLE_COLUMNS}
+        return {f.name: f.type for f in self.samples.schema if f.name not in SAMPLE_COLUMNS}
 
 
 def read(paths: Sequence[str]) -> list[Part]:
@@ -62,7 +62,7 @@ def read(paths: Sequence[str]) -> list[Part]:
         path for i, path in enumerate(paths) if Path(path).resolve() in map(Path.resolve, map(Path, paths[:i]))
     ]:
         raise UserError(f"part {twice[0]} is named twice: leave one out")
-    found = [_read(Path(path), label) for path, label in zip(paths, _labels(paths))]
+    found = [_read(path, label) for path, label in zip(paths, _labels(paths))]
     seen: dict[str, Part] = {}
     for part in found:
         for leaf in part.leaves:
@@ -82,13 +82,11 @@ def _labels(paths: Sequence[str]) -> list[str]:
     return labels
 
 
-def _read(path: Path, label: str) -> Part:
+def _read(word: str, label: str) -> Part:
+    path = Path(word)
     if not path.is_dir():
-        raise UserError(f"part {path} is no folder: name folders of finished data sets (a remote one must be copied)")
+        raise UserError(f"part {word} is no folder: name folders of finished data sets (a remote one must be copied)")
     m = read_manifest(path)
-    wrong = m.fingerprint != fingerprint(m.shards, m.geometry, m.rate, m.leads, m.resolution_uv)
-    if wrong or (m.content_hash and m.content_hash != content_hash(m)):
-        raise UserError(f"{path}/manifest.json is not as its build wrote it: run `python -m sharding verify {path}`")
     accounted = (path / PRIVATE / planning.PLAN_JSON).is_file() and tables(path)[1].is_file()
     plan = planning.read_plan(path) if accounted else None
     return Part(path, label, m, plan, samples_file(path, m))
@@ -106,13 +104,14 @@ def refuse_unlike(parts: Sequence[Part], distinct_patients: bool) -> None:
                 raise UserError(f"{first.label} has {form.format(one)}, {part.label} {form.format(other)}: {way}")
     label_types(parts)
     keys: dict[str, str] = {}
-    for leaf in (leaf for part in parts for leaf in part.leaves):
-        keys.setdefault(leaf["key_id"], leaf["name"])
+    for part in parts:
+        for leaf in part.leaves:
+            keys.setdefault(leaf["key_id"], f"{part.path} (source.name={leaf['name']}, key {leaf['key_id']})")
     if len(keys) > 1 and not distinct_patients:
-        (one, a), (two, b) = list(keys.items())[:2]
+        one, other = list(keys.values())[:2]
         raise UserError(
-            f"{a} and {b} were built under different pseudonym keys ({one}, {two}), so that a patient of "
-            "both would not be recognised and might stand in two splits: build them under one key, or say "
+            f"{one} and {other} were built under different pseudonym keys, so that a patient of both would not "
+            "be recognised and might stand in two splits: build them under one key, or say "
             "distinct_patients=true if no patient is in both"
         )
 
@@ -145,6 +144,10 @@ def _number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def notes(parts: Sequence[Part]) -> list[str]:
     """Lines on what the parts do not share, for the user to judge."""
     lines = []
@@ -153,14 +156,14 @@ def notes(parts: Sequence[Part]) -> list[str]:
             lines.append(f"label {name} is empty for the samples of {', '.join(without)}, which have none")
     leaves = [leaf for part in parts for leaf in part.leaves]
     for key in TREATED:
-        values = {str(leaf["config"].get(key)): leaf["name"] for leaf in reversed(leaves) if key in leaf["config"]}
+        values = {_shown(leaf["config"].get(key)): leaf["name"] for leaf in reversed(leaves) if key in leaf["config"]}
         if len(values) > 1:
             lines.append(f"parts were built with different {key}: {', '.join(f'{v} ({n})' for v, n in values.items())}")
     names = {leaf["name"] for leaf in leaves}
     if len(names) > 1:
         lines.append(
-            "patients are told apart by their source's name as well: one of two sources "
-            f"({', '.join(sorted(names))}) counts as two"
+            f"a patient who is in two sources ({', '.join(sorted(names))}) counts as two patients: pseudonyms depend "
+            "on source.name"
         )
     if bare := [part.label for part in parts if part.plan is None]:
         lines.append(f"{', '.join(bare)} came without private/: what its build rejected is not listed")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sharding import build_state
+from sharding import build_state, equal
 from sharding.finish import record_rows, tables
+from sharding.join.copies import Copies, changed
 from sharding.join.parts import Part, label_types
 from sharding.join.place import NONE
 from sharding.join.state import State
 from sharding.plan import ShardPlan
 from sharding.shard import Tally
 from umbra.files import atomic
+from umbra.parquet import AGAIN, Table
 
 COLUMNS = {
     "shard": pa.int32(),
@@ -46,7 +50,7 @@ def of_shard(state: State, ordinal: int) -> pa.Table:
 def _rows(parts: Sequence[Part], part: int, number: int) -> pa.Table:
     """The rows of one shard (NONE: none) of a part, with the columns of the joined table and `part`."""
     whole = parts[part].samples
-    rows = whole.schema_arrow.empty_table() if number == NONE else whole.read_row_group(number)
+    rows = whole.schema.empty_table() if number == NONE else whole.group(number)
     columns = {}
     for name, kind in (COLUMNS | label_types(parts)).items():
         if name in rows.column_names:
@@ -73,20 +77,34 @@ def _together(rows: pa.Table) -> pa.Table:
     return rows.take(pa.array(np.argsort(first[inverse], kind="stable")))
 
 
-def write(output: Path, state: State, shard: ShardPlan, rows: pa.Table, tally: Tally) -> None:
-    """The shard's rows of `samples.parquet`, with check sums, and of `records.parquet`."""
+# How the details of kept windows in `records.parquet` say the flags that are not in the samples' metadata.
+WINDOW_FLAGS = {"at_limit": "at the converter's limits", "still_ends": "no lead changes"}
+
+
+def write(output: Path, state: State, shard: ShardPlan, rows: pa.Table, copies: Copies, tally: Tally) -> None:
+    """The shard's rows of `samples.parquet`, with check sums, and of `records.parquet`, whose flags of kept windows
+    are added to the tally."""
     kept = [row for row in tally.rows if row[4] is not None]
-    samples = rows.take(pa.array([row[0] for row in kept], pa.int64()))
-    changed = {
+    samples = changed(rows, copies.cells).take(pa.array([row[0] for row in kept], pa.int64()))
+    new = {
         "index": pa.array(range(len(kept)), pa.int32()),
         "key": pa.array([row[4] for row in kept], pa.string()),
         "signal": pa.array([row[5] for row in kept], pa.int64()),
+        "unlike": pa.array([[asdict(u) for u in copies.unlike.get(row[0], [])] for row in kept], equal.UNLIKE),
     }
-    columns = {name: samples.column(name) for name in samples.column_names if name != "part"} | changed
+    columns = {name: samples.column(name) for name in samples.column_names if name != "part"} | new
     with atomic(build_state.rows_path(output, shard.name)) as path:
         pq.write_table(pa.table(columns), path)
+    records = _records(state, shard, rows, tally)
+    tally.flags.update(window_flags(records))
     with atomic(build_state.records_path(output, shard.name)) as path:
-        pq.write_table(_records(state, shard, rows, tally), path)
+        pq.write_table(records, path)
+
+
+def window_flags(records: pa.Table) -> Counter[str]:
+    """How many kept windows have which of `WINDOW_FLAGS`."""
+    details = records.filter(pc.is_valid(records.column("key"))).column("detail").to_pylist()
+    return Counter(flag for detail in details for flag, words in WINDOW_FLAGS.items() if words in (detail or ""))
 
 
 def _records(state: State, shard: ShardPlan, rows: pa.Table, tally: Tally) -> pa.Table:
@@ -119,6 +137,5 @@ def _group(part: Part, group: int, keys: set[str]) -> list[dict[str, Any]]:
     if group == NONE:
         blank = dict.fromkeys(RECORD_COLUMNS)
         return [blank | {"record": f"{part.label}:{key}", "key": key} for key in sorted(keys)]
-    with pq.ParquetFile(tables(part.path)[1]) as file:
-        rows = file.read_row_group(group).to_pylist()
+    rows = Table(tables(part.path)[1], AGAIN).group(group).to_pylist()
     return [row | {"record": f"{part.label}:{row['record']}"} for row in rows]

@@ -1,6 +1,7 @@
 """Writes one shard of a joined set: a part's shard under new keys, less the patients who leave it, plus those who come.
 
-Arrays and metadata are copied as they are. A window that comes to a patient who has an equal one is left out.
+Arrays are copied as they are, and metadata but of windows with `copies`: those that come to a patient who has an equal
+one are left out.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sharding import build_state, equal
+from sharding import build_state
 from sharding.join import rows as joined_rows
+from sharding.join.copies import Copies
+from sharding.join.copies import find as find_copies
 from sharding.join.parts import Part
 from sharding.join.place import NONE, Base
 from sharding.join.state import State, read
@@ -41,36 +43,42 @@ def join_shard(output: Path, shard: ShardPlan, tick: Any = None) -> None:
     base = state.bases[shard.ordinal]
     rows = joined_rows.of_shard(state, shard.ordinal)
     try:
-        tally, count, digest, geometry = _write_tar(output, state, base, shard, rows, tick)
+        copies, tally, count, digest, geometry = _write_tar(output, state, base, shard, rows, tick)
     except UserError as error:
         with contextlib.suppress(OSError):
             write_text(build_state.failure_path(output, shard.name), f"{error}\n")
         raise
-    joined_rows.write(output, state, shard, rows, tally)
+    joined_rows.write(output, state, shard, rows, copies, tally)
     write_stats(output, shard, tally, count, digest, geometry, started)
 
 
 def _write_tar(
     output: Path, state: State, base: Base, shard: ShardPlan, rows: pa.Table, tick: Any
-) -> tuple[Tally, int, str, Geometry]:
-    """Writes the samples `rows` -> (tally whose rows have places in `rows`, samples, sha256, geometry)."""
+) -> tuple[Copies, Tally, int, str, Geometry]:
+    """Writes the samples `rows` -> (copies among them, tally with their numbers, samples, sha256, geometry)."""
     first = state.parts[0].manifest
     geometry = Geometry(len(first.leads), first.samples, max(part.manifest.meta_bytes for part in state.parts))
     tally, leads = Tally.of_leads(geometry.leads), np.array(first.leads)
     _refuse_damaged(state, base)
     tars, present = [_Tars(part) for part in state.parts], lru_cache(partial(np.isin, leads))
-    repeated = _repeated(rows, base)
+    places = [rows.column(c).to_pylist() for c in ("part", "shard", "index", "key")]
+
+    def read_sample(row: int) -> tuple[NDArray[np.int16], bytes]:
+        part, number, index, key = (column[row] for column in places)
+        return tars[part].sample(number, index, key)
+
+    copies = find_copies(rows, (base.part, base.number), read_sample, geometry.meta_bytes)
     with atomic(output / shard.name) as path, open(path, "wb", buffering=1 << 20) as file:
         writer = ShardWriter(file, geometry, shard.ordinal)
-        columns = (rows.column(c).to_pylist() for c in ("part", "shard", "index", "key", "patient", "leads"))
-        for place, (part, number, index, key, patient, there) in enumerate(zip(*columns)):
-            units, meta = tars[part].sample(number, index, key)
-            if repeated(patient, units, (part, number)):
-                tally.reject(place, None, "duplicate_record", "an equal window of this patient stands in another part")
+        for row, there in enumerate(rows.column("leads").to_pylist()):
+            if row in copies.dropped:
+                tally.reject(row, None, "duplicate_record", "an equal window of this patient stands in another part")
             else:
+                units, meta = read_sample(row)
+                meta = copies.metadata.get(row, meta)
                 flags = json.loads(meta).get("flags", [])
                 real = present(tuple(there)) * (_length(units) if "padded" in flags else geometry.samples)
-                tally.keep(place, 0, writer.add(units, meta.ljust(geometry.meta_bytes)), units, real, "")
+                tally.keep(row, 0, writer.add(units, meta.ljust(geometry.meta_bytes)), units, real, "")
                 tally.flags.update(flags)
             if tick is not None:
                 tick(1)
@@ -78,23 +86,7 @@ def _write_tar(
     if not writer.count:
         (output / shard.name).unlink()
     _take_counts(state, base, tally, rows)
-    return tally, writer.count, digest, geometry
-
-
-def _repeated(rows: pa.Table, base: Base) -> Callable[[int, NDArray[np.int16], tuple[int, int]], bool]:
-    """A test, in the order of `rows`, whether a window that came from elsewhere is one that its patient has already."""
-    came = set(rows.filter(pc.not_equal(_places(rows), _place(base))).column("patient").to_pylist())
-    seen: set[tuple[int, int]] = set()
-
-    def repeated(patient: int, units: NDArray[np.int16], where: tuple[int, int]) -> bool:
-        if patient not in came:
-            return False
-        this = (patient, equal.checksum(units))
-        known = this in seen
-        seen.add(this)
-        return known and where != (base.part, base.number)
-
-    return repeated
+    return copies, tally, writer.count, digest, geometry
 
 
 def _places(rows: pa.Table) -> pa.Array:

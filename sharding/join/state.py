@@ -6,10 +6,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,11 +18,29 @@ from sharding.join import parts as joined_parts
 from sharding.join.parts import Part
 from sharding.join.place import Base, Placed
 from sharding.plan import Plan
-from umbra.files import atomic, write_text
-from umbra.schema import PRIVATE
+from umbra.errors import UserError
+from umbra.files import atomic, read_json_as, write_text
+from umbra.schema import JOIN, PRIVATE
 
-JOIN, MOVES = "join.json", "moves.parquet"
+MOVES = "moves.parquet"
 SHOWN = 3
+
+
+@dataclass(frozen=True)
+class BegunPart:
+    """A part when its join began; `private`: whether it had its private tables."""
+
+    path: str
+    label: str
+    private: bool
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The content of `private/join.json`."""
+
+    parts: list[BegunPart]
+    bases: list[Base]
 
 
 @dataclass(frozen=True)
@@ -44,17 +61,39 @@ def write(output: Path, parts: Sequence[Part], placed: Placed) -> None:
     moves = {name: placed.moves.column(name) for name in placed.moves.column_names}
     with atomic(output / PRIVATE / MOVES) as path:
         pq.write_table(pa.table(moves | names), path)
-    _write(output, parts, [dataclasses.asdict(base) for base in placed.bases])
+    _write(output, parts, placed.bases)
 
 
-def write_paths(output: Path, parts: Sequence[Part]) -> None:
-    """The parts may have moved since the join began."""
-    _write(output, parts, json.loads((output / PRIVATE / JOIN).read_text())["bases"])
+def resumed(output: Path, parts: Sequence[Part]) -> list[Part]:
+    """The parts, which may have moved since the join began, with the labels of then; notes where they are now.
+
+    Raises `UserError` if one has lost its `private/` since, or if another version began the join.
+    """
+    begun = _begun(output)
+    found = _as_begun(parts, begun)
+    _write(output, found, begun.bases)
+    return found
 
 
-def _write(output: Path, parts: Sequence[Part], bases: list[dict[str, Any]]) -> None:
-    paths = [str(part.path.absolute()) for part in parts]
-    write_text(output / PRIVATE / JOIN, json.dumps({"parts": paths, "bases": bases}) + "\n")
+def _as_begun(parts: Sequence[Part], begun: Begun) -> list[Part]:
+    found = []
+    for part, then in zip(parts, begun.parts):
+        if then.private and part.plan is None:
+            raise UserError(
+                f"part {part.path} has lost its {PRIVATE}/ folder, or tables in it, since this join began: put them "
+                "back, or delete the output and join again"
+            )
+        found.append(replace(part, label=then.label, plan=part.plan if then.private else None))
+    return found
+
+
+def _write(output: Path, parts: Sequence[Part], bases: list[Base]) -> None:
+    begun = Begun([BegunPart(str(p.path.absolute()), p.label, p.plan is not None) for p in parts], bases)
+    write_text(output / PRIVATE / JOIN, json.dumps(dataclasses.asdict(begun)) + "\n")
+
+
+def _begun(output: Path) -> Begun:
+    return read_json_as(Begun, output / PRIVATE / JOIN, "delete the output and join again")
 
 
 def read(output: Path) -> State:
@@ -65,9 +104,9 @@ def read(output: Path) -> State:
 @lru_cache(maxsize=1)
 def _read(output: Path, time: int) -> State:
     """Once a process: the manifests of large parts take a while."""
-    values = json.loads((output / PRIVATE / JOIN).read_text())
-    bases = [Base(**base) for base in values["bases"]]
-    return State(joined_parts.read(values["parts"]), bases, pq.read_table(output / PRIVATE / MOVES))
+    begun = _begun(output)
+    parts = joined_parts.read([part.path for part in begun.parts])
+    return State(_as_begun(parts, begun), begun.bases, pq.read_table(output / PRIVATE / MOVES))
 
 
 def draw_up(parts: Sequence[Part], placed: Placed) -> Plan:
@@ -76,7 +115,7 @@ def draw_up(parts: Sequence[Part], placed: Placed) -> Plan:
     records = [part.plan.records if part.plan else sum(s.samples for s in part.manifest.shards) for part in parts]
     keys = sorted({leaf["key_id"] for part in parts for leaf in part.leaves})
     return Plan(
-        content={"join": [m.fingerprint for m in manifests]},
+        content={"join": [m.fingerprint for m in manifests], "leads": manifests[0].leads},
         table=[],
         meta_bytes=max(m.meta_bytes for m in manifests),
         key_id="+".join(keys),

@@ -96,7 +96,6 @@ def report(output: Path, input: Path | None = None) -> Path:
     measured = {name: measure(output, manifest, rows) for name, rows in counts.picked.items()}
     found = _summary(output, manifest, counts, measured)
     folder = output / PRIVATE / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
     largest = [name for name, _ in by_size(counts.source)[:MAX_SOURCES]]

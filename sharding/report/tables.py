@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sharding import deidentify
-from umbra.errors import UserError
-from umbra.schema import PRIVATE, SAMPLES, Manifest
+from umbra.parquet import AGAIN, Table, open_samples
+from umbra.schema import PRIVATE, Manifest
 
 Array = NDArray[Any]
 
@@ -46,24 +45,22 @@ def count(output: Path, manifest: Manifest) -> Counts:
     split_of = np.array([s.split for s in manifest.shards])
     counts.shards.update(split_of.tolist())
     last: tuple[int, int] | None = None
-    with _parquet(output / SAMPLES) as file:
-        if file.metadata.num_rows != sum(s.samples for s in manifest.shards):
-            raise UserError(f"{output / SAMPLES} does not match the manifest: run `python -m sharding verify {output}`")
-        for batch in file.iter_batches(BATCH_ROWS, columns=["shard", "patient", "source", "age", "sex", "codes"]):
-            source = pc.fill_null(batch.column("source"), "unknown")
-            draw.add(source)
-            counts.source.update(_values(source))
-            counts.sex.update(_values(pc.fill_null(batch.column("sex"), "unknown")))
-            counts.codes.update(_values(pc.list_flatten(batch.column("codes"))))
-            whole = pc.fill_null(batch.column("age").cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
-            for years, windows in zip(*np.unique(whole, return_counts=True)):
-                counts.age[deidentify.age_band(float(years))] += int(windows)
-            shard, patient = batch.column("shard").to_numpy(), batch.column("patient").to_numpy()
-            # a patient's windows are contiguous in one shard: each change starts a new patient
-            new = np.r_[last != (shard[0], patient[0]), (np.diff(shard) != 0) | (np.diff(patient) != 0)]
-            counts.split.update(dict(zip(*_unique(split_of[shard]))))
-            counts.patients.update(dict(zip(*_unique(split_of[shard][new]))))
-            last = shard[-1], patient[-1]
+    columns = ["shard", "patient", "source", "age", "sex", "codes"]
+    for batch in open_samples(output, manifest).batches(columns, BATCH_ROWS):
+        source = pc.fill_null(batch.column("source"), "unknown")
+        draw.add(source)
+        counts.source.update(_values(source))
+        counts.sex.update(_values(pc.fill_null(batch.column("sex"), "unknown")))
+        counts.codes.update(_values(pc.list_flatten(batch.column("codes"))))
+        whole = pc.fill_null(batch.column("age").cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+        for years, windows in zip(*np.unique(whole, return_counts=True)):
+            counts.age[deidentify.age_band(float(years))] += int(windows)
+        shard, patient = batch.column("shard").to_numpy(), batch.column("patient").to_numpy()
+        # a patient's windows are contiguous in one shard: each change starts a new patient
+        new = np.r_[last != (shard[0], patient[0]), (np.diff(shard) != 0) | (np.diff(patient) != 0)]
+        counts.split.update(dict(zip(*_unique(split_of[shard]))))
+        counts.patients.update(dict(zip(*_unique(split_of[shard][new]))))
+        last = shard[-1], patient[-1]
     share = max(1, SAMPLE // max(1, len(counts.source)))
     counts.picked = {name: rows[:share] for name, rows in draw.drawn.items()}
     return counts
@@ -90,12 +87,6 @@ class _Draw:
         self.rows += len(words)
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: the data set is not complete; build it again")
-    return pq.ParquetFile(path)
-
-
 def _values(column: pa.Array) -> dict[str, int]:
     return {cell["values"]: cell["counts"] for cell in column.drop_null().value_counts().to_pylist()}
 
@@ -109,14 +100,13 @@ def rows_at(path: Path, wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Some rows of a parquet file by their numbers, row group by row group."""
     found: dict[int, dict[str, Any]] = {}
     first = 0
-    with _parquet(path) as file:
-        for group in range(file.num_row_groups):
-            length = file.metadata.row_group(group).num_rows
-            inside = [row for row in wanted if first <= row < first + length]
-            if inside:
-                part = file.read_row_group(group).take([row - first for row in inside])
-                found.update(zip(inside, part.to_pylist()))
-            first += length
+    table = Table(path, AGAIN)
+    for group, length in enumerate(table.groups):
+        inside = [row for row in wanted if first <= row < first + length]
+        if inside:
+            part = table.group(group).take([row - first for row in inside])
+            found.update(zip(inside, part.to_pylist()))
+        first += length
     return found
 
 
@@ -127,9 +117,8 @@ def rejections(output: Path) -> tuple[Counter[str], dict[str, list[dict[str, Any
         return None
     reasons: Counter[str] = Counter()
     draw = _Draw(CANDIDATES)
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=["reason"]):
-            reasons.update(_values(batch.column("reason")))
-            draw.add(batch.column("reason"))
+    for batch in Table(path, AGAIN).batches(["reason"], BATCH_ROWS):
+        reasons.update(_values(batch.column("reason")))
+        draw.add(batch.column("reason"))
     rows = rows_at(path, [row for rows in draw.drawn.values() for row in rows.tolist()])
     return reasons, {reason: [rows[row] for row in some.tolist()] for reason, some in draw.drawn.items()}

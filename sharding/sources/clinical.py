@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sharding import signal
 from sharding.saturation import Limits, saturation
-from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below
+from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below, refuse_unused
 from umbra import leads as lead_names
 from umbra.errors import UserError
 
@@ -42,7 +42,8 @@ MAX_XLI_LEAD = 1 << 15
 
 
 def check(options: SourceConfig) -> None:
-    """Raises `UserError` if the packages that decode these formats are missing."""
+    """Raises `UserError` if the packages that decode these formats are missing, and for options of arrays."""
+    refuse_unused(options)
     _package()
 
 

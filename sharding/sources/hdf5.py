@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sharding import watchdog
 from sharding.sources import arrays
 from sharding.sources.arrays import regular_file, usable
-from sharding.sources.protocol import ArrayConfig, Head, Recording, Rejected, SourceConfig, files_below
+from sharding.sources.protocol import ArrayConfig, Head, Recording, Rejected, SourceConfig, files_below, refuse_unused
 from umbra.errors import UserError
 
 ENDINGS = (".hdf5", ".h5")
@@ -43,6 +43,7 @@ _opened: OrderedDict[tuple, _Opened] = OrderedDict()
 
 def check(options: SourceConfig) -> None:
     """Raises `UserError` for invalid options."""
+    refuse_unused(options, "meta")
     arrays.check_options(options.array, ["rate", "leads"])
 
 

@@ -1,4 +1,4 @@
-"""The interface of a source: a module of this folder that reads one format, registered in `FILES`.
+"""The interface of a source: a module of this folder that reads one format, registered in `FORMATS`.
 
 A record in a file of several is named `FILE#ID`.
 """
@@ -8,23 +8,25 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding import watchdog
+from sharding import signal, watchdog
 from sharding.metadata import TableConfig
-from umbra.errors import UserError
+from umbra.config import setting
+from umbra.errors import UserError, near_miss
 
-FILES = {  # format -> the endings of its files
-    "wfdb": ".hea",
-    "hdf5": ".h5 or .hdf5",
-    "table": ".npy, .npz, .mat, .csv or .txt",
-    "tars": ".tar",
-    "clinical": ".xml, .dcm, .scp or .edf",
+# Format -> the module that reads it, imported when it is used.
+FORMATS: dict[str, str] = {
+    "wfdb": "sharding.sources.wfdb",
+    "hdf5": "sharding.sources.hdf5",
+    "table": "sharding.sources.table",
+    "tars": "sharding.sources.tars",
+    "clinical": "sharding.sources.clinical",
 }
 
 
@@ -32,11 +34,11 @@ FILES = {  # format -> the endings of its files
 class ArrayConfig:
     """What a bare array (HDF5, NumPy, CSV, tar member) does not state itself."""
 
-    rate: float = 0.0
-    """Sampling rate in Hz."""
+    rate: float = setting(0.0, f">= 0 and <= {signal.RATES[1]:g}", allowed=f"0, or {signal.IN_RATES}")
+    """Sampling rate in Hz (0: not given)."""
     leads: list[str] = field(default_factory=list)
     """The array's leads in order (a CSV may name them itself)."""
-    units: str = "mV"
+    units: str = setting("mV", allowed="mV, uV, nV, V or a number > 0 and < 1e9")
     """Unit of the array: mV, uV, nV, V or, as a number, millivolts per unit."""
     leads_last: bool = False
     """Whether the array is `[samples, leads]` instead of `[leads, samples]`."""
@@ -56,8 +58,8 @@ class SourceConfig:
 
     name: str = "wfdb"
     """The data set's name, part of every pseudonym and public: 1 to 40 letters, digits, - and _."""
-    format: str = "wfdb"
-    """The module of sharding/sources that reads the data set."""
+    format: str = setting("wfdb", allowed=", ".join(FORMATS))
+    """The format of the recordings; a module of sharding/sources reads it."""
     public: bool = False
     """Whether the recordings are public, so that no pseudonym key is needed."""
     parts: dict[str, str] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class SourceConfig:
     table: TableConfig = field(default_factory=TableConfig)
     """The table that comes with the data set."""
     array: ArrayConfig = field(default_factory=ArrayConfig)
-    """What the data set's bare arrays do not state themselves."""
+    """What the data set's bare arrays do not state themselves; a key that the format does not use is refused."""
 
 
 class Rejected(Exception):
@@ -183,9 +185,16 @@ class PiecewiseSource(Source, Protocol):
 
 def module(name: str) -> Source:
     """The source module of a format. Raises `UserError` naming the known ones."""
-    if name not in FILES:
-        raise UserError(f"source.format={name} is not known; known: {', '.join(sorted(FILES))}")
-    return cast(Source, importlib.import_module(f"sharding.sources.{name}"))
+    if name not in FORMATS:
+        raise UserError(f"source.format={name} is unknown{near_miss(name, FORMATS)}")
+    return cast(Source, importlib.import_module(FORMATS[name]))
+
+
+def refuse_unused(options: SourceConfig, *unused: str) -> None:
+    """Raises `UserError` for a key of `source.array` that is set although the format ignores it (none named: all)."""
+    for name in unused or [f.name for f in fields(ArrayConfig)]:
+        if getattr(options.array, name) != getattr(ArrayConfig(), name):
+            raise UserError(f"source.array.{name} has no effect with source.format={options.format}: leave it out")
 
 
 def files_below(root: Path, without: str, endings: tuple[str, ...]) -> list[str]:

@@ -29,7 +29,16 @@ from pyarrow import csv
 from sharding import signal, watchdog
 from sharding.sources import arrays, matlab
 from sharding.sources.arrays import regular_file, usable
-from sharding.sources.protocol import ArrayConfig, Head, Recording, Rejected, SourceConfig, contained, files_below
+from sharding.sources.protocol import (
+    ArrayConfig,
+    Head,
+    Recording,
+    Rejected,
+    SourceConfig,
+    contained,
+    files_below,
+    refuse_unused,
+)
 from umbra import leads as lead_names
 
 ENDINGS = (".npy", ".npz", ".csv", ".txt", ".mat")
@@ -55,6 +64,7 @@ _BROKEN = (
 
 def check(options: SourceConfig) -> None:
     """Raises `UserError` for invalid options."""
+    refuse_unused(options, "ids", "meta")
     arrays.check_options(options.array, ["rate"])
 
 

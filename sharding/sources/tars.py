@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sharding import watchdog
 from sharding.metadata import TRUE, TableConfig
 from sharding.sources import arrays
-from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below
+from sharding.sources.protocol import Head, Recording, Rejected, SourceConfig, contained, files_below, refuse_unused
 from umbra.errors import UserError
 
 BLOCK = 512
@@ -55,6 +55,7 @@ class Index:
 
 def check(options: SourceConfig) -> None:
     """Raises `UserError` for invalid options."""
+    refuse_unused(options, "ids")
     arrays.check_options(options.array, ["rate", "leads"])
 
 

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from sharding import signal
 from sharding.sources import wfdb_signals
-from sharding.sources.protocol import Head, Recording, Rejected, Segment, SourceConfig, contained, files_below, read_at
+from sharding.sources.protocol import (
+    Head,
+    Recording,
+    Rejected,
+    Segment,
+    SourceConfig,
+    contained,
+    files_below,
+    read_at,
+    refuse_unused,
+)
 from sharding.sources.wfdb_formats import FAST, LIBRARY
 from sharding.sources.wfdb_header import Header, common_per_frame, parse_header, words_of
 from sharding.sources.wfdb_signals import MAX_READ as MAX_READ
@@ -54,7 +64,8 @@ class Joined:
 
 
 def check(options: SourceConfig) -> None:
-    """WFDB needs no options."""
+    """Raises `UserError` for options of arrays: WFDB needs none."""
+    refuse_unused(options)
 
 
 def find(root: Path, without: str = "", options: SourceConfig | None = None) -> list[str]:

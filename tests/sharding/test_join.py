@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal as signals
 import subprocess
@@ -17,6 +18,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +28,7 @@ from hypothesis import strategies as st
 from sharding import build as building
 from sharding import join as joining
 from sharding import progress
-from sharding.join import JoinConfig, place
+from sharding.join import JoinConfig, copies, place
 from sharding.options import BuildConfig
 from sharding.report import report, summary
 from sharding.verify import verify
@@ -273,6 +275,139 @@ def test_a_patient_of_two_parts_stays_in_the_strictest_split(tmp_path):
     assert Counter(r["reason"] for r in rows) == {None: 85, "duplicate_record": 5, "flat_lead": 2}
 
 
+def export(root: Path, name: str, records: range, columns: dict, seed: int) -> Path:
+    """A set of records of one hospital, two a patient, with a table of these columns: cells by record number."""
+    (root / name).mkdir(parents=True)
+    with open(root / name / "table.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["record", "patient_id", *columns])
+        for n in records:
+            write_record(root / name, f"{name}{n}", beats(4000 + n))
+            table.writerow([f"{name}{n}", f"pat{n // 2}", *(cell(n) for cell in columns.values())])
+    labels = ",".join(set(columns) - {"age", "sex", "codes"})
+    words = ("source.name=hospital", "source.table.file=[table.csv]", f"labels=[{labels}]", f"seed={seed}")
+    build(root / name, root / f"set-{name}", *words, "split.train=0.5", "split.val=0.25", "split.test=0.25")
+    return root / f"set-{name}"
+
+
+def test_a_window_of_two_parts_keeps_what_both_know(tmp_path):
+    a, b = (
+        {
+            "age": lambda n: "" if n % 3 == 0 else 20 + n,
+            "sex": lambda n: "female" if n % 4 else "",
+            "codes": lambda n: "SR" if n % 2 else "NORM;SR",
+            "grade": lambda n: n % 5 or "",
+            "score": lambda n: n / 4,
+        },
+        {
+            "age": lambda n: 20 + n + (n == 20),
+            "sex": lambda n: "" if n % 5 == 0 else "male" if n % 10 == 3 else "female",
+            "codes": lambda n: "AFIB;SR" if n % 3 else "",
+            "grade": lambda n: n % 7,
+            "weight": lambda n: 50 + n,
+        },
+    )
+    of = {"a": (range(0, 50), a), "b": (range(10, 60), b)}
+    parts = [export(tmp_path, name, *of[name], seed) for seed, name in enumerate(of)]
+    outcome = join(tmp_path / "out", *parts)
+    assert outcome.rejected == {"duplicate_record": 40}
+    verify(tmp_path / "out")  # table and metadata agree
+    records = pq.read_table(tmp_path / "out" / "private" / "records.parquet").to_pylist()
+    kept = {r["key"]: r["record"].removeprefix("set-") for r in records if r["key"]}
+    expected_unlike, found = Counter(), windows(tmp_path / "out")
+    assert sorted(int(kept[w["row"]["key"]][3:]) for w in found) == list(range(60))
+    homes = Counter(kept[w["row"]["key"]][0] for w in found if 10 <= int(kept[w["row"]["key"]][3:]) < 50)
+    assert min(homes["a"], homes["b"]) > 0  # copies of either part are dropped
+    for w in found:
+        name, row = kept[w["row"]["key"]], w["row"]
+        n, mine = int(name[3:]), name[0]
+        order = [mine, "b" if mine == "a" else "a"]
+        tables = [of[part][1] for part in order if n in of[part][0]]
+        codes = [word for t in tables for word in t["codes"](n).split(";") if word]
+        assert row["codes"] == w["meta"]["codes"]
+        assert len(set(row["codes"])) == len(row["codes"])
+        assert set(row["codes"]) == set(codes)
+        for column in ("age", "sex", "grade", "score", "weight"):
+            said = [t[column](n) for t in tables if column in t and t[column](n) != ""]
+            empty = row[column] is None or row[column] != row[column]
+            assert empty if not said else row[column] == said[0], (n, column)
+            if len(set(said)) > 1:
+                expected_unlike[row["key"], column] += 1
+    listed = pq.read_table(tmp_path / "out" / "private" / "contradictions.parquet").to_pylist()
+    assert Counter((r["key"], r["column"]) for r in listed) == expected_unlike
+    assert {column for _, column in expected_unlike} == {"age", "sex", "grade"}
+    assert all(r["record"].removeprefix("set-") == kept[r["key"]] and r["kept"] != r["dropped"] for r in listed)
+    (line,) = [line for line in outcome.remarks if "contradict" in line]
+    assert line.startswith(f"{len(listed)} cells (labels, age, sex, codes) of windows that stand in several parts")
+    assert line in progress.status(tmp_path / "out")
+
+
+def test_flags_are_those_of_the_windows_that_are_kept(tmp_path):
+    """Flags in the metadata and, as `at_limit` and `still_ends`, in private/ alone: one number everywhere."""
+    kinds = {n: ("at_limit", "still_ends", "checksum", None)[n % 4] for n in range(40)}
+    for part, numbers in {"a": range(0, 28), "b": range(12, 40)}.items():
+        for n in numbers:
+            x, comments = beats(6000 + n), (f"Patient ID: {n // 2}", "Sex: F")
+            if kinds[n] == "still_ends":
+                x[-40:] = x[-41]
+            if kinds[n] == "at_limit":
+                x = x * np.int16(20)
+                x[x.argmax(axis=0)[0], 0] = 32767
+            write_record(tmp_path / part, f"r{n}", x, comments=comments, gain=f"{1000 * (1 + 19 * (n % 4 == 0))}(0)/mV")
+            if kinds[n] == "checksum":
+                header = tmp_path / part / f"r{n}.hea"
+                header.write_text(re.sub(r" 16 0 (-?\d+) -?\d+ 0 I\n", r" 16 0 \1 12345 0 I\n", header.read_text()))
+        seed = f"seed={ord(part)}"
+        build(tmp_path / part, tmp_path / f"set-{part}", seed, "split.train=0.5", "split.val=0.25", "split.test=0.25")
+    parts = [tmp_path / f"set-{part}" for part in "ab"]
+    assert [read_manifest(p).counts["flags"] for p in parts] == [{"at_limit": 7, "checksum": 7, "still_ends": 7}] * 2
+    outcome = join(tmp_path / "out", *parts)
+    assert outcome.rejected == {"duplicate_record": 16}
+    expected = {"at_limit": 10, "checksum": 10, "still_ends": 10}
+    assert outcome.flags == read_manifest(tmp_path / "out").counts["flags"] == expected
+    assert summary(tmp_path / "out")["flags"] == expected
+    text = progress.status(tmp_path / "out")
+    assert all(re.search(rf"kept, {flag} +10 ", text) for flag in expected)
+    shutil.rmtree(parts[1] / "private")  # whose windows have flags is not known: its numbers are added
+    outcome = join(tmp_path / "bare", *parts)
+    assert outcome.flags == read_manifest(tmp_path / "bare").counts["flags"]
+    assert outcome.flags["checksum"] == 10
+    assert 10 <= outcome.flags["at_limit"] <= 14
+
+
+CELL = st.one_of(st.none(), st.just(float("nan")), st.integers(0, 2))
+ROW = st.fixed_dictionaries({"age": CELL, "grade": CELL, "codes": st.lists(st.sampled_from("abc"), unique=True)})
+
+
+@given(ROW, st.lists(ROW, max_size=3))
+def test_no_cell_is_lost_when_copies_are_merged(own, others):
+    cells, unlike = copies.merged(own, others)
+    for name in ("age", "grade"):
+        said = [row[name] for row in (own, *others) if row[name] is not None and row[name] == row[name]]
+        assert said[:1] == [cells[name]] * bool(said)
+        assert [u.dropped for u in unlike if u.column == name] == [str(v) for v in said if v != said[0]]
+    assert cells["codes"][: len(own["codes"])] == own["codes"]
+    assert set(cells["codes"]) == {code for row in (own, *others) for code in row["codes"]}
+    assert len(set(cells["codes"])) == len(cells["codes"])
+
+
+def test_codes_that_do_not_fit_the_metadata_are_listed():
+    """The copy's label is taken; what the metadata repeats stays, so that both agree."""
+    empty = {"part": 0, "shard": 0, "patient": 1, "age": None, "codes": ["own"], "grade": None}
+    rows = pa.Table.from_pylist([empty, empty | {"part": 1, "age": 50.0, "codes": ["x" * 90], "grade": 3}])
+    rows = rows.append_column("sex", pa.nulls(2, pa.string()))
+    meta = json.dumps({"age": None, "sex": None, "codes": ["own"]}).encode()
+    for size, codes, count in ((200, ["own", "x" * 90], 0), (100, ["own"], 2)):
+        found = copies.find(rows, (0, 0), lambda row: (np.ones((2, 3), "<i2"), meta), size)
+        assert found.dropped == {1}
+        assert found.cells[0]["codes"] == json.loads(found.metadata[0])["codes"] == codes
+        assert found.cells[0]["age"] == json.loads(found.metadata[0])["age"] == (50 if count == 0 else None)
+        assert len(found.metadata[0]) == size
+        assert found.cells[0]["grade"] == 3
+        assert [u.column for u in found.unlike[0]] == ["age", "codes"][:count]
+        assert copies.changed(rows, found.cells).column("codes").to_pylist() == [codes, ["x" * 90]]
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 7)), max_size=40),
@@ -311,6 +446,47 @@ def test_the_order_of_the_work_and_restarts_change_no_byte(tmp_path, monkeypatch
     shutil.move(tmp_path / "elsewhere", tmp_path / "b" / "set-a")
     assert join(tmp_path / "out", tmp_path / "b" / "set-a", other).state == "built"
     assert public_bytes(tmp_path / "out") == expected
+
+
+def test_a_join_resumes_as_it_began(sets, tmp_path):
+    """Parts renamed meanwhile keep their labels; one that lost its private/ stops it in one line."""
+    names = {"site": "first", "wide": "second"}
+    for part in names:
+        shutil.copytree(sets / part, tmp_path / part)
+    join(tmp_path / "fresh", tmp_path / "site", tmp_path / "wide")
+    last = sorted((tmp_path / "wide").glob("*.tar"))[-1]
+    last.rename(tmp_path / "aside")
+    with pytest.raises(UserError, match="1 shard failed"):
+        join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
+    (tmp_path / "aside").rename(last)
+    one, other = ((tmp_path / part).rename(tmp_path / new) for part, new in names.items())
+    (other / "private").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=r"part .*second has lost its private/ folder"):
+        join(tmp_path / "out", one, other)
+    (tmp_path / "aside").rename(other / "private")
+    assert join(tmp_path / "out", one, other, workers=2).state == "built"
+    records = "private/records.parquet"
+    assert pq.read_table(tmp_path / "out" / records).equals(pq.read_table(tmp_path / "fresh" / records))
+    assert public_bytes(tmp_path / "out") == public_bytes(tmp_path / "fresh")
+    shutil.rmtree(other / "private")
+    assert join(tmp_path / "out", one, other).state == "already built"
+
+
+def test_parts_that_gain_private_tables_are_joined_as_they_began(sets, tmp_path):
+    for part in ("site", "wide"):
+        shutil.copytree(sets / part, tmp_path / part)
+    (tmp_path / "wide" / "private").rename(tmp_path / "aside")
+    join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
+    before = pq.read_table(tmp_path / "out" / "private" / "records.parquet")
+    (tmp_path / "aside").rename(tmp_path / "wide" / "private")
+    (tmp_path / "out" / read_manifest(tmp_path / "out").shards[-1].name).unlink()
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert join(tmp_path / "out", tmp_path / "site", tmp_path / "wide").state == "built"
+    assert pq.read_table(tmp_path / "out" / "private" / "records.parquet").equals(before)
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "private" / "join.json").write_text('{"parts": ["a"], "bases": []}')
+    with pytest.raises(UserError, match=r"join.json is damaged .*: delete the output and join again"):
+        join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
 
 
 def test_a_killed_join_is_not_there_and_goes_on(tmp_path):
@@ -365,7 +541,9 @@ def test_equal_signals_of_two_patients_of_two_parts_are_told(sets, tmp_path):
     outcome = join(tmp_path / "out", sets / "wide", tmp_path / "again")
     line = "60 records of 60 patients hold a signal that another patient has too"
     assert any(said.startswith(line) for said in outcome.remarks)
-    assert any("patients are told apart by their source's name as well" in said for said in outcome.remarks)
+    assert any(
+        "a patient who is in two sources (again, wfdb) counts as two patients" in said for said in outcome.remarks
+    )
     assert summary(tmp_path / "out")["equal_signals"] == {"records": 60, "windows": 60, "patients": 60}
 
 
@@ -385,11 +563,12 @@ def test_parts_without_private_tables(sets, joined, tmp_path):
 
 def test_parts_of_different_keys_need_a_word(tmp_path, monkeypatch):
     write_folder(tmp_path / "in", 12)
-    build(tmp_path / "in", tmp_path / "open", "source.name=open")
+    build(tmp_path / "in", tmp_path / "open")
     monkeypatch.setenv("UMBRA_KEY", "a secret of more than sixteen")
     build(tmp_path / "in", tmp_path / "closed")
     with pytest.raises(
-        UserError, match=r"open and wfdb were built under different pseudonym keys \(public, [0-9a-f]{12}\)"
+        UserError,
+        match=r"open \(source.name=wfdb, key public\) and .*closed \(source.name=wfdb, key [0-9a-f]{12}\) were built",
     ):
         join(tmp_path / "out", tmp_path / "open", tmp_path / "closed")
     assert not (tmp_path / "out").exists()
@@ -442,15 +621,18 @@ def test_damaged_parts_are_named(sets, tmp_path):
         join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert "1 failed" in progress.status(tmp_path / "out")
+    for read in (verify, report, lambda path: join(tmp_path / "more", path, sets / "site")):
+        with pytest.raises(UserError, match="not a finished data set; run `python -m sharding join` to completion"):
+            read(tmp_path / "out")
     shutil.copy(sets / "wide" / shard.name, shard)
     join(tmp_path / "out", tmp_path / "site", tmp_path / "wide")
     assert verify(tmp_path / "out")
     (tmp_path / "wide" / "samples.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match=r"wide/samples.parquet does not have the sha256"):
+    with pytest.raises(UserError, match=r"wide/samples.parquet is damaged"):
         join(tmp_path / "new", tmp_path / "site", tmp_path / "wide")
     manifest = tmp_path / "site" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"samples": 7', '"samples": 6'))
-    with pytest.raises(UserError, match=r"site/manifest.json is not as its build wrote it"):
+    with pytest.raises(UserError, match=r"site/manifest.json does not match its own fingerprint"):
         join(tmp_path / "new", tmp_path / "site", tmp_path / "wide")
 
 
@@ -490,8 +672,13 @@ def test_the_command_line(sets, joined, tmp_path, capsys, monkeypatch):
         ([*parts], "usage: python -m sharding join PART PART"),
         ([parts[0], f"output={tmp_path / 'x'}"], "two parts at least"),
         ([*parts, f"output={parts[0]}"], "is one of the parts"),
+        ([*parts, f"output={parts[0]}/deep/x"], "/deep/x lies inside the part"),
+        ([*parts, f"output={sets}"], "holds the part"),
         ([*parts[::-1], f"output={tmp_path / 'out'}"], "was joined from other parts, or in another order"),
-        ([parts[0], "https://host/set", f"output={tmp_path / 'x'}"], "is no folder: name folders of finished"),
+        (
+            [parts[0], "https://host/set", f"output={tmp_path / 'x'}"],
+            "part https://host/set is no folder: name folders",
+        ),
         ([parts[0], str(sets / "two"), f"output={tmp_path / 'x'}"], "is not a finished data set"),
         ([parts[0], str(joined), f"output={sets / 'wide'}"], "hold the same data set"),
         ([*parts, f"output={tmp_path / 'x'}", "worker=2"], "did you mean 'workers'"),
@@ -540,8 +727,8 @@ def test_parts_that_were_treated_differently_are_told(sets, tmp_path):
     write_folder(tmp_path / "in", 8)
     build(tmp_path / "in", tmp_path / "flat", "source.name=flat", "high_pass=0.5")
     outcome = join(tmp_path / "out", sets / "wide", tmp_path / "flat")
-    assert "parts were built with different high_pass: 0.5 (flat), 0.0 (wfdb)" in outcome.remarks
-    assert "parts were built with different min_seconds: 0.0 (flat), 5.0 (wfdb)" in outcome.remarks
+    assert "parts were built with different high_pass: 0.5 (flat), 0 (wfdb)" in outcome.remarks
+    assert "parts were built with different min_seconds: 0 (flat), 5 (wfdb)" in outcome.remarks
 
 
 def test_nothing_of_the_parts_paths_leaves_private(sets, joined):

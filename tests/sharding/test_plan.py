@@ -140,8 +140,8 @@ def test_mixed_is_splitmix64():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": 0.0}, "rate=0 must be between"),
-        ({"seconds": -1.0}, "whole number of samples"),
+        ({"rate": 0.0}, "rate=0.0 must be >= 50 and <= 20000"),
+        ({"seconds": -1.0}, "seconds=-1.0 must be > 0"),
         ({"seconds": 0.015}, "whole number of samples"),
         ({"leads": ["I", "X"]}, "must be distinct leads of"),
         ({"leads": ["I", "i"]}, "must be distinct leads of"),

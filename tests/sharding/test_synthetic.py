@@ -284,7 +284,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("keep")
     with pytest.raises(UserError, match="not empty"):
         synthetic.write(SynthConfig(str(tmp_path)), progress=False)
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=r"precious.txt is not a folder"):
         synthetic.write(SynthConfig(str(tmp_path / "precious.txt")), progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 

@@ -30,8 +30,12 @@ def test_alone_a_value_is_gathered_as_it_is():
     assert distributed.gather("x") == ["x"]
 
 
-@pytest.mark.parametrize(("alone", "said"), [(True, "error: disk full\n"), (False, "")])
-def test_a_quiet_process_prints_what_it_alone_met(alone, said, monkeypatch, capsys):
+@pytest.mark.parametrize(("alone", "waits"), [(True, []), (False, [60.0])])
+def test_a_quiet_process_prints_at_once_what_it_alone_met(alone, waits, monkeypatch, capsys):
+    """Else it first leaves time for the process that prints: the launcher kills all others when one exits."""
+    waited = []
+    monkeypatch.setattr("umbra.config.time.sleep", waited.append)
+
     def main(words):
         error = UserError("disk full")
         error.alone = alone
@@ -40,7 +44,7 @@ def test_a_quiet_process_prints_what_it_alone_met(alone, said, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["x"])
     with pytest.raises(SystemExit) as ended:
         command(main, quiet=True)
-    assert (ended.value.code, capsys.readouterr().err) == (2, said)
+    assert (ended.value.code, capsys.readouterr().err, waited) == (2, "error: disk full\n", waits)
 
 
 @pytest.mark.parametrize(

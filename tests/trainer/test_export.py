@@ -160,7 +160,9 @@ def batch_run(shards, tmp_path):
 
 
 def keep(run, **data):
-    (run / "checkpoints" / "step-3" / "state.json").write_text(json.dumps({"step": 3, "config": {"data": data}}))
+    (run / "checkpoints" / "step-3" / "state.json").write_text(
+        json.dumps({"step": 3, "config": {"data": data}, "fingerprint": "f00d", "world": 1})
+    )
 
 
 def test_the_first_layers_statistics_are_those_of_the_scaled_training_ecgs_by_numpy(batch_run, shards, monkeypatch):

@@ -1,18 +1,19 @@
 """What a user gets wrong before anything starts: one line, exit code 2; and the ranges of all numbers."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.handmade import make_shards
 from tests.support.pretrain_words import SMALL, called
 from tests.support.ranges import ranged
 from trainer import config, distributed, pretrain
 from trainer.data.shards import Shards
-from trainer.game import masking
 from trainer.run import assemble
-from umbra.config import _keys
+from umbra.layers import keys
 
 MISTAKES = [
     (["data.path=/no/such/folder"], "not a finished data set"),
@@ -34,8 +35,8 @@ MISTAKES = [
     (["temperature=0"], "temperature=0.0 must be > 0"),
     (["temperature=2", "learn_temperature=true"], "temperature=2: a learned temperature must start between 0.01 and 1"),
     (["batch.device=-1"], "batch.device=-1 must be >= 0"),
-    (["encoder.name=resnet19"], "did you mean resnet18?"),
-    (["encoder.args.widht=3"], "did you mean width?"),
+    (["encoder.name=resnet19"], "did you mean 'resnet18'?"),
+    (["encoder.args.widht=3"], "did you mean 'width'?"),
     (["encoder.args.width=abc"], "encoder.args.width=abc must be of type int"),
     (["encoder.args.groups=0"], "encoder.args.groups=0 must be >= 1"),
     (["encoder.args.layers=[1,1]"], "encoder.args.layers is not an argument of resnet18"),
@@ -43,8 +44,41 @@ MISTAKES = [
     (["encoder.args.norm=batch", "batch.device=4"], "use batch.device=0 or encoder.args.norm=group"),
     (["encoder.args.norm=layer"], "encoder.args.norm=layer is unknown; use group or batch"),
     (["projector.hidden=-1"], "projector.hidden=-1 must be >= 1"),
-    (["projector.hidden=1000000000000000"], "the projector cannot be built"),
+    (
+        ["projector.hidden=1000000000000000"],
+        "the projector cannot be built with projector.hidden=1000000000000000, projector.out=8: it does not fit into",
+    ),
+    (
+        ["projector.hidden=99999999", "encoder.args.embedding=65536"],
+        "the projector cannot be built with projector.hidden=99999999, projector.out=8: it does not fit into memory",
+    ),
+    (
+        ["encoder.args.embedding=1000000000000"],
+        "the encoder cannot be built with encoder.name=resnet18, encoder.args.width=8, encoder.args.embedding=10000000",
+    ),
+    (
+        ["masker.width=80000000"],
+        "the masker cannot be built with masker.name=unet, masker.width=80000000, ",
+    ),
     (["projector.out=0"], "projector.out=0 must be >= 1"),
+    (["masker.kernel=100001"], "masker.kernel=100001 must be >= 1 and <= 999"),
+    (["masker.name=unett"], "masker.name=unett is unknown; did you mean 'unet'?"),
+    (["data.ahead=999999999"], "data.ahead=999999999 must be >= 1 and <= 1000"),
+    (["data.threads=100000"], "data.threads=100000 must be >= 1 and <= 256"),
+    (["data.cache=/tmp/x"], "data.cache=/tmp/x has no effect with a local data.path: leave it out"),
+    (["data.cache_gb=5"], "data.cache_gb=5.0 has no effect with a local data.path: leave it out"),
+    (["run="], "run is empty: give the run directory, run=DIR"),
+    (["epochs=1e300"], "epochs=1e+300 must be >= 0 and <= 1000000"),
+    (["max_minutes=1e300"], "max_minutes=1e+300 must be >= 0 and <= 525600"),
+    (["game.masks=1000000"], "game.masks=1000000 must be >= 1 and <= 64"),
+    (["optim.lr=1e-3"], "unknown key 'optim.lr'; did you mean 'optim.encoder.lr'?"),
+    (["seed=010"], "key 'seed': write 10, not 010 ('010' in quotes if it is text)"),
+    (["log.every=1:30"], "key 'log.every': write 90, not 1:30"),
+    (["seed=${oc.env:HOME}"], "key 'seed': ${oc.env:HOME} is not replaced by a value: write the int itself"),
+    (["encoder.args=[1]"], "key 'encoder.args': this is a mapping: write encoder.args={A: B}, or {} for none"),
+    (["views.first={name: vcg}"], "key 'views.first': this is a list: write views.first=[A,B], or [] for none"),
+    (["views.first=['???']"], "key 'views.first': ??? is no value: give one, or leave the key out"),
+    (["--dryrun"], "unknown option --dryrun; did you mean '--dry-run'?"),
     (["masker.kernel=4"], "masker.kernel=4 must be odd"),
     (["masker.kernel=0"], "masker.kernel=0 must be >= 1"),
     (["masker.depth=-1"], "masker.depth=-1 must be >= 0"),
@@ -69,7 +103,7 @@ MISTAKES = [
     (["zero=7"], "zero=7"),
     (["data.partner=patients"], "data.partner=patients is unknown; use same, patient"),
     (["wandb.mode=ofline"], "wandb.mode=ofline"),
-    (["data.exclude=[train-00000.tar]"], "not a shard of the training split; did you mean train-000000.tar?"),
+    (["data.exclude=[train-00000.tar]"], "not a shard of the training split; did you mean 'train-000000.tar'?"),
     (["data.exclude=[train-000000.tar]"], "data.exclude leaves no training shard: exclude fewer"),
     (["run=README.md"], "README.md is not a folder"),
     (["run=README.md/x"], "README.md is not a folder"),
@@ -124,24 +158,66 @@ def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):
 
 
 def test_every_number_of_the_config_has_a_range():
-    numbers = {key for key, kind in _keys(config.PretrainConfig) if kind in (int, float)}
+    numbers = {key for key, kind in keys(config.PretrainConfig) if kind in (int, float)}
     assert numbers == ranged(config.PretrainConfig) | {"zero"}
-
-
-def test_the_maskers_rate_rises_and_falls_over_the_steps_that_it_plays():
-    plain = config.PretrainConfig()
-    late = config.PretrainConfig(game=masking.GameConfig(warmup=0.25))
-    for step in range(300):
-        assert config.player_rate(late, "masker", 100 + step, 400) == config.player_rate(plain, "masker", step, 300)
-        assert config.player_rate(late, "encoder", step, 400) == config.player_rate(plain, "encoder", step, 400)
-    first = next(step for step in range(400) if late.game.at(step / 400).share > 0)
-    assert config.player_rate(late, "masker", first + 14, 400) == late.optim.masker.lr
 
 
 def test_a_checkpoint_keeps_the_numbers_that_0_stands_for(shards):
     cfg = pretrain.read_config([f"data.path={shards}", *SMALL])
     train = Shards(shards, "train")
-    world = distributed.World(0, 2, None)
+    world = distributed.World(0, 2, torch.device("cpu"))
     state = assemble.checkpoint_state(cfg, world, assemble.make_order(cfg, train, {}), train)
     assert (state["config"]["data"]["lanes"], state["config"]["batch"]["contrast"]) == (16, 16)
+    assert (cfg.precision, state["config"]["precision"]) == ("auto", "fp32")
+    cfg.precision = "bf16"
+    half = assemble.checkpoint_state(cfg, world, assemble.make_order(cfg, train, {}), train)
+    assert half["config"]["precision"] == "bf16"
     assert (state["world"], state["fingerprint"]) == (2, train.manifest.fingerprint)
+
+
+# ---- a dry run beside the run that is there ----
+
+
+@pytest.fixture
+def begun(shards, tmp_path):
+    """The words of a run that was stopped at step 150 of 300."""
+    run = tmp_path / "run"
+    words = ["configs/pretrain/none.yaml", f"data.path={shards}", f"run={run}", *SMALL, "steps=300"]
+    plan = assemble.plan_run(pretrain.read_config(words))
+    state = assemble.checkpoint_state(plan.cfg, distributed.World(0, 1, torch.device("cpu")), plan.order, plan.train)
+    folder = run / "checkpoints" / "step-150"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"step": 150, **state}))
+    (folder / "COMMITTED").touch()
+    return words
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["optim.encoder.lr=0.5"], "optim.encoder.lr: 0.001, now 0.5"),
+        (["encoder.args.width=16"], "encoder.args.width: 8, now 16"),
+        (["optim.schedule=wsd"], 'optim.schedule: "cosine", now "wsd"'),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(more, said, begun, monkeypatch, capsys):
+    code, output, error = called([*begun, *more, "--dry-run"], monkeypatch, capsys)
+    assert (code, output) == (2, "")
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "# resumes at step 150\n"),
+        (
+            ["steps=600"],
+            "with 600 steps instead of 300: the encoder's learning rate is 0.00089 from here on, not 0.00054 (",
+        ),
+        (["steps=301"], "# resumes at step 150, with 301 steps instead of 300\n"),
+    ],
+)
+def test_a_dry_run_says_what_more_steps_do_to_the_learning_rate(more, said, begun, monkeypatch, capsys):
+    code, output, _ = called([*begun, *more, "--dry-run"], monkeypatch, capsys)
+    assert code == 0
+    assert said in output

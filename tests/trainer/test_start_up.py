@@ -107,5 +107,6 @@ def test_no_python_that_will_do_is_one_line(tmp_path, words):
     done = make("-s", "setup", f"VENV={tmp_path}/v", *words, path=str(tmp_path / "bin"))
     name = words[0].removeprefix("PYTHON=") if words else "python3"
     assert done.returncode == 2
-    assert done.stderr.splitlines()[0].startswith(f"error: {name} is no Python 3.11 or 3.12 with venv; install one")
+    said = f"error: {name} is not a Python 3.11, 3.12 or 3.13 with venv; install one"
+    assert done.stderr.splitlines()[0].startswith(said)
     assert not (tmp_path / "v").exists()

@@ -18,9 +18,10 @@ from trainer.evaluate.probe import features, probe
 from trainer.evaluate.result import comparison, run
 from trainer.evaluate.task import class_of, fraction_of, read_task
 from trainer.export import export
-from umbra.config import _keys, load
+from umbra.config import load
 from umbra.encoders.registry import build_encoder
 from umbra.errors import UserError
+from umbra.layers import keys
 
 RHYTHM = "configs/transfer/rhythm.yaml"
 
@@ -197,7 +198,7 @@ def test_the_same_call_gives_the_same_result(data, encoder, tmp_path):
 
 
 MISTAKES = [
-    (["column=codez"], "label column 'codez' is not in .*nearest columns: codes"),
+    (["column=codez"], "label column 'codez' is not in .*did you mean 'codes'"),
     (["column=codes", "fraction=0"], "fraction=0.0 must be > 0 and <= 1"),
     (["mode=prob"], "mode=prob is unknown; use probe, finetune, scratch"),
     (["encoder=random"], "needs like=DIR"),
@@ -206,6 +207,12 @@ MISTAKES = [
     (["probe=3"], r"'probe' is a section: give probe.C=\.\.\."),
     (["seed=-1"], "seed=-1 must be >= 0"),
     (["batch=0"], "batch=0 must be >= 1"),
+    (["bootstrap=1"], r"bootstrap=1 is too few for an interval: use 0 \(no intervals\), or 2 or more"),
+    (["finetune.epochs=1000000000"], "finetune.epochs=1000000000 must be >= 1 and <= 100000"),
+    (["classes=[a]"], r"key 'classes': this is a mapping: write classes=\{A: B\}, or \{\} for none"),
+    (["classes={a:b}"], "key 'classes': write a: b, with a space after the colon, not a:b"),
+    (["classes={SR: ['426783006']}"], "has 1 of the classes SR, two are needed"),
+    (["--dryrun"], r"unknown option --dryrun; known: --help"),
     (["bootstrap=-5"], "bootstrap=-5 must be >= 0"),
     (["probe.C=[1,0]"], r"probe.C=0.0 must be > 0"),
     (["finetune.lr=[nan]"], r"finetune.lr=nan must be a finite number"),
@@ -223,8 +230,13 @@ def test_mistakes_are_one_clear_line(data, encoder, tmp_path, words, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_class_can_be_left_out(data):
+    words = ["classes={AFIB: ['164889003', AFIB], SR: ['426783006', SR]}", f"data={data}"]
+    assert read_task(load(TransferConfig, RHYTHM, words)).classes == ["AFIB", "SR"]
+
+
 def test_every_number_of_the_config_has_a_range():
-    numbers = {k for k, kind in _keys(TransferConfig) if kind in (int, float, list[float])}
+    numbers = {k for k, kind in keys(TransferConfig) if kind in (int, float, list[float])}
     assert numbers == ranged(TransferConfig)
 
 
@@ -253,14 +265,14 @@ def test_results_are_compared_also_without_an_interval(data, encoder, tmp_path):
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{}", '{"auroc": null}', "\x00\x01"])
 def test_what_is_no_result_cannot_be_compared(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(UserError, match=r"r\.json is not a result\.json"):
+    with pytest.raises(UserError, match=r"r\.json is damaged .*: give result\.json files"):
         transfer.main(["compare", str(tmp_path / "r.json")])
 
 
 def test_comparing_nothing_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match="name the results to compare"):
         transfer.main(["compare"])
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\): give result\.json files"):
         transfer.main(["compare", str(tmp_path)])
 
 

@@ -1,15 +1,19 @@
 import importlib
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from omegaconf import MISSING
 
-from umbra.config import check_fields, command, dump, load, setting
-from umbra.errors import UserError
+from umbra.config import check_fields, command, dump, given_keys, load, setting, split_words
+from umbra.errors import UserError, near_miss
+from umbra.plain_yaml import refuse_surprises
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,15 +112,209 @@ def test_a_section_may_not_be_a_single_value_in_a_file_either(tmp_path):
 
 
 @dataclass
-class Free:
-    free: dict[str, str] = field(default_factory=dict)
-    views: list[str] = field(default_factory=list)
+class Player:
+    lr: float = 0.1
 
 
-@pytest.mark.parametrize("word", ["free=[a,b]", "views={a: b}"])
-def test_a_list_for_keys_and_keys_for_a_list_are_refused(word):
-    with pytest.raises(UserError, match="on the command line: a list where a mapping is needed, or the"):
-        load(Free, None, [word])
+@dataclass
+class Players:
+    encoder: Player = field(default_factory=Player)
+    masker: Player = field(default_factory=Player)
+
+
+@dataclass
+class Everything:
+    count: int = 0
+    share: float = 0.5
+    flag: bool = False
+    name: str = ""
+    optim: Players = field(default_factory=Players)
+    args: dict[str, Any] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
+    views: list[Any] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+
+# word on the command line -> what the line says after it; most are also tried as a file.
+SURPRISES = [
+    ("parts=[a]", "key 'parts': this is a mapping: write parts={A: B}, or {} for none"),
+    ("args=[1]", "key 'args': this is a mapping: write args={A: B}, or {} for none"),
+    ("args=7", "key 'args': this is a mapping: write args={A: B}, or {} for none"),
+    ("classes=[a]", "key 'classes': this is a mapping: write classes={A: B}, or {} for none"),
+    ("classes={a: b}", "key 'classes.a': this is a list: write classes.a=[A,B], or [] for none"),
+    ("views={name: vcg}", "key 'views': this is a list: write views=[A,B], or [] for none"),
+    ("views=", "key 'views': this is a list: write views=[A,B], or [] for none"),
+    ("count=[1]", "key 'count': one value is needed, not [1]"),
+    ("count={a: 1}", "key 'count': one value is needed, not {'a': 1}"),
+    ("count=null", "key 'count' has no value: give one, or leave the key out"),
+    ("count=010", "key 'count': write 10, not 010 ('010' in quotes if it is text)"),
+    ("count=08", "key 'count': write 8, not 08 ('08' in quotes if it is text)"),
+    ("count=-007", "key 'count': write -7, not -007 ('-007' in quotes if it is text)"),
+    ("share=00.5", "key 'share': write 0.5, not 00.5 ('00.5' in quotes if it is text)"),
+    ("count=1:30", "key 'count': write 90, not 1:30 ('1:30' in quotes if it is text)"),
+    ("share=-1:00:00.5", "key 'share': write -3600.5, not -1:00:00.5 ('-1:00:00.5' in quotes if it is text)"),
+    ("seeds=[1, 02]", "key 'seeds': write 2, not 02 ('02' in quotes if it is text)"),
+    ("classes={a: [0164]}", "key 'classes.a': write 164, not 0164 ('0164' in quotes if it is text)"),
+    ("args={deep: {er: 010}}", "key 'args.deep.er': write 10, not 010 ('010' in quotes if it is text)"),
+    ("count=???", "key 'count': ??? is no value: give one, or leave the key out"),
+    ("views=['???']", "key 'views': ??? is no value: give one, or leave the key out"),
+    ("args={a: '???'}", "key 'args.a': ??? is no value: give one, or leave the key out"),
+    ("count=${oc.env:HOME}", "key 'count': ${oc.env:HOME} is not replaced by a value: write the int itself"),
+    ("share=${x}", "key 'share': ${x} is not replaced by a value: write the float itself"),
+    ("flag=${x}", "key 'flag': ${x} is not replaced by a value: write the bool itself"),
+    ("seeds=['${x}']", "key 'seeds': ${x} is not replaced by a value: write the int itself"),
+    ("args={null: 1}", "key 'args': the key null is not text: write it in quotes, 'null'"),
+    ("args={1: 1}", "key 'args': the key 1 is not text: write it in quotes, '1'"),
+    ("parts={no: a}", "key 'parts': the key no is not text: write it in quotes, 'no'"),
+    ("args={[a]: 1}", "key 'args': a list or a mapping cannot be a key"),
+    ("classes={a:b}", "key 'classes': write a: b, with a space after the colon, not a:b"),
+    ("views=[{name:vcg}]", "key 'views': write name: vcg, with a space after the colon, not name:vcg"),
+    ("classes={a: [no]}", "key 'classes.a': YAML reads yes, no, on, off, true and false as truth values: write text"),
+    ("parts={a: yes}", "key 'parts.a': YAML reads yes, no, on, off, true and false as truth values: write text"),
+    ("optim={encoder.lr: 1}", "key 'optim.encoder.lr': nest it, encoder: {lr: ...}"),
+]
+
+
+@pytest.mark.parametrize(("word", "said"), SURPRISES, ids=lambda v: v)
+@pytest.mark.parametrize("where", ["word", "file"])
+def test_what_yaml_reads_otherwise_or_cannot_be_is_one_line_with_its_key(word, said, where, tmp_path):
+    key, _, value = word.partition("=")
+    (tmp_path / "c.yaml").write_text(f"{key}: {value}\n")
+    given = (None, [word]) if where == "word" else (tmp_path / "c.yaml", [])
+    with pytest.raises(UserError) as error:
+        load(Everything, *given)
+    origin = f"'{word}' on the command line" if where == "word" else str(tmp_path / "c.yaml")
+    assert str(error.value).startswith(f"{origin}: {said}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim.encoder.lr: 0.1\n", "key 'optim.encoder.lr': nest it, optim: {encoder: {lr: ...}}"),
+        ("optim.encoder.rl: 0.1\n", "unknown key 'optim.encoder.rl'; did you mean 'optim.encoder.lr'?"),
+        ("name: no\n", "key 'name': YAML reads yes, no, on, off, true and false as truth values"),
+        ("name: 0012\n", "key 'name': write 12, not 0012 ('0012' in quotes if it is text)"),
+        ("1: a\n", "the key 1 is not text: write it in quotes, '1'"),
+        ("count: 1\ncount: 2\n", "not valid YAML"),
+    ],
+)
+def test_what_only_a_file_can_say_wrong(text, said, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load(Everything, tmp_path / "c.yaml")
+    assert said in str(error.value)
+    assert "c.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("count=0", 0), ("count=-0", 0), ("count=10", 10), ("count=1_000", 1000), ("count=0x10", 16),
+        ("share=0.5", 0.5), ("share=-0.5", -0.5), ("share=0e0", 0.0), ("share=1e-3", 0.001), ("share=.5", 0.5),
+        ("seeds=[0, 0x1F]", [0, 31]), ("views=['010', \"1:30\", a:b, 1:99]", ["010", "1:30", "a:b", "1:99"]),
+        ("views=[{t: 12:34x}]", [{"t": "12:34x"}]), ("args={a: null}", {"a": None}), ("args={a.b: 1}", {"a.b": 1}),
+        ("classes={A: [426783006, 1.5]}", {"A": ["426783006", "1.5"]}), ("parts={'1': a}", {"1": "a"}),
+    ],
+)  # fmt: skip
+def test_plain_numbers_and_quoted_text_pass(word, value, tmp_path):
+    key, _, text = word.partition("=")
+    (tmp_path / "c.yaml").write_text(f"{key}: {text}\n")
+    assert getattr(load(Everything, None, [word]), key) == value
+    assert getattr(load(Everything, tmp_path / "c.yaml"), key) == value
+
+
+@pytest.mark.parametrize("number", [8, 10, 64, 90, 3600, 777, 12345])
+@pytest.mark.parametrize("sign", ["", "-", "+"])
+def test_the_number_to_write_is_that_without_zeros_or_that_of_yaml_in_base_60(number, sign):
+    """The base-60 reading against PyYAML's own; a leading zero is never octal."""
+    for zeros in ("0", "00", "0_0"):
+        with pytest.raises(UserError, match=rf"write {re.escape(sign)}{number}, not"):
+            refuse_surprises(f"{sign}{zeros}{number}", "k")
+    text = f"{sign}{number // 60 + 1}:{number % 60:02d}"
+    with pytest.raises(UserError, match=f"write {yaml.safe_load(text)}, not"):
+        refuse_surprises(text, "k")
+
+
+@pytest.mark.parametrize("text", ["08", "010", "1:30", "-00.5", "yes", "null", "1e3", "a: b", "12", "${x}", "x"])
+def test_any_text_is_dumped_so_that_it_is_read_back(text, tmp_path):
+    config = Everything(name=text, parts={text: text}, classes={text: [text]}, views=[text, {text: text}])
+    (tmp_path / "c.yaml").write_text(dump(config))
+    assert load(Everything, tmp_path / "c.yaml") == config
+
+
+def test_a_mapping_on_the_command_line_replaces_that_of_the_file_and_an_entry_is_added(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("classes: {A: [a], B: [b]}\nargs: {x: 1}\n")
+    assert load(Everything, path).classes == {"A": ["a"], "B": ["b"]}
+    assert load(Everything, path, ["classes={B: [c]}"]).classes == {"B": ["c"]}
+    assert load(Everything, path, ["classes={}"]).classes == {}
+    assert load(Everything, path, ["classes.B=[c]"]).classes == {"A": ["a"], "B": ["c"]}
+    assert load(Everything, path, ["classes={}", "classes.C=[c]"]).classes == {"C": ["c"]}
+    assert load(Everything, path, ["classes={}"]).args == {"x": 1}
+
+
+@dataclass
+class Nested:
+    inner: Everything = field(default_factory=Everything)
+    global_: Everything = field(default_factory=Everything)
+
+
+def test_a_mapping_within_a_section_is_replaced_too(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("inner: {args: {x: 1}, count: 3}\nglobal: {args: {x: 1}}\n")
+    loaded = load(Nested, path, ["inner={args: {y: 2}}", "global.args={z: 1}"])
+    assert (loaded.inner.args, loaded.inner.count, loaded.global_.args) == ({"y": 2}, 3, {"z": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("optim.lr", "optim.encoder.lr"), ("lr", "optim.encoder.lr"), ("optim.masker.rl", "optim.masker.lr"),
+        ("shar", "share"), ("optm", "optim"), ("--count", "count"), ("seed", "seeds"),
+    ],
+)  # fmt: skip
+def test_the_hint_is_a_key_that_can_be_set(key, hint):
+    with pytest.raises(UserError, match=f"unknown key '{key}'; did you mean '{hint}'"):
+        load(Everything, None, [f"{key}=1"])
+
+
+def test_words_that_stand_elsewhere_are_said_so():
+    with pytest.raises(UserError, match=r"^'shar=1' of pretrain: unknown key 'shar'; did you mean 'share'\?"):
+        load(Everything, None, ["shar=1"], "of pretrain")
+    assert given_keys(Everything, ["optim={encoder: {lr: 1}}", "args.a=1"], "") >= {"optim.encoder.lr", "args.a"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["c.yaml", "--dryrun"], "unknown option --dryrun; did you mean '--dry-run'?"),
+        (["--hlep"], "unknown option --hlep; did you mean '--help'?"),
+        (["-x"], "unknown option -x; known: --dry-run, --help"),
+        (["a.yaml", "b.yaml"], "one config file at a time, not a.yaml, b.yaml"),
+    ],
+)
+def test_an_unknown_option_is_no_config_file(words, said):
+    with pytest.raises(UserError) as error:
+        split_words(words, ["--dry-run"])
+    assert str(error.value) == said
+    assert split_words(["--dry-run", "c.yaml", "a=-1"], ["--dry-run"]) == ("c.yaml", ["a=-1"])
+    with pytest.raises(UserError, match="unknown option --dryrun"):
+        load(Everything, None, ["--dryrun"])
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "said"),
+    [
+        ("abcd", ["abce", "xyz"], "; did you mean 'abce'?"),
+        ("q", ["abce", "xyz"], "; known: abce, xyz"),
+        (3, [], "; known: none"),
+        ("q", [f"name{i}" for i in range(23)], "name19 and 3 more"),
+    ],
+)
+def test_one_near_miss_helper(word, known, said):
+    assert near_miss(word, known).endswith(said)
 
 
 @dataclass
@@ -186,11 +384,14 @@ def test_of_many_processes_one_speaks(capsys, monkeypatch):
     def wrong(words):
         raise UserError("what, where, how")
 
-    for quiet, said in ((False, "error: what, where, how\n"), (True, "")):
+    said_when_waiting = []
+    monkeypatch.setattr("umbra.config.time.sleep", lambda _: said_when_waiting.append(capsys.readouterr().err))
+    for quiet, before in ((False, []), (True, [""])):
         with pytest.raises(SystemExit) as ended:
             command(wrong, quiet)
         assert ended.value.code == 2
-        assert capsys.readouterr().err == said
+        assert capsys.readouterr().err == "error: what, where, how\n"
+        assert said_when_waiting == before
 
 
 def test_a_default_that_is_a_list_belongs_to_one_config_alone():

@@ -1,11 +1,25 @@
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.support.damage import DAMAGES
 from umbra.errors import UserError
-from umbra.files import DAY, TEMPORARY, atomic, claim_folder, remove_partial, write_text
+from umbra.files import (
+    DAY,
+    TEMPORARY,
+    atomic,
+    claim_folder,
+    make_folder,
+    read_json,
+    read_json_as,
+    read_json_lines,
+    read_yaml,
+    remove_partial,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_whole_or_stays(tmp_path):
@@ -73,3 +87,42 @@ def test_only_what_dead_writers_left_is_removed(tmp_path):
     os.utime(tmp_path / f"d.tar{TEMPORARY}elsewhere-2", (old, old))
     remove_partial(tmp_path)
     assert {name: (tmp_path / name).exists() for name in left} == left
+
+
+def test_a_place_where_nothing_can_be_made_is_one_line_at_once(tmp_path):
+    """/proc is a folder that even root may "write" to, as `os.access` has it."""
+    for act in (claim_folder, make_folder):
+        with pytest.raises(UserError, match=r"run=/proc/x/y: .*choose another run=DIR"):
+            act("/proc/x/y", "run")
+    with pytest.raises(UserError, match="is not a folder"):
+        make_folder("/etc/passwd/x", "run")
+    with pytest.raises(UserError, match=r"run=.*File name too long"):
+        make_folder(tmp_path / ("x" * 300), "run")
+    for path in ("/proc/f", "/etc/passwd/f", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"cannot write .*choose another place"):
+            write_text(Path(path), "x")
+    assert make_folder(tmp_path / "a" / "b", "run").is_dir()
+    assert make_folder(tmp_path / "a" / "b", "run").is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml, lambda path, fix: read_json_as(dict[str, int], path, fix)])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_one_line_with_the_fix(read, damage, tmp_path):
+    path = tmp_path / "f"
+    path.write_text('{"a": 1}')
+    assert read(path, "do it") == {"a": 1}
+    DAMAGES[damage](path)
+    if damage == "mapping":
+        assert read(path, "do it") == {}
+        return
+    with pytest.raises(UserError, match=r"f (is damaged|cannot be read) \(.+\): do it$") as said:
+        read(path, "do it")
+    assert "\n" not in str(said.value)
+
+
+def test_lines_that_a_crash_cut_off_are_skipped(tmp_path):
+    path = tmp_path / "f"
+    assert read_json_lines(path, dict[str, int]) == []
+    path.write_bytes(b'{"a": 1}\n{"a": "x"}\n[1]\n\xff\n\n{"a": 2}\n{"a": 3')
+    assert read_json_lines(path, dict[str, int]) == [{"a": 1}, {"a": 2}]

@@ -2,11 +2,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.handmade import SAMPLES, make_run
+from tests.support.damage import DAMAGES
+from tests.support.handmade import SAMPLES, SCALING, make_run
 from trainer.export import export
 from umbra.errors import UserError
 from umbra.hub import initialise, load_encoder, read_config
@@ -61,7 +63,7 @@ def test_broken_directories_are_one_clear_line(directory, tmp_path):
     save_file(weights | {name: weights[name][1:].clone()}, directory / "model.safetensors")
     says("has shape")
     (directory / "model.safetensors").write_bytes(b"\x80\x04pickle")
-    says("not a readable safetensors")
+    says("model.safetensors is damaged")
     (directory / "model.safetensors").unlink()
     says("model.safetensors does not exist")
     (directory / "config.json").write_text(json.dumps({"format": 99}))
@@ -104,3 +106,66 @@ def test_fresh_weights_depend_on_the_seed_alone(directory):
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+CONFIGS = [
+    ({"scaling": {}}, "it lacks 'scaling.mean_mv'"),
+    ({"scaling": "x"}, "'scaling' must be a mapping, not 'x'"),
+    ({"scaling": SCALING | {"mean_mv": ["a"] * 12}}, r"'scaling.mean_mv\[0\]' must be a number, not 'a'"),
+    ({"scaling": SCALING | {"std_mv": [1.0]}}, "it has 12 leads, 12 means and 1 standard deviations"),
+    ({"scaling": SCALING | {"mode": "fix"}}, "'scaling.mode' is fix, not fixed or record"),
+    ({"samples": "1000"}, "'samples' must be a whole number, not '1000'"),
+    ({"samples": -1}, "'samples' is -1"),
+    ({"rate": 0}, "'rate' is 0"),
+    ({"leads": "I"}, "'leads' must be a list"),
+    ({"leads": []}, "it has 0 leads"),
+    ({"architecture": None}, "'architecture' must be a mapping, not None"),
+    ({"architecture": {"name": "resnet18"}}, "it lacks 'architecture.args'"),
+    ({"architecture": {"name": ["resnet18"], "args": {}}}, r"'architecture.name' must be a text"),
+    ({"units": "uV"}, "'units' is uV, the encoder takes mV"),
+    ({"dim": 7}, "says dim 7, its architecture has 64"),
+    ({"dim": 0}, "'dim' is 0"),
+    ({"more": 1}, "unknown 'more'"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), CONFIGS, ids=[said for _, said in CONFIGS])
+def test_a_config_of_wrong_content_is_named(change, said, directory):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=rf"config.json .*{said}.*: export the encoder again$") as caught:
+        load_encoder(directory)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_file_is_one_clear_line(name, damage, directory):
+    DAMAGES[damage](directory / name)
+    with pytest.raises(UserError, match=name) as caught:
+        load_encoder(directory)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [None, 3, b"runs", ["runs"]])
+def test_what_is_no_path_is_a_type_error_that_names_the_argument(place):
+    with pytest.raises(TypeError, match="path_or_hub_id must be a path or a hub id, not "):
+        load_encoder(place)
+
+
+@pytest.mark.parametrize("place", ["x" * 5000, "a\0b", "", "/etc/passwd", "/etc/passwd/x"])
+def test_what_is_no_directory_is_said(place):
+    with pytest.raises(UserError, match=r"neither an encoder directory nor a hub id|not an encoder directory"):
+        load_encoder(place)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", 3.5, None])
+def test_a_device_that_is_not_here_is_one_line(device, directory):
+    with pytest.raises(UserError, match=r"device=.* cannot be used here: give 'cpu'") as caught:
+        load_encoder(directory, device=device)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_numpy_array_is_said_to_be_none_of_torch(directory):
+    with pytest.raises(TypeError, match=r"takes a torch tensor, not ndarray: give torch.as_tensor"):
+        load_encoder(directory)(np.zeros((1, 12, SAMPLES), np.float32))

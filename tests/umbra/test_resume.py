@@ -27,6 +27,19 @@ def test_a_default_that_is_empty_is_filled_by_a_plan():
     assert keys("build", before, resume.flat({**now, "seed": 0})) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "free"),
+    [
+        ("study", "data", True), ("study", "name", True), ("study", "folds", False), ("study", "shard.config", False),
+        ("run", "method", True), ("run", "data.path", True), ("run", "precision", False), ("build", "input", True),
+        ("build", "seed", False),
+    ],
+)  # fmt: skip
+def test_places_and_titles_are_free(kind, key, free):
+    assert resume.is_free(kind, key) is free
+    assert bool(resume.changes(kind, {key: "a"}, {key: "b"})) is not free
+
+
 def test_free_keys_and_sections_may_change_and_their_near_names_may_not():
     old = {"steps": 1, "log": {"every": 1}, "data": {"path": "a", "lanes": 1}, "steps_more": 1}
     new = {"steps": 2, "log": {"every": 2}, "data": {"path": "b", "lanes": 2}, "steps_more": 2}

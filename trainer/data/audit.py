@@ -17,15 +17,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umbra.config import command
 from umbra.errors import UserError
-from umbra.files import write_text
+from umbra.files import damaged, write_text
 from umbra.schema import MANIFEST, Manifest, read_manifest
+from umbra.typed import typed
 
 FOLDER = "audit"
 REPORT = "report.json"
@@ -217,14 +218,27 @@ def _files(run: Path) -> Iterator[tuple[int, int, Path]]:
             yield int(name[1]), int(name[2]), path
 
 
+class _Head(TypedDict):
+    step: int
+    batch: int
+    world: int
+    share: int
+    rows: str
+    excluded: list[str]
+    fingerprint: str
+
+
 def _read(path: Path, problems: list[str]) -> tuple[dict[str, Any], NDArray] | None:
     """A file's header and its records up to the first invalid one; None if the header is truncated."""
     with open(path, "rb") as file:
         text = file.readline()
     if not text.endswith(b"\n"):
         return None
-    head = json.loads(text)
-    kind = _record(head)
+    try:
+        head: dict[str, Any] = {**typed(_Head, json.loads(text))}
+        kind = _record(head)
+    except (ValueError, TypeError) as error:
+        raise damaged(path, error, "delete it; its steps then have no record") from error
     count = (path.stat().st_size - len(text)) // kind.itemsize
     if not count:
         return head, np.empty(0, kind)

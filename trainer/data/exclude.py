@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 from umbra.schema import Shard
 
 Changes = tuple[tuple[int, tuple[int, ...]], ...]
@@ -37,7 +36,5 @@ def as_saved(changes: Changes, shards: Sequence[Shard]) -> list[list[Any]]:
 def _numbers(names: Sequence[str], known: Mapping[str, int]) -> tuple[int, ...]:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"data.exclude: {name} is not a shard of the training split{hint}")
+            raise UserError(f"data.exclude: {name} is not a shard of the training split{near_miss(name, known)}")
     return tuple(sorted({known[name] for name in names}))

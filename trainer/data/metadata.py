@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from trainer.views.random import Key, bits
-from umbra.errors import UserError
-from umbra.files import atomic, write_text
-from umbra.schema import SAMPLE_COLUMNS, SAMPLES, read_manifest
+from umbra.errors import UserError, near_miss
+from umbra.files import atomic, damaged, read_json_as, write_text
+from umbra.parquet import open_samples
+from umbra.schema import SAMPLE_COLUMNS, read_manifest
 
 Rows = NDArray[np.int64]
 
@@ -40,19 +40,13 @@ class Metadata:
     """
 
     def __init__(self, root: str | Path, folder: str | Path) -> None:
-        self._path, manifest = Path(root) / SAMPLES, read_manifest(root)
+        manifest = read_manifest(root)
+        self._table = open_samples(Path(root), manifest)
+        self._path, self._names = self._table.path, self._table.names
         self._counts = [shard.samples for shard in manifest.shards]
-        try:
-            stat, file = self._path.stat(), pq.ParquetFile(self._path)
-        except FileNotFoundError:
-            raise UserError(f"{self._path} does not exist: run the same build again") from None
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self._path} is damaged: run the same build again ({_first_line(error)})") from None
-        with file:
-            self._names, rows = file.schema_arrow.names, file.metadata.num_rows
-        if rows != sum(self._counts):
-            raise UserError(f"{self._path} has {rows} rows, its manifest {sum(self._counts)} samples: build it again")
+        stat = self._path.stat()
         self._folder = Path(folder) / f"columns-{manifest.fingerprint}-{stat.st_size}-{stat.st_mtime_ns}"
+        self._fix = f"delete {self._folder}, which is made again"
         self._columns: dict[str, Column] = {}
         self._ends: NDArray[np.int64] | None = None
 
@@ -64,15 +58,15 @@ class Metadata:
     def column(self, name: str) -> Column:
         """A whole column, memory-mapped. Raises `UserError` for an unknown name, or a column of lists."""
         if name not in self._names:
-            raise UserError(f"{self._path} has no column '{name}'; there are {', '.join(self._names)}")
+            raise UserError(f"{self._path} has no column '{name}'{near_miss(name, self._names)}")
         if name not in self._columns:
             path = self._folder / f"{self._names.index(name)}.npy"
             if not path.is_file():
                 values, words = self._read(name)
                 write_text(path.with_suffix(".json"), json.dumps(words))
                 _save(path, values)
-            words = json.loads(path.with_suffix(".json").read_text())
-            self._columns[name] = Column(np.load(path, mmap_mode="r"), tuple(words))
+            words = read_json_as(list[str], path.with_suffix(".json"), self._fix)
+            self._columns[name] = Column(self._load(path), tuple(words))
         return self._columns[name]
 
     def batch(self, rows: Rows, names: list[str] | None = None) -> dict[str, NDArray]:
@@ -112,11 +106,17 @@ class Metadata:
                 ends = np.cumsum([n for n in self._counts if n])
                 last[ends - 1] = True
                 _save(path, np.flatnonzero(last) + 1)
-            self._ends = np.load(path, mmap_mode="r")
+            self._ends = self._load(path)
         return self._ends
 
+    def _load(self, path: Path) -> NDArray:
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise damaged(path, error, self._fix) from error
+
     def _read(self, name: str) -> tuple[NDArray, list[str]]:
-        column = pq.read_table(self._path, columns=[name]).column(0)
+        column = self._table.read([name]).column(0)
         kind = column.type
         if pa.types.is_dictionary(kind):
             column, kind = column.cast(kind.value_type), kind.value_type
@@ -136,7 +136,3 @@ class Metadata:
 def _save(path: Path, values: NDArray) -> None:
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.save(file, values)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

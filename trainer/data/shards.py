@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from umbra.errors import UserError
-from umbra.schema import BLOCK, DTYPE, SAMPLES, SPLITS, Geometry, Shard, fingerprint, npy_header, read_manifest
+from umbra.parquet import open_samples
+from umbra.schema import BLOCK, DTYPE, SPLITS, Geometry, Shard, npy_header, read_manifest
 
 CHUNK = 64  # samples that one thread copies at a time
 CHECKERS = 16  # shards checked in parallel when a data set is opened: each check may cross a network
@@ -48,8 +48,6 @@ class Shards:
         if split not in SPLITS:
             raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
         m = self.manifest
-        if m.fingerprint != fingerprint(m.shards, m.geometry, m.rate, m.leads, m.resolution_uv):
-            raise UserError(f"the manifest of {root} does not match its own fingerprint: run the same build again")
         self.split, self.shards = split, m.of_split(split)
         self.counts = tuple(s.samples for s in self.shards)
         self.count = sum(self.counts)
@@ -96,17 +94,12 @@ class Shards:
 
     def patients(self) -> NDArray[np.int64]:
         """The patient code of every row of `samples.parquet`, of all splits."""
-        return pq.read_table(self._table(), columns=["patient"]).column(0).to_numpy()
+        codes: NDArray[np.int64] = open_samples(self.root, self.manifest).read(["patient"]).column(0).to_numpy()
+        return codes
 
     def table(self) -> pa.Table:
         """The rows of `samples.parquet` of this split, in sample order."""
-        return pq.read_table(self._table()).slice(self.rows.start, self.count)
-
-    def _table(self) -> Path:
-        path = self.root / SAMPLES
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: the data set is not complete; run the same build again")
-        return path
+        return open_samples(self.root, self.manifest).read().slice(self.rows.start, self.count)
 
     def _copy(self, indices: NDArray[np.int64], out: NDArray[np.void]) -> None:
         shards = np.searchsorted(self._starts, indices, side="right") - 1

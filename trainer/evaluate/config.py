@@ -23,7 +23,7 @@ class FinetuneConfig:
 
     lr: list[float] = setting([3e-4, 1e-3], "> 0")
     """Candidate learning rates; the best on the val split is used."""
-    epochs: int = setting(20, ">= 1")
+    epochs: int = setting(20, ">= 1 and <= 100000")
     """Passes over the train records; the best epoch on the val split is used."""
     batch: int = setting(64, ">= 1")
     """Records per step."""
@@ -53,8 +53,8 @@ class TransferConfig(TaskConfig):
     """Records per forward pass through the encoder."""
     device: str = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
-    bootstrap: int = setting(2000, ">= 0")
-    """Bootstrap resamples of the test patients (0: no intervals)."""
+    bootstrap: int = setting(2000, ">= 0 and <= 1000000", allowed="0, or >= 2 and <= 1000000")
+    """Bootstrap resamples of the test patients (0: no intervals; one would be an interval without width)."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """With `mode: probe`."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -70,5 +70,7 @@ class TransferConfig(TaskConfig):
         if self.encoder == "random" and not self.like:
             raise UserError("encoder=random needs like=DIR, an encoder directory whose architecture it copies")
         check_fields(self)
+        if self.bootstrap == 1:
+            raise UserError("bootstrap=1 is too few for an interval: use 0 (no intervals), or 2 or more")
         if not self.probe.C or not self.finetune.lr:
             raise UserError("probe.C and finetune.lr each need at least one value")

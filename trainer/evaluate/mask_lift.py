@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from trainer.config import PretrainConfig
@@ -33,14 +32,16 @@ from trainer.evaluate.task import class_of
 from trainer.game.masking import binarise, soft_masks
 from trainer.game.players import make_players
 from trainer.observe.mask_figure import bands, ecg_with_masks
-from trainer.run.checkpoint import newest
+from trainer.run.checkpoint import WEIGHTS, newest, read_weights
 from trainer.run.record import RECORD, read_record
 from trainer.views.masks import TimeMask
 from trainer.views.random import Key
-from umbra.config import check_fields, config_file, load, setting
+from umbra.config import check_fields, load, setting
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
-from umbra.files import write_text
+from umbra.files import make_folder, write_text
+from umbra.hub import mismatch
+from umbra.layers import config_file
 
 LEAST_ECGS, LEAST_SHARE = 10, 0.2  # ECGs of a group, and ECGs with a wave among them, for a lift
 MASKS = ("masker", "masker, another ECG's", "random block")
@@ -66,7 +67,7 @@ class MaskLiftConfig:
     """A task of configs/transfer whose classes get a table each (empty: none)."""
     draw: int = setting(4, ">= 0")
     """Number of ECGs to draw with their masks."""
-    bootstrap: int = setting(1000, ">= 1")
+    bootstrap: int = setting(1000, ">= 2 and <= 1000000")
     """Bootstrap resamples of the patients."""
 
     def check(self) -> None:
@@ -101,20 +102,23 @@ def main(argv: list[str]) -> None:
     cfg.check()
     run = Path(cfg.run)
     settings = load(PretrainConfig, run / "config.yaml")
+    if not (cfg.data or settings.data.path):
+        raise UserError(f"{run / 'config.yaml'} names no data set (data.path): give data=DIR")
     shards = Shards(cfg.data or local_root(settings.data.path, settings.data.cache), cfg.split)
-    wanted = read_record(run).encoder if (run / RECORD).is_file() else {}
+    wanted = read_record(run).encoder if (run / RECORD).is_file() else None
     manifest = shards.manifest
-    if wanted and (manifest.leads, manifest.samples, manifest.rate) != tuple(
-        wanted[k] for k in ("leads", "samples", "rate")
-    ):
+    given = manifest.leads, manifest.samples, manifest.rate
+    if wanted and given != (wanted["leads"], wanted["samples"], wanted["rate"]):
         raise UserError(f"data={shards.root} has other leads, rate or length than the data that {run} was trained on")
     count = min(cfg.ecgs, shards.count)
     ecgs = shards.read_mv(np.linspace(0, shards.count - 1, count).astype(np.int64))
-    hidden = masks_of_run(run, settings, shards, ecgs)
     table = shards.table().take(np.linspace(0, shards.count - 1, count).astype(np.int64))
+    if cfg.lead not in manifest.leads:
+        raise UserError(f"lead={cfg.lead} is not among the leads of the data: {', '.join(manifest.leads)}")
+    _task(cfg.by, table)
+    folder = make_folder(run / "figures", "run")
+    hidden = masks_of_run(run, settings, shards, ecgs)
     rows = measure(cfg, shards, ecgs, hidden, table)
-    folder = run / "figures"
-    folder.mkdir(exist_ok=True)
     write_text(folder / "mask_lift.json", json.dumps(plain([asdict(row) for row in rows]), indent=1) + "\n")
     text = markdown(rows)
     write_text(folder / "mask_lift.md", text)
@@ -137,8 +141,10 @@ def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDAr
         raise UserError(f"{run / 'checkpoints'} has no committed checkpoint: let the run reach its first one")
     _, masker = make_players(settings, shards)
     assert masker is not None
-    weights = load_file(found / "weights.safetensors")
-    masker.load_state_dict({k.removeprefix("masker."): v for k, v in weights.items() if k.startswith("masker.")})
+    weights = {k.removeprefix("masker."): v for k, v in read_weights(found).items() if k.startswith("masker.")}
+    if problem := mismatch(masker.state_dict(), weights):
+        raise UserError(f"{found / WEIGHTS} does not match the masker in {run / 'config.yaml'}: {problem}")
+    masker.load_state_dict(weights)
     manifest, dials = shards.manifest, settings.game.at(1.0)
     scaling = Scaling(manifest.lead_mean_mv, manifest.lead_std_mv, settings.scaling)
     out = []
@@ -152,8 +158,6 @@ def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDAr
 def measure(cfg: MaskLiftConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.float32], table: Any) -> list[Lift]:
     """The lifts of all ECGs that could be delineated, and of each class of the task `by`."""
     leads, rate = shards.manifest.leads, shards.manifest.rate
-    if cfg.lead not in leads:
-        raise UserError(f"lead={cfg.lead} is not among the leads of the data: {', '.join(leads)}")
     found = [delineate(ecg[leads.index(cfg.lead)], rate) for ecg in tqdm(ecgs, "delineation", unit="ECG")]
     kept = np.flatnonzero([d is not None for d in found])
     if not len(kept):
@@ -200,16 +204,23 @@ def _rows(
     return rows
 
 
-def _classes(task: str, table: Any, kept: NDArray[np.int64]) -> dict[str, Bools]:
-    """The ECGs of each class of a transfer task that has at least `LEAST_ECGS` of them."""
+def _task(task: str, table: Any) -> TransferConfig | None:
+    """The transfer task of this name, None for none. Raises `UserError` if it does not exist or fit the table."""
     if not task:
-        return {}
+        return None
     path = config_file(f"configs/transfer/{task}.yaml")
     if not path.is_file():
         raise UserError(f"by={task}: {path} does not exist")
     cfg = load(TransferConfig, path)
     if cfg.column not in table.column_names:
         raise UserError(f"by={task}: samples.parquet has no column '{cfg.column}'; set by='' for one table of all")
+    return cfg
+
+
+def _classes(task: str, table: Any, kept: NDArray[np.int64]) -> dict[str, Bools]:
+    """The ECGs of each class of a transfer task that has at least `LEAST_ECGS` of them."""
+    if (cfg := _task(task, table)) is None:
+        return {}
     names = np.array([str(class_of(v, cfg.classes)) for v in table.column(cfg.column).to_pylist()])[kept]
     found = {name: names == name for name in sorted(set(names.tolist()) - {"None"})}
     return {name: some for name, some in found.items() if some.sum() >= LEAST_ECGS}

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auro
 from trainer.evaluate.task import Task, fraction_of
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
-from umbra.files import atomic, write_text
+from umbra.files import atomic, make_folder, read_json_as, write_text
 from umbra.schema import SPLITS
 
 RESULT = "result.json"
@@ -76,7 +76,7 @@ def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitt
 
 
 def _write(output: Path, task: Task, probability: np.ndarray, result: dict[str, Any]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, "output")
     columns: dict[str, Any] = {"row": task.test.row, "patient": task.test.patient}
     columns["label"] = [task.classes[k] for k in task.test.label]
     columns |= {f"p_{name}": probability[:, k] for k, name in enumerate(task.classes)}
@@ -119,16 +119,22 @@ def comparison(paths: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+class _Scored(TypedDict):
+    """What `comparison` needs of a result.json."""
+
+    task: str
+    encoder: str
+    fraction: float
+    auroc: float
+    low: float | None
+    high: float | None
+
+
 def _read_result(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give result.json files that `python -m trainer.transfer` wrote")
-    try:
-        result = json.loads(path.read_text())
-        if isinstance(result["auroc"], float) and not {"task", "fraction", "encoder", "low", "high"} - set(result):
-            return dict(result)
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise UserError(f"{path} is not a result.json written by `python -m trainer.transfer`")
+    fix = "give result.json files that `python -m trainer.transfer` wrote"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: {fix}")
+    return dict(read_json_as(_Scored, path, fix))
 
 
 def _score(scored: dict[str, Any]) -> str:

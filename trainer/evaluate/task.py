@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from trainer.data.shards import Shards
 from trainer.evaluate.scores import scorable
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 from umbra.schema import SPLITS
 
 FEWEST = 2
@@ -104,10 +103,9 @@ def _labelled(shards: Shards, config: TaskConfig) -> tuple[Shards, list[str | No
     """The class name of each record of a split, None if it has none."""
     table = shards.table()
     if config.column not in table.column_names:
-        near = difflib.get_close_matches(config.column, table.column_names, n=3, cutoff=0.4) or table.column_names
         raise UserError(
-            f"task '{config.name}': label column '{config.column}' is not in {config.data}/samples.parquet; "
-            f"nearest columns: {', '.join(near)}"
+            f"task '{config.name}': label column '{config.column}' is not in {config.data}/samples.parquet"
+            f"{near_miss(config.column, table.column_names)}"
         )
     values = table.column(config.column).to_pylist()
     return shards, [class_of(value, config.classes) for value in values]

@@ -31,7 +31,7 @@ class GameConfig:
     """What a mask hides: `time` (samples, the same in all leads), `lead` (samples, with a separate mask per lead),
     `spectral` (cells of the short-time spectrum, the same in all leads). On the validation folds `lead` was better on
     rhythm and worse on sex."""
-    masks: int = setting(1, ">= 1")
+    masks: int = setting(1, ">= 1 and <= 64")
     """N, the number of masks per ECG; three or six were no better than one on the validation folds
     (docs/results/game-dials.md)."""
     use: str = setting("one", choices=("one", "all"))
@@ -64,7 +64,7 @@ class GameConfig:
     penalties on masks; `optim.masker.lr` sets the masker's speed."""
     strength_rise: float = setting(0.0, ">= 0 and <= 1")
     """Fraction of the run over which the strength rises from 0, after `warmup`."""
-    masker_interval: int = setting(1, ">= 1")
+    masker_interval: int = setting(1, ">= 1 and <= 1000000")
     """The masker is trained every k-th step; every fourth was no better on the validation folds."""
     schedule: str = setting("simultaneous", choices=("simultaneous", "alternating"))
     """`simultaneous`, or `alternating` (the masker is trained against the encoder after its update)."""

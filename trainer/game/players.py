@@ -48,7 +48,7 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder
             f"batch.device={cfg.batch.device}: with batch norm an ECG's features depend on its whole contrast batch, "
             "which cannot be split into chunks; use batch.device=0 or encoder.args.norm=group"
         )
-    with building("projector"):
+    with building("projector", {"projector.hidden": cfg.projector.hidden, "projector.out": cfg.projector.out}):
         projector = Projector(backbone.dim, cfg.projector.hidden, cfg.projector.out)
     temperature = Temperature(cfg.temperature) if cfg.learn_temperature else None
     rows = (1 + masked_views(cfg.game)) * cfg.batch.device

@@ -7,17 +7,16 @@ Only rank 0 writes. The terminal line formats these names; other metrics are log
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from trainer.observe.wandb_mirror import MODES, Mirror, WandbConfig
 from umbra.errors import UserError
-from umbra.files import write_text
+from umbra.files import make_folder, read_json_lines, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -50,8 +49,7 @@ class Metrics:
         self._noted: set[str] = set()
         if not enabled:
             return
-        path = Path(run_dir) / METRICS
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = make_folder(run_dir, "run") / METRICS
         truncate(path, start_step)
         self._file = path.open("a", encoding="utf-8")
         self._mirror = Mirror(Path(run_dir), wandb_config, run_info)
@@ -120,15 +118,13 @@ def terminal_line(step: int, total: int, values: Mapping[str, float], eta: float
     return " | ".join(words)
 
 
+class _Row(TypedDict):
+    step: int
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; a line truncated by a crash is skipped."""
-    rows = []
-    for line in Path(path).read_bytes().splitlines():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "step" in row:
-                rows.append(row)
-    return rows
+    return [dict(row) for row in read_json_lines(Path(path), _Row)]
 
 
 def truncate(path: Path, step: int) -> None:

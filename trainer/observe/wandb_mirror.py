@@ -8,9 +8,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,19 @@ def wandb_settings() -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _spared() -> Iterator[None]:
+    """The processes started inside do not hear what asks a run to stop: W&B's would be gone before the run has ended.
+
+    It ends with the process that started it.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 class Mirror:
     """W&B, best effort: the first exception of any call prints one warning and switches it off; the run continues."""
 
@@ -173,17 +187,18 @@ class Mirror:
         online = self._config.mode == "online"
         if online and not wandb.login(prompt=False):
             raise RuntimeError("no API key: run `wandb login` or set WANDB_API_KEY")
-        self._run = wandb.init(
-            mode="online" if online else "offline",
-            project=self._config.project,
-            name=self._config.name or None,
-            entity=self._config.entity or None,
-            id=run_info.get("wandb_id") or new_wandb_id(),
-            resume="allow",
-            dir=str(self._folder.parent.resolve()),
-            config=public_config(run_info),
-            settings=wandb.Settings(**wandb_settings()),
-        )
+        with _spared():
+            self._run = wandb.init(
+                mode="online" if online else "offline",
+                project=self._config.project,
+                name=self._config.name or None,
+                entity=self._config.entity or None,
+                id=run_info.get("wandb_id") or new_wandb_id(),
+                resume="allow",
+                dir=str(self._folder.parent.resolve()),
+                config=public_config(run_info),
+                settings=wandb.Settings(**wandb_settings()),
+            )
         self._remove_logs()
 
     def _image(self, path: Path) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from trainer import distributed
@@ -29,22 +32,23 @@ from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
 from trainer.game.players import ContrastiveEncoder, make_players, masked_views
 from trainer.observe.metrics import Metrics
-from trainer.run import checkpoint, loop
+from trainer.run import checkpoint, directory, loop
 from trainer.run.engines import make_engine, uses_bf16
-from trainer.run.record import new_record, write_record
+from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
+from trainer.run.schedule import player_rate
 from trainer.views import Views, build
 from umbra.config import as_dict
 from umbra.encoders.encoder import Scaling
 from umbra.encoders.flops import peak, training_flops
 from umbra.errors import UserError
-from umbra.files import claim_folder
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run's settings and players, known from its config and data before the process group is joined.
 
-    `views`: of the first and second side of a pair; `total`: steps of the whole run.
+    `views`: of the first and second side of a pair; `total`: steps of the whole run; `patients`: the code of every row
+    of `samples.parquet`; `resumed`: step and total steps of the run that is there, if there is one.
     """
 
     cfg: PretrainConfig
@@ -55,23 +59,45 @@ class Plan:
     masker: Masker | None
     views: tuple[Views, Views]
     total: int
+    patients: NDArray[np.int64]
+    resumed: tuple[int, int] | None = None
 
 
 def plan_run(cfg: PretrainConfig) -> Plan:
     """Opens the data and builds the players. Raises `UserError` for what cannot work; writes nothing."""
     folder = Path(cfg.run)
-    claim_folder(folder, "run")
+    directory.check(folder)
+    known_wandb_id(folder)
     root, remote = local_root(cfg.data.path, cfg.data.cache), is_remote(cfg.data.path)
     train = Shards(root, "train", remote, cfg.data.exclude)
     heldout = Shards(root, "val", remote) if train.manifest.of_split("val") else None
-    order = make_order(cfg, train, checkpoint.saved_state(checkpoint.newest(folder)))
+    newest = checkpoint.newest(folder)
+    saved = checkpoint.saved_state(newest)
+    order = make_order(cfg, train, saved)
+    resumed = _resumed(cfg, order, train, newest, saved) if newest else None
     if cfg.data.partner == "patient" and not train.manifest.patient_ids:
         raise UserError("data.partner=patient: the source of the data set has no patient ids; use data.partner=same")
     order.ranks(distributed.launched_size())
     encoder, masker = make_players(cfg, train)
     views = build(cfg.views.first, train.manifest.leads), build(cfg.views.second, train.manifest.leads)
     total = cfg.total_steps(order.steps_per_epoch)
-    return Plan(cfg, train, heldout, order, encoder, masker, views, total)
+    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed)
+
+
+def _resumed(
+    cfg: PretrainConfig, order: Order, train: Shards, newest: Path, saved: Mapping[str, Any]
+) -> tuple[int, int]:
+    """(step, total steps until then) of the run to resume. Raises `UserError` if its config or data are different.
+
+    Precision and world size are compared when the processes have joined: a dry run may be on another machine.
+    """
+    config = _resolved(cfg, order)
+    if cfg.precision == "auto":
+        config["precision"] = saved["config"].get("precision", "auto")
+    checkpoint.refuse_changes(newest, saved, {"config": config, "fingerprint": train.manifest.fingerprint})
+    known = saved["config"]
+    before = dataclasses.replace(cfg, steps=known.get("steps", cfg.steps), epochs=known.get("epochs", cfg.epochs))
+    return saved["step"], before.total_steps(order.steps_per_epoch)
 
 
 def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
@@ -88,10 +114,12 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
     order = make_order(cfg, train, checkpoint.saved_state(newest))
     state = checkpoint_state(cfg, world, order, train)
     start = checkpoint.load(newest, engines, state) if newest else 0
+    record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size)
     if start >= plan.total:
+        if world.is_main and not (folder / RECORD).is_file():
+            write_record(cfg, record, "finished")
         return None
     cache = start_cache(plan, world, order, start)
-    record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size)
     if world.is_main:
         write_record(cfg, record, "running")
     info = dataclasses.asdict(record)
@@ -121,7 +149,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         total=plan.total,
         cache=cache,
         recorder=open_recorder(cfg, world, order, train, start),
-        patients=torch.tensor(train.patients(), device=world.device),
+        patients=torch.tensor(plan.patients, device=world.device),
         mfu_per_ecg=mfu,
         partners=patient_partners(cfg, order, train),
     )
@@ -161,6 +189,24 @@ def describe(plan: Plan) -> str:
         f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
         f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
         + "".join(changes)
+        + _describe_resumed(plan)
+    )
+
+
+def _describe_resumed(plan: Plan) -> str:
+    """The step to resume at, and what another number of steps does to the learning rate; empty for a new run."""
+    if plan.resumed is None:
+        return ""
+    step, before = plan.resumed
+    if plan.total == before or step >= min(plan.total, before):
+        return f"# resumes at step {step}\n"
+    old, new = (player_rate(plan.cfg, "encoder", step, total) for total in (before, plan.total))
+    if math.isclose(old, new, rel_tol=0.01):
+        return f"# resumes at step {step}, with {plan.total} steps instead of {before}\n"
+    hint = "" if plan.cfg.optim.schedule == "wsd" else " (optim.schedule=wsd, from the first step on, avoids the jump)"
+    return (
+        f"# resumes at step {step}, with {plan.total} steps instead of {before}: the encoder's learning rate is "
+        f"{new:.2g} from here on, not {old:.2g}{hint}\n"
     )
 
 
@@ -216,10 +262,17 @@ def mfu_share(plan: Plan, world: distributed.World) -> float:
     return flops / (peak(world.device) * world.size)
 
 
-def checkpoint_state(cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards) -> dict[str, Any]:
-    """What a checkpoint keeps to know its run again: the config, with the numbers that 0 stands for."""
+def _resolved(cfg: PretrainConfig, order: Order) -> dict[str, Any]:
+    """The config with what 0 stands for, without the secrets of a URL."""
     config = as_dict(cfg)
     config["data"]["path"] = without_secrets(cfg.data.path)
     config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
+    return config
+
+
+def checkpoint_state(cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards) -> dict[str, Any]:
+    """What a checkpoint keeps to know its run again: the config, with what 0 and `auto` stand for."""
+    config = _resolved(cfg, order)
+    config["precision"] = "bf16" if uses_bf16(cfg.precision, world.device) else "fp32"
     excluded = exclude.as_saved(order.changes, train.shards)
     return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}

@@ -12,17 +12,22 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from trainer import distributed
-from umbra import resume
+from trainer.config import PretrainConfig
+from umbra import hub, resume
+from umbra.config import as_dict
 from umbra.errors import UserError
-from umbra.files import flush_tree, write_text
+from umbra.files import damaged, flush_tree, make_folder, read_json, write_text
 from umbra.hub import save_weights
+from umbra.typed import typed
 
-MARKER = "COMMITTED"
+MARKER, STATE, WEIGHTS = "COMMITTED", "state.json", "weights.safetensors"
+DEFAULTS = as_dict(PretrainConfig())  # of keys that a checkpoint of an earlier version does not have
 
 
 def committed(run: str | Path) -> dict[int, Path]:
@@ -42,7 +47,7 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
     main = distributed.rank() == 0
     if main:
         shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
+        make_folder(path, "run")
     distributed.barrier()
     weights: dict[str, Tensor] = {}
     for name, engine in engines.items():
@@ -51,8 +56,8 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
         weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
     distributed.barrier()
     if main:
-        save_weights(path / "weights.safetensors", weights)
-        write_text(path / "state.json", json.dumps({"step": step, **state}, indent=1))
+        save_weights(path / WEIGHTS, weights)
+        write_text(path / STATE, json.dumps({"step": step, **state}, indent=1))
         flush_tree(path)
         write_text(path / MARKER, "")
         _remove_old(run, keep)
@@ -60,9 +65,50 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
     return path
 
 
+class _Data(TypedDict):
+    path: str
+
+
+class _Config(TypedDict):
+    data: _Data
+
+
+class _State(TypedDict):
+    """What is needed of a state: all else may be missing in one of an earlier version."""
+
+    step: int
+    config: _Config
+    fingerprint: str
+    world: int
+
+
+class _Excluding(_State, total=False):
+    excluded: list[tuple[int, list[str]]]
+
+
 def saved_state(path: Path | None) -> dict[str, Any]:
-    """The `state` that was passed to `save`, with the `step`; empty without a checkpoint."""
-    return json.loads((path / "state.json").read_text()) if path else {}
+    """The `state` that was passed to `save`, with the `step`; empty without a checkpoint.
+
+    Raises `UserError` if it is damaged or of an earlier version.
+    """
+    if path is None:
+        return {}
+    content = read_json(path / STATE, _fix(path))
+    if "step" in content and "config" not in content:
+        raise UserError(f"{path} was made by an earlier version, without its config: choose another run directory")
+    try:
+        return dict(typed(_Excluding, content))
+    except ValueError as error:
+        raise damaged(path / STATE, error, _fix(path)) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The plain weights of a checkpoint by name. Raises `UserError` if they are missing or damaged."""
+    return hub.read_weights(path / WEIGHTS, _fix(path))
+
+
+def _fix(path: Path) -> str:
+    return f"delete {path} to go on from the checkpoint before it"
 
 
 def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
@@ -72,14 +118,7 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
     `excluded` (the shards excluded, from which step on) may differ.
     """
     saved = saved_state(path)
-    if "config" not in saved:
-        raise UserError(f"{path} was made by an earlier version, without its config: choose another run directory")
-    changed = changes(saved, state)
-    if changed:
-        raise UserError(
-            f"{path} was made with another {'; '.join(changed)}: resume with the old values, or choose another run "
-            "directory (run=DIR)"
-        )
+    refuse_changes(path, saved, state)
     zero = state["config"]["zero"]
     if zero > 0 and saved["world"] != state["world"]:
         raise UserError(
@@ -87,16 +126,39 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
             "the optimiser state is partitioned by world size; use the same number of processes (zero=0 can change it)"
         )
     for name, engine in engines.items():
+        _load_engine(engine, path, name)
+    return int(saved["step"])
+
+
+def _load_engine(engine: Any, path: Path, name: str) -> None:
+    """Restores one engine. DeepSpeed has no error of its own for a damaged file: anything may be raised."""
+    try:
         loaded, _ = engine.load_checkpoint(str(path / name), tag="state")
         if loaded is None:
-            raise UserError(f"{path / name} is damaged: delete {path} and resume from the checkpoint before it")
-    return int(saved["step"])
+            raise ValueError("DeepSpeed found no state")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        said = damaged(path / name, error, _fix(path))
+        said.alone = True  # each process reads files of its own
+        raise said from error
+
+
+def refuse_changes(path: Path, saved: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raises `UserError`, naming what changed, if a run with `state` cannot resume the checkpoint `path`."""
+    if changed := changes(saved, state):
+        raise UserError(
+            f"{path} was made with another {'; '.join(changed)}: resume with the old values, or choose another run "
+            "directory (run=DIR)"
+        )
 
 
 def changes(saved: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
     """What prevents a run with `state` from resuming a `saved` one: `key: old value, now new value`."""
     old, new = ({**s["config"], "fingerprint": s["fingerprint"]} for s in (saved, state))
-    return [f"{c.key}: {_shown(c.old)}, now {_shown(c.new)}" for c in resume.changes("run", old, new)]
+    if old.get("precision") == "auto":  # an earlier version did not keep what it stood for
+        old["precision"] = new["precision"]
+    return [f"{c.key}: {_shown(c.old)}, now {_shown(c.new)}" for c in resume.changes("run", old, new, DEFAULTS)]
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer import distributed
-from trainer.config import PretrainConfig, player_rate
+from trainer.config import PretrainConfig
 from trainer.data.audit import Recorder
 from trainer.data.order import Order
 from trainer.data.remote.cache import Cache
@@ -31,6 +31,7 @@ from trainer.run import checkpoint
 from trainer.run.engines import gradient_norm, set_learning_rate
 from trainer.run.record import RunRecord
 from trainer.run.resilience import Stop
+from trainer.run.schedule import player_rate
 from trainer.views import Key, Views
 from umbra.encoders.encoder import Scaling
 from umbra.schema import Shard

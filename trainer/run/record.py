@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import numpy as np
 
 from trainer.config import PretrainConfig
 from trainer.data.remote.fetch import without_secrets
 from trainer.data.shards import Shards
 from trainer.observe.wandb_mirror import new_wandb_id
 from umbra.config import dump
+from umbra.encoders.encoder import ScalingOf
 from umbra.errors import UserError
-from umbra.files import write_text
+from umbra.files import damaged, make_folder, read_json, write_text
+from umbra.typed import typed
 
 RECORD = "run.json"
-_NEEDED = ("encoder", "scaling", "fingerprint", "key_id")
+FIX = "delete it and run the same pretrain command again, which writes it anew (W&B shows a new run then)"
+
+
+class EncoderOf(TypedDict):
+    """A registered encoder, its `encoder.args.*` and its input: leads, samples, rate in Hz."""
+
+    name: str
+    leads: list[str]
+    samples: int
+    rate: float
+    args: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """`run.json`.
 
-    `encoder` = {name, leads, samples, rate in Hz, args}; `scaling` = {mode, mean_mv, std_mv}; `fingerprint` and
-    `key_id` are those of the data, `data` = {samples, patients} of its train split; `world` counts processes;
-    `status` is running, finished, interrupted or failed.
+    `fingerprint` and `key_id` are those of the data, `data` = {samples, patients} of its train split; `world` counts
+    processes; `status` is running, finished, interrupted or failed.
     """
 
-    encoder: dict[str, Any]
-    scaling: dict[str, Any]
+    encoder: EncoderOf
+    scaling: ScalingOf
     fingerprint: str
     key_id: str
     method: str | None = None
@@ -53,7 +67,7 @@ def new_record(cfg: PretrainConfig, train: Shards, steps: int, bf16: bool, world
         method=cfg.method,
         commit=_commit(),
         versions={name: version(name) for name in ("umbra", "torch", "deepspeed", "numpy")},
-        wandb_id=_known_wandb_id(Path(cfg.run) / RECORD) or new_wandb_id(),
+        wandb_id=known_wandb_id(Path(cfg.run)) or new_wandb_id(),
         fingerprint=manifest.fingerprint,
         key_id=manifest.key_id,
         steps=steps,
@@ -67,14 +81,14 @@ def new_record(cfg: PretrainConfig, train: Shards, steps: int, bf16: bool, world
             "args": cfg.encoder.args,
         },
         scaling={"mode": cfg.scaling, "mean_mv": manifest.lead_mean_mv, "std_mv": manifest.lead_std_mv},
-        data={"samples": train.count, "patients": len(train.table().column("patient").unique())},
+        data={"samples": train.count, "patients": len(np.unique(train.patients()[list(train.rows)]))},
     )
 
 
 def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:
     """Writes `config.yaml`, without the secrets of a URL, and `run.json` to the run directory `cfg.run`."""
     folder = Path(cfg.run)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "run")
     write_text(folder / "config.yaml", dump(replace(cfg, data=replace(cfg.data, path=without_secrets(cfg.data.path)))))
     write_text(folder / RECORD, json.dumps(dataclasses.asdict(replace(record, status=status)), indent=1) + "\n")
 
@@ -82,30 +96,18 @@ def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:
 def read_record(run: Path) -> RunRecord:
     """Reads `run/run.json`. Raises `UserError` if it is missing or damaged."""
     path = run / RECORD
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path} does not exist: {run} is not a run directory of trainer/pretrain.py")
+    content, known = read_json(path, FIX), {f.name for f in dataclasses.fields(RunRecord)}
     try:
-        content = json.loads(path.read_text())
-        missing = [key for key in _NEEDED if key not in content]
-        known = {f.name for f in dataclasses.fields(RunRecord)}
-        if not missing:
-            return RunRecord(**{key: value for key, value in content.items() if key in known})
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    raise UserError(f"{path} lacks '{missing[0]}': was the run stopped before its first step?")
+        return typed(RunRecord, {key: value for key, value in content.items() if key in known})
+    except ValueError as error:
+        raise damaged(path, error, FIX) from error
 
 
-def _known_wandb_id(path: Path) -> str | None:
+def known_wandb_id(run: Path) -> str | None:
     """The id at W&B of a run that goes on, so that its curves do too. Raises `UserError` if the file is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text()).get("wandb_id")
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}; delete it to go on from the newest checkpoint (W&B shows a new run then)"
-        ) from error
-    return str(found) if found else None
+    return read_record(run).wandb_id if (run / RECORD).is_file() else None
 
 
 def _commit() -> str:

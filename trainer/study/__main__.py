@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
 from trainer.study.config import StudyConfig, keep_config
 from trainer.study.report import report
 from trainer.study.rotation import run_rotation
 from trainer.study.steps import Steps
 from umbra.config import command, load, split_words
+from umbra.files import make_folder
 
 
 def main(argv: list[str]) -> None:
     config = load(StudyConfig, *split_words(argv))
     config.check()
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(config.output, "output")
     keep_config(config, output)
     steps = Steps(output, config.minutes * 60)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
+from typing import TypeVar
 
 from trainer.config import PretrainConfig
 from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.embed import device_of
 from umbra import resume
-from umbra.config import as_dict, check_fields, config_file, dump, load, setting
-from umbra.errors import UserError
-from umbra.files import write_text
+from umbra.config import as_dict, check_fields, dump, given_keys, load, setting
+from umbra.errors import UserError, naming
+from umbra.files import read_yaml, write_text
+from umbra.layers import config_file
+from umbra.reference import schema_of
 
+C = TypeVar("C")
 ROOT = Path(__file__).parents[2]
 UNTRAINED = ("random", "scratch")
+# Keys that the study sets for each step, by the list of words that might set them too.
+RESERVED = {
+    "shard.overrides": {"input", "output", "task", "tasks"}
+    | {f"split.{k}" for k in ("column", "train", "val", "test")},
+    "pretrain": {"data.path", "run", "seed", "method"},
+    "transfer": {"name", "encoder", "like", "data", "output", "fraction", "seed"},
+}
 
 
 @dataclass
@@ -42,9 +53,9 @@ class StudyConfig:
     """The folder for everything that the study writes."""
     shard: ShardStep = field(default_factory=ShardStep)
     """How the shards of each rotation are built."""
-    folds: int = setting(10, ">= 3")
+    folds: int = setting(10, ">= 3 and <= 1000")
     """Number of folds of the data set."""
-    rotations: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    rotations: list[int] = setting([0, 1, 2, 3, 4], ">= 0 and < 500")
     """Which rotations of the folds over train, val and test to run."""
     judge: str = setting("test", choices=("test", "validation"))
     """Where methods are compared: on `test`, or on `validation` to choose between variants without touching the test
@@ -56,21 +67,21 @@ class StudyConfig:
     """Variant -> [YAML of configs/pretrain, key=value, ...]."""
     reference: str = "adversarial"
     """The method that is compared with each of the others."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = setting([0], ">= 0 and < 1e18")
     """Seeds of pre-training and of the evaluations."""
     tasks: list[str] = field(default_factory=lambda: ["rhythm", "sex"])
     """Names of configs/transfer/*.yaml."""
     fractions: list[float] = setting([1.0, 0.1], "> 0 and <= 1")
     """Fractions of the train labels."""
-    processes: int = setting(2, ">= 1")
+    processes: int = setting(2, ">= 1 and <= 1024")
     """Processes per pre-training run."""
     pretrain: list[str] = field(default_factory=list)
     """`key=value` arguments for every pre-training run."""
     transfer: list[str] = field(default_factory=list)
     """`key=value` arguments for every evaluation."""
-    bootstrap: int = setting(2000, ">= 2")
+    bootstrap: int = setting(2000, ">= 2 and <= 1000000")
     """Bootstrap resamples of the patients."""
-    minutes: float = setting(120.0, "> 0")
+    minutes: float = setting(120.0, "> 0 and <= 525600")
     """Time limit per step, in minutes."""
 
     def check(self) -> None:
@@ -98,19 +109,58 @@ class StudyConfig:
                 known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
                 raise UserError(f"{path} does not exist; there are: {known}")
         for method in trained:
-            name, *words = self.words(method)
-            load(PretrainConfig, config_path("pretrain", name), [*self.pretrain, *words, "data.path=DIR"]).check()
+            self._check_pretraining(method)
         taken = set(UNTRAINED) | {p.stem for p in config_path("pretrain", "any").parent.glob("*.yaml")}
         if clash := sorted(set(self.variants) & taken):
             raise UserError(f"variants.{clash[0]}: the name is taken by a method; choose another")
         for rotation in self.rotations:
             folds_of(rotation, self.folds, self.judge)
         for task in self.tasks:
-            load(TransferConfig, config_path("transfer", task), self.transfer)
+            self._check_transfer(task)
+        self._check_shards()
+
+    def _check_shards(self) -> None:
+        if not self.shard.column:
+            raise UserError("shard.column is empty: name the table's column of folds")
+        path = config_path("shard", self.shard.config)
+        build = _loaded(schema_of("shard"), path, self.shard.overrides, "shard.overrides")
+        build.split.column = self.shard.column
+        with naming("shard.overrides"):
+            build.check()
+
+    def _check_pretraining(self, method: str) -> None:
+        name, *words = self.words(method)
+        path = config_path("pretrain", name)
+        _loaded(PretrainConfig, path, self.pretrain, "pretrain")
+        _refuse_reserved(PretrainConfig, words, f"variants.{method}", RESERVED["pretrain"])
+        cfg = load(PretrainConfig, path, [*self.pretrain, *words], f"of variants.{method}")
+        cfg.data.path = "DIR"
+        with naming(f"method {method}"):
+            cfg.check()
+
+    def _check_transfer(self, task: str) -> None:
+        cfg = _loaded(TransferConfig, config_path("transfer", task), self.transfer, "transfer")
+        cfg.encoder = cfg.data = cfg.output = "DIR"
+        with naming("transfer"):
+            cfg.check()
+            if cfg.mode == "scratch":
+                raise UserError("mode=scratch would train every method from scratch: name `scratch` among the methods")
+            device_of(cfg.device)
 
     def words(self, method: str) -> list[str]:
         """The YAML of a pre-trained method, and its overrides."""
         return self.variants.get(method, [method])
+
+
+def _loaded(schema: type[C], path: Path, words: Sequence[str], key: str) -> C:
+    """The config of a step with the words of the study's `key`. Raises `UserError` for one that the study sets."""
+    _refuse_reserved(schema, words, key, RESERVED[key])
+    return load(schema, path, words, f"of {key}")
+
+
+def _refuse_reserved(schema: type, words: Sequence[str], key: str, reserved: set[str]) -> None:
+    if taken := sorted(given_keys(schema, words, f"of {key}") & reserved):
+        raise UserError(f"{key}: the study sets {taken[0]} itself: leave it out")
 
 
 @dataclass(frozen=True)
@@ -157,7 +207,8 @@ def keep_config(config: StudyConfig, output: Path) -> None:
     """
     path = output / "config.yaml"
     if path.is_file():
-        changes = resume.changes("study", yaml.safe_load(path.read_text()), as_dict(config))
+        kept = read_yaml(path, "delete it and run the same study again, which writes it anew")
+        changes = resume.changes("study", kept, as_dict(config))
         changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': use a new output or the old value")

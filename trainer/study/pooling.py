@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from scipy.stats import rankdata
 
 from trainer.evaluate.result import PREDICTIONS
 from trainer.evaluate.scores import bootstrap_auroc, interval, macro_auroc
 from trainer.study.config import Cell, StudyConfig
 from umbra.errors import UserError
+from umbra.parquet import Table
 
 RESOLVABLE = 2.8  # standard errors: 80 % power at a two-sided level of 5 %
 
@@ -50,7 +50,8 @@ def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float
     """Reads the predictions of one method, seed, task and fraction over all rotations."""
     output = Path(config.output)
     files = [Cell(r, method, seed, task, fraction).directory(output) / PREDICTIONS for r in config.rotations]
-    tables = [pq.read_table(file).to_pandas() for file in files]
+    fix = "delete its folder and run the same study again"
+    tables = [Table(file, fix).read().to_pandas() for file in files]
     common = [c for c in tables[0].columns if c.startswith("p_") and all(c in t.columns for t in tables)]
     classes = [c.removeprefix("p_") for c in common]
     number = {name: k for k, name in enumerate(classes)}

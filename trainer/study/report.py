@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from trainer.evaluate.result import plain
 from trainer.study.config import StudyConfig
 from trainer.study.figure import study_figure
 from trainer.study.pooling import compare
-from trainer.study.steps import STEPS
-from umbra.files import write_text
+from trainer.study.steps import STEPS, Note
+from umbra.files import read_json_lines, write_text
 
 
 def report(config: StudyConfig, output: Path) -> None:
     """Writes results.json, table.md and figure.png, and prints the table."""
     rows, differences = compare(config)
-    noted = [json.loads(line) for line in (output / STEPS).read_text().splitlines()]
+    noted = read_json_lines(output / STEPS, Note)
     content = {"name": config.name, "rows": rows, "differences": differences, "cost_seconds": cost(noted)}
     write_text(output / "results.json", json.dumps(plain(content), indent=1) + "\n")
     text = markdown(config, rows, differences, noted)
@@ -27,7 +26,7 @@ def report(config: StudyConfig, output: Path) -> None:
     print(f"written: {output / 'results.json'}, {output / 'table.md'}, {output / 'figure.png'}")
 
 
-def cost(noted: list[dict[str, Any]]) -> dict[str, float]:
+def cost(noted: list[Note]) -> dict[str, float]:
     """Wall time in seconds by kind of step; pre-training and evaluation also by method."""
     total: dict[str, float] = {}
     for step in noted:
@@ -38,7 +37,7 @@ def cost(noted: list[dict[str, Any]]) -> dict[str, float]:
     return dict(sorted(total.items()))
 
 
-def markdown(config: StudyConfig, rows: list[dict], differences: list[dict], noted: list[dict]) -> str:
+def markdown(config: StudyConfig, rows: list[dict], differences: list[dict], noted: list[Note]) -> str:
     """The results as Markdown: a table of scores, one of differences, the cost, the commands of one rotation."""
     parts = [f"# {config.name}", _explained(config, rows), "## Macro AUROC", _score_table(rows)]
     parts += [f"## {config.reference} minus the others", _difference_table(differences)]

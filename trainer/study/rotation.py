@@ -101,7 +101,7 @@ def transfer_words(config: StudyConfig, cell: Cell) -> list[str]:
         "scratch": ["encoder=random", f"like={like}", "mode=scratch"],
     }.get(cell.method, [f"encoder={_run_directory(base, cell.method, cell.seed) / 'encoder'}"])
     place = [f"data={base / 'data'}", f"output={cell.directory(output)}"]
-    return [*encoder, *place, f"fraction={cell.fraction:g}", f"seed={cell.seed}", *config.transfer]
+    return [*config.transfer, *encoder, *place, f"fraction={cell.fraction:g}", f"seed={cell.seed}"]
 
 
 def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:

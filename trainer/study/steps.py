@@ -14,10 +14,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from umbra.errors import UserError
 
 STEPS = "steps.jsonl"
+
+
+class Note(TypedDict):
+    """A line of steps.jsonl: a finished step as `KIND/ROTATION[/METHOD...]`, its command and wall time."""
+
+    step: str
+    command: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,11 @@ class Steps:
         self.note(name, command, time.monotonic() - began)
 
     def note(self, name: str, words: Sequence[str | Path], seconds: float) -> None:
-        with open(self.output / STEPS, "a") as file:
-            line = {"step": name, "command": shown(words), "seconds": round(seconds, 2)}
-            file.write(json.dumps(line) + "\n")
+        path = self.output / STEPS
+        cut = path.is_file() and not path.read_bytes().endswith(b"\n")
+        with open(path, "a") as file:
+            line: Note = {"step": name, "command": shown(words), "seconds": round(seconds, 2)}
+            file.write("\n" * cut + json.dumps(line) + "\n")
         print(f"[{name}] {seconds:.1f} s", flush=True)
 
 

@@ -5,8 +5,7 @@ To add one: a `View` dataclass in a file of this folder, and its name in `VIEWS`
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from trainer.views.masks import BlockMask, LeadDropout, TimeMask
 from trainer.views.noise import Gaussian
 from trainer.views.random import Key
 from trainer.views.vcg import VCG
-from umbra.errors import UserError
+from umbra.errors import UserError, near_miss
 
 VIEWS: dict[str, type[View]] = {
     "gaussian": Gaussian,
@@ -26,6 +25,8 @@ VIEWS: dict[str, type[View]] = {
     "time_mask": TimeMask,
     "lead_dropout": LeadDropout,
 }
+
+STAGES = ("signal", "mask")
 
 __all__ = ["VIEWS", "Key", "View", "Views", "build"]
 
@@ -60,6 +61,9 @@ def build(specs: Sequence[str | Mapping[str, Any]], leads: Sequence[str]) -> Vie
         count = 1 + sum(type(view) is VIEWS[name] for view in views)
         op = name if count == 1 else f"{name}#{count}"
         views.append(VIEWS[name](op=op, leads=tuple(leads), **args))
+        stage = getattr(views[-1], "stage", None)
+        if stage not in STAGES:
+            raise UserError(f"view '{name}': its stage {stage!r} is unknown; use {' or '.join(STAGES)}")
     return Views([v for v in views if v.stage == "signal"], [v for v in views if v.stage == "mask"])
 
 
@@ -75,14 +79,9 @@ def _parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise UserError(f"view {spec!r} must be a name or a mapping with a name, such as {{name: vcg, max_angle: 45}}")
     name = args.pop("name")
     if not isinstance(name, str) or name not in VIEWS:
-        raise UserError(f"unknown view '{name}'{_hint(name, VIEWS)}")
+        raise UserError(f"unknown view '{name}'{near_miss(name, VIEWS)}")
     known = VIEWS[name].arguments()
     for arg in args:
         if arg not in known:
-            raise UserError(f"view '{name}': unknown argument '{arg}'{_hint(arg, known)}")
+            raise UserError(f"view '{name}': unknown argument '{arg}'{near_miss(arg, known)}")
     return name, args
-
-
-def _hint(word: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"

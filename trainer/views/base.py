@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from trainer.views.random import Key
+from umbra.arguments import fitted, shown
 from umbra.errors import UserError
 
 
@@ -30,10 +31,10 @@ class View:
         kinds = typing.get_type_hints(type(self))
         for name in self.arguments():
             value, kind = getattr(self, name), kinds[name]
-            if kind is float and type(value) is int:
-                setattr(self, name, float(value))
-            elif type(value) is not kind:
-                raise UserError(f"view '{self.op}': {name} must be of type {kind.__name__}, not {value!r}")
+            try:
+                setattr(self, name, fitted(value, kind))
+            except TypeError:
+                raise UserError(f"view '{self.op}': {name} must be of type {shown(kind)}, not {value!r}") from None
 
     @classmethod
     def arguments(cls) -> list[str]:

@@ -13,9 +13,9 @@ from umbra.encoders.registry import ENCODERS, build_encoder
 class SizeConfig:
     """The input of the encoders."""
 
-    leads: int = setting(12, ">= 1")
+    leads: int = setting(12, ">= 1 and <= 1000")
     """Leads of an ECG."""
-    samples: int = setting(1000, ">= 1")
+    samples: int = setting(1000, ">= 1 and <= 1000000")
     """Samples per lead."""
 
     def check(self) -> None:

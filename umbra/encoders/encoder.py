@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from umbra.encoders.backbone import Backbone
 from umbra.errors import UserError
 
 FORMAT = 1
+SCALINGS = ("fixed", "record")
 
 
 class Scaling(nn.Module):
@@ -28,7 +29,7 @@ class Scaling(nn.Module):
 
     def __init__(self, mean_mv: Sequence[float], std_mv: Sequence[float], mode: str = "fixed") -> None:
         super().__init__()
-        if mode not in ("fixed", "record"):
+        if mode not in SCALINGS:
             raise UserError(f"scaling={mode} is unknown; use fixed or record")
         self.mode = mode
         self.register_buffer("mean", torch.tensor(mean_mv, dtype=torch.float32)[:, None])
@@ -42,20 +43,35 @@ class Scaling(nn.Module):
         return (x - mean) / (x - mean).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-3)
 
 
+class Architecture(TypedDict):
+    """A registered encoder and its `encoder.args.*`."""
+
+    name: str
+    args: dict[str, Any]
+
+
+class ScalingOf(TypedDict):
+    """The arguments of `Scaling`: mean and standard deviation per lead in mV."""
+
+    mode: str
+    mean_mv: list[float]
+    std_mv: list[float]
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Contents of `config.json` in an encoder directory.
 
-    `architecture` = {name, args}; `rate` in Hz; input is `[B, len(leads), samples]` in `units`; `dim` is the number of
-    features; `scaling` = {mode, mean_mv, std_mv}; `training`, `data` and `versions` document the origin of the weights.
+    `rate` in Hz; input is `[B, len(leads), samples]` in `units`; `dim` is the number of features (0: not known yet);
+    `training`, `data` and `versions` document the origin of the weights.
     """
 
-    architecture: dict[str, Any]
+    architecture: Architecture
     dim: int
     rate: float
     leads: list[str]
     samples: int
-    scaling: dict[str, Any]
+    scaling: ScalingOf
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -69,7 +85,7 @@ class EncoderConfig:
 class Encoder(nn.Module):
     """mV [B, leads, samples] -> features [B, dim]: the scaling of its `config`, then the backbone.
 
-    Raises `UserError` for an input of the wrong shape.
+    Raises `UserError` for an input of the wrong shape, `TypeError` for one that is no tensor.
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
@@ -86,6 +102,8 @@ class Encoder(nn.Module):
         return features
 
     def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"the encoder takes a torch tensor, not {type(x).__name__}: give torch.as_tensor(x)")
         shape = (len(self.config.leads), self.config.samples)
         if x.ndim != 3 or tuple(x.shape[1:]) != shape:
             raise UserError(

@@ -1,23 +1,22 @@
 """The registry of encoders. To add one, write a `Backbone` in this folder and add its name to `ENCODERS`.
 
-An encoder is a `Backbone` constructed from `(leads, samples, **args)` with a `dim`: [B, leads, samples], scaled ->
-[B, dim]. It processes rows independently and without random numbers (no dropout); torch's batch norm is allowed, see
-`trainer/game/batchnorm.py`.
+A class or function makes a `Backbone` from `(leads, samples)` and arguments that its signature names, with a `dim`:
+[B, leads, samples], scaled -> [B, dim]. It processes rows independently and without random numbers (no dropout);
+torch's batch norm is allowed, see `trainer/game/batchnorm.py`.
 """
 
 from __future__ import annotations
 
-import difflib
-import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from umbra.arguments import arguments, fitted, shown
 from umbra.encoders.backbone import Backbone
 from umbra.encoders.resnet import ResNet
 from umbra.encoders.vit import ViT
 from umbra.encoders.xresnet import XResNet
-from umbra.errors import UserError, building
+from umbra.errors import UserError, building, near_miss
 
 ENCODERS: dict[str, Callable[..., Backbone]] = {
     "resnet18": partial(ResNet, layers=(2, 2, 2, 2)),
@@ -25,13 +24,6 @@ ENCODERS: dict[str, Callable[..., Backbone]] = {
     "vit_s": ViT,
     "xresnet1d101": partial(XResNet, layers=(3, 4, 23, 3)),
 }
-_GIVEN = {"leads", "samples", "layers", "return"}  # set by the data or the encoder's name, not by `encoder.args`
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
 
 
 def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | None = None) -> Backbone:
@@ -41,16 +33,14 @@ def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | No
     """
     args = dict(args or {})
     if name not in ENCODERS:
-        raise UserError(f"encoder.name={name} is unknown; {_nearest(name, ENCODERS)}")
-    known = {k: kind for k, kind in typing.get_type_hints(_class(ENCODERS[name]).__init__).items() if k not in _GIVEN}
+        raise UserError(f"encoder.name={name} is unknown{near_miss(name, ENCODERS)}")
+    known = arguments(ENCODERS[name], given=2)
     for key, value in args.items():
         if key not in known:
-            raise UserError(f"encoder.args.{key} is not an argument of {name}; {_nearest(key, known)}")
-        if type(value) is not known[key]:
-            raise UserError(f"encoder.args.{key}={value} must be of type {known[key].__name__}")
-    with building("encoder"):
+            raise UserError(f"encoder.args.{key} is not an argument of {name}{near_miss(key, known)}")
+        try:
+            args[key] = fitted(value, known[key])
+        except TypeError:
+            raise UserError(f"encoder.args.{key}={value} must be of type {shown(known[key])}") from None
+    with building("encoder", {"encoder.name": name, **{f"encoder.args.{key}": value for key, value in args.items()}}):
         return ENCODERS[name](leads, samples, **args)
-
-
-def _class(make: Any) -> Any:
-    return make.func if isinstance(make, partial) else make

@@ -41,7 +41,7 @@ def test_each_start_of_a_run_adds_what_it_changes():
 def test_names_of_another_data_set_are_refused_but_not_in_a_checkpoint_whose_fingerprint_will_be():
     with pytest.raises(UserError, match=r"data.exclude: val-000001.tar is not a shard of the training split"):
         changes(["val-000001.tar"], SHARDS, {})
-    with pytest.raises(UserError, match=r"did you mean train-000003.tar\?"):
+    with pytest.raises(UserError, match=r"did you mean 'train-000003.tar'\?"):
         changes(["train-000003"], SHARDS, {})
     assert changes([], SHARDS, {"step": 9, "excluded": [[3, ["other.tar", A]]]}) == ((3, (3,)), (9, ()))
 

@@ -138,7 +138,7 @@ def test_masks_are_those_of_the_checkpoint(run):
         (["masks", "RUN", "by=rythm"], "by=rythm: .* does not exist"),
         (["masks", "RUN", "data=/no/where"], "/no/where"),
         (["masks", "RUN", "ecgs=0"], "ecgs=0 must be >= 2"),
-        (["masks", "RUN", "bootstrap=0"], "bootstrap=0 must be >= 1"),
+        (["masks", "RUN", "bootstrap=0"], "bootstrap=0 must be >= 2"),
         (["curves", "RUN", "RUN"], "say what to draw"),
     ],
 )
@@ -155,7 +155,8 @@ def test_a_run_without_a_masker_has_no_masks(run):
 
 
 def test_data_of_another_shape_than_the_runs_are_refused(run):
-    encoder = {"leads": list(LEADS), "samples": 1200, "rate": 200.0}
-    (run / "run.json").write_text(json.dumps({"encoder": encoder, "scaling": {}, "fingerprint": "", "key_id": ""}))
+    encoder = {"name": "resnet18", "args": {}, "leads": list(LEADS), "samples": 1200, "rate": 200.0}
+    record = {"encoder": encoder, "scaling": handmade.SCALING, "fingerprint": "", "key_id": ""}
+    (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="has other leads, rate or length"):
         figures.main(["masks", str(run)])

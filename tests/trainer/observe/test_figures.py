@@ -175,6 +175,13 @@ def test_example_has_the_shape_asked_for_at_any_rate_and_for_any_leads():
 # ---- curves and study ----
 
 
+@pytest.mark.parametrize("name", ["o.xyz", "o", "o.jpg", "png"])
+def test_a_figure_has_the_ending_of_what_it_is(name, tmp_path):
+    with pytest.raises(UserError, match=f"{name}: the figure is written as a PNG: give a name that ends in .png"):
+        figures_command.main(["curves", str(tmp_path / name), str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_curves_draw_the_numbers_of_the_file(tmp_path, drawn):
     rows = [
         {"step": 10, "loss": 4.0, "lr/encoder": 1e-3, "lr/masker": 2e-3, "samples_per_s": 100.0},

@@ -36,7 +36,8 @@ def alone(monkeypatch):
 
 
 def state(*words: str, method: str = "none", world: int = 2, fingerprint: str = "f00d") -> dict:
-    config = as_dict(load(PretrainConfig, f"configs/pretrain/{method}.yaml", [f"method={method}", *words]))
+    given = [f"method={method}", "precision=fp32", *words]
+    config = as_dict(load(PretrainConfig, f"configs/pretrain/{method}.yaml", given))
     return {"config": config, "fingerprint": fingerprint, "world": world}
 
 
@@ -54,6 +55,16 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert (path / "weights.safetensors").stat().st_mode & 0o044
 
 
+def test_keys_that_an_earlier_version_did_not_have_have_their_defaults(tmp_path):
+    path = saved(tmp_path)
+    content = json.loads((path / "state.json").read_text())
+    del content["config"]["optim"]["schedule"], content["config"]["optim"]["decay"]
+    (path / "state.json").write_text(json.dumps(content))
+    assert checkpoint.load(path, {"encoder": Engine(0)}, state()) == 5
+    with pytest.raises(UserError, match=r"optim\.schedule: \"cosine\", now \"wsd\""):
+        checkpoint.load(path, {"encoder": Engine(0)}, state("optim.schedule=wsd"))
+
+
 def test_the_newest_committed_ones_stay_by_number(tmp_path):
     for step in (9, 10, 100):
         saved(tmp_path, step)
@@ -69,7 +80,8 @@ def test_the_newest_committed_ones_stay_by_number(tmp_path):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (state(method="3kg"), ['method: "none", now "3kg"', "views.first: [], now [{"]),
+        (state(method="3kg"), ["views.first: [], now [{"]),
+        (state("precision=bf16"), ['precision: "fp32", now "bf16"']),
         (state("game.enabled=true"), ["game.enabled: false, now true"]),
         (state("encoder.args.width=8"), ["encoder.args.width: not set, now 8"]),
         (state("encoder.name=resnet34"), ['encoder.name: "resnet18", now "resnet34"']),
@@ -95,6 +107,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, other, said):
 def test_places_logs_and_lengths_may_change(tmp_path):
     words = [
         "run=elsewhere",
+        "method=renamed",
         "data.path=moved",
         "log.every=1",
         "checkpoint.keep=9",
@@ -108,6 +121,11 @@ def test_places_logs_and_lengths_may_change(tmp_path):
         checkpoint.load(path, {"encoder": Engine(0)}, state(*words, "steps=9", "epochs=2", "resume=never", world=4))
         == 5
     )
+
+
+def test_a_checkpoint_of_before_that_kept_auto_says_nothing_of_the_precision():
+    for now in ("fp32", "bf16"):
+        assert checkpoint.changes(state("precision=auto"), state(f"precision={now}")) == []
 
 
 def test_the_order_of_a_views_arguments_is_no_change():

@@ -31,7 +31,9 @@ def test_a_damaged_run_json_is_one_line_with_the_way_out(content, cfg_and_train)
     path = cfg.run + "/run.json"
     with open(path, "wb") as file:
         file.write(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=r"run\.json is damaged: .*delete it to go on") as said:
+    with pytest.raises(
+        UserError, match=r"run\.json is damaged \(.*delete it and run the same pretrain command"
+    ) as said:
         new_record(cfg, train, steps=10, bf16=False, world=1)
     assert "\n" not in str(said.value)
 

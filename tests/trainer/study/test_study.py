@@ -11,12 +11,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests.support.handmade import make_run, make_shards
+from trainer.evaluate.config import TransferConfig
 from trainer.study import __main__ as study
 from trainer.study import report
 from trainer.study import rotation as runs
 from trainer.study.config import Cell, ShardStep, StudyConfig, folds_of, keep_config
 from trainer.study.pooling import compare, pool
 from trainer.study.steps import Steps, run_limited, shown
+from umbra.config import load
 from umbra.errors import UserError
 
 KINDS = ["SR", "SR", "AFIB", "AFIB", "SR", "SR", "STACH", "STACH"]
@@ -253,11 +255,64 @@ def _made(path):
         ),
         (["pretrain=[scaling=nope]", "methods=[adversarial]"], "scaling=nope is unknown"),
         (["judge=train"], "judge=train is unknown; use test, validation"),
+        (["seeds=[0,-1]"], "seeds=-1 must be >= 0 and < 1e18"),
+        (["rotations=[-1]"], "rotations=-1 must be >= 0"),
+        (["minutes=1e300"], "minutes=1e\\+300 must be > 0 and <= 525600"),
+        (["shard.column="], "shard.column is empty"),
+        (["transfer=[mode=foo]"], "transfer: mode=foo is unknown; use probe, finetune, scratch"),
+        (["transfer=[mode=scratch]"], "transfer: mode=scratch would train every method from scratch"),
+        (["transfer=[fraction=0.5]"], "transfer: the study sets fraction itself: leave it out"),
+        (["transfer=[bootstrap=1]"], "transfer: bootstrap=1 is too few for an interval"),
+        (["transfer=[device=cuda:99]"], "transfer: device=cuda:99 is not available"),
+        (["transfer=[mod=probe]"], "'mod=probe' of transfer: unknown key 'mod'; did you mean 'mode'"),
+        (["pretrain=[epcohs=3]"], "'epcohs=3' of pretrain: unknown key 'epcohs'; did you mean 'epochs'"),
+        (["pretrain=[epochs=nan]"], "method adversarial: epochs=nan must be a finite number"),
+        (["pretrain=[run=/tmp/zz]"], "pretrain: the study sets run itself: leave it out"),
+        (["pretrain=['data={path: x}']"], "pretrain: the study sets data.path itself"),
+        (["pretrain=[seed=1]"], "pretrain: the study sets seed itself"),
+        (["pretrain=[epochs]"], "'epochs' of pretrain is not of the form key=value"),
+        (
+            ["variants={a: [none, run=x]}", "methods=[a]", "reference=a"],
+            "variants.a: the study sets run itself: leave it out",
+        ),
+        (
+            ["variants={a: [none, epcohs=3]}", "methods=[a]", "reference=a"],
+            "'epcohs=3' of variants.a: unknown key 'epcohs'; did you mean 'epochs'",
+        ),
+        (["shard.overrides=[rate=1]"], "shard.overrides: rate=1.0 must be >= 50 and <= 20000"),
+        (["shard.overrides=[raet=100]"], "'raet=100' of shard.overrides: unknown key 'raet'; did you mean 'rate'"),
+        (["shard.overrides=[output=x]"], "shard.overrides: the study sets output itself"),
+        (["shard.overrides=['split={train: [1]}']"], "shard.overrides: the study sets split.train itself"),
+        (["--dryrun"], "unknown option --dryrun; known: --help"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, more, said):
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as error:
         study.main(["name=s", "data=d", f"output={tmp_path / 'o'}", "methods=[adversarial,random]", *more])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/study").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_studies_that_are_kept_pass_their_check(path):
+    load(StudyConfig, path, ["data=d", "output=o", "transfer=[mode=finetune, bootstrap=0]"]).check()
+
+
+def test_a_method_that_is_trained_from_scratch_stays_so_whatever_the_others_are():
+    config = study_of("out", methods=["adversarial", "scratch", "random"], transfer=["mode=finetune"])
+    modes = {}
+    for method in config.methods:
+        given = runs.transfer_words(config, Cell(0, method, 0, "rhythm", 1.0))
+        modes[method] = load(TransferConfig, "configs/transfer/rhythm.yaml", given).mode
+    assert modes == {"adversarial": "finetune", "scratch": "scratch", "random": "finetune"}
+
+
+def test_a_study_whose_recordings_moved_goes_on_under_another_title(tmp_path):
+    output = _made(tmp_path / "out")
+    keep_config(StudyConfig(name="tiny", data="here", output=str(output)), output)
+    keep_config(StudyConfig(name="other", data="there", output=str(output)), output)
+    with pytest.raises(UserError, match=r"another 'folds'"):
+        keep_config(StudyConfig(name="tiny", data="here", output=str(output), folds=5), output)
 
 
 def test_commands_are_those_that_one_types(tmp_path):

@@ -1,8 +1,11 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from scipy import stats
 
-from trainer.views import VIEWS, Key, build
+from trainer.views import VIEWS, Key, View, build
 from umbra.errors import UserError
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -60,6 +63,33 @@ def test_mistakes_are_named(specs, message):
     with pytest.raises(UserError, match=message) as caught:
         build(specs, LEADS)
     assert "\n" not in str(caught.value)
+
+
+@dataclass(kw_only=True)
+class Odd(View):
+    stage: ClassVar[str] = "signals"
+    most: int | None = None
+    factor: float = 1.0
+
+    def __call__(self, x, key, rate):
+        return x * self.factor
+
+
+def test_a_view_of_an_unknown_stage_is_refused_and_not_dropped(monkeypatch):
+    monkeypatch.setitem(VIEWS, "odd", Odd)
+    with pytest.raises(UserError, match="view 'odd': its stage 'signals' is unknown; use signal or mask"):
+        build(["odd"], LEADS)
+    monkeypatch.setattr(Odd, "stage", "mask")
+    assert [type(v) for v in build(["odd"], LEADS).mask] == [Odd]
+
+
+def test_an_argument_of_several_types(monkeypatch):
+    monkeypatch.setitem(VIEWS, "odd", Odd)
+    monkeypatch.setattr(Odd, "stage", "signal")
+    views = build([{"name": "odd", "most": 3, "factor": 2}, {"name": "odd", "most": None}], LEADS).signal
+    assert [(v.most, v.factor, type(v.factor)) for v in views] == [(3, 2.0, float), (None, 1.0, float)]
+    with pytest.raises(UserError, match=r"view 'odd': most must be of type int \| None, not 1\.5"):
+        build([{"name": "odd", "most": 1.5}], LEADS)
 
 
 def test_gaussian_adds_noise_of_the_deviation_stated():

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trainer.data.remote.fetch import Closed, Download, FetchError, Remote, is_remote
 from umbra.errors import UserError
 from umbra.files import claim_folder, write_bytes
-from umbra.schema import MANIFEST, SAMPLES, Manifest, Shard, fingerprint, read_manifest
+from umbra.parquet import Table
+from umbra.schema import MANIFEST, SAMPLES, Manifest, Shard, read_manifest
 
 PART = ".part"
 POLL = 0.02
@@ -153,20 +152,16 @@ def on_disk(folder: Path, name: str) -> Iterator[None]:
 
 
 def _manifest(data: bytes, where: str) -> Manifest:
-    """The manifest in `data`, checked against its own fingerprint and geometry."""
+    """The manifest in `data`, checked against its own geometry."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MANIFEST
         path.write_bytes(data)
         try:
             manifest = read_manifest(folder)
-        except UnicodeDecodeError:
-            raise UserError(f"{where} is damaged: it is not text; copy it again") from None
         except UserError as error:
             raise UserError(str(error).replace(str(path), where)) from None
-    geometry, shards = manifest.geometry, manifest.shards
-    if manifest.fingerprint != fingerprint(shards, geometry, manifest.rate, manifest.leads, manifest.resolution_uv):
-        raise UserError(f"{where} does not match its own fingerprint: it was changed by hand; build the data set again")
-    for shard in shards:
+    geometry = manifest.geometry
+    for shard in manifest.shards:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar", shard.name):
             raise UserError(f"{where} names a shard {shard.name!r}, which is not a valid name of a tar file")
         if shard.bytes != geometry.shard_bytes(shard.samples):
@@ -180,8 +175,8 @@ def _manifest(data: bytes, where: str) -> Manifest:
 def _check_samples(path: Path, manifest: Manifest, where: str) -> None:
     counts = [shard.samples for shard in manifest.shards]
     try:
-        shard = pq.read_table(path, columns=["shard"]).column("shard").to_numpy()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{where} is damaged: copy it again ({str(error).splitlines()[0]})") from None
+        shard = Table(path, "copy it again").read(["shard"]).column("shard").to_numpy()
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), where)) from None
     if not np.array_equal(shard, np.repeat(np.arange(len(counts)), counts)):
         raise UserError(f"{where} does not match the rows of its manifest: copy both again from one build")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from trainer.game.maskers.base import Masker
 from trainer.game.maskers.paper import PaperUNet
 from trainer.game.maskers.unet import UNet
-from umbra.errors import UserError, building
+from umbra.errors import UserError, building, near_miss
 
 # name -> (leads, channels, samples per cell, width, depth, kernel) -> masker
 MASKERS: dict[str, Callable[[int, int, int, int, int, int], Masker]] = {
@@ -22,6 +22,7 @@ def build_masker(name: str, leads: int, channels: int, hop: int, width: int, dep
     Raises `UserError` for an unknown name and for sizes that cannot work.
     """
     if name not in MASKERS:
-        raise UserError(f"masker.name={name} is unknown; use {' or '.join(MASKERS)}")
-    with building("masker"):
+        raise UserError(f"masker.name={name} is unknown{near_miss(name, MASKERS)}")
+    sizes = {"name": name, "width": width, "depth": depth, "kernel": kernel}
+    with building("masker", {f"masker.{key}": value for key, value in sizes.items()}):
         return MASKERS[name](leads, channels, hop, width, depth, kernel)

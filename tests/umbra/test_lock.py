@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from sharding import lock as locking
 from tests.support.recordings import write_folder
+from umbra import lock as locking
 from umbra.errors import UserError
 from umbra.schema import read_manifest
 

@@ -1,0 +1,193 @@
+"""One layer of a config, a YAML file or a `key=value` word: read, and checked against the dataclass that it fills."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import keyword
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from umbra.errors import UserError, naming, near_miss, nearest
+from umbra.plain_yaml import MISSING, refuse_surprises
+
+
+def config_file(path: str | Path) -> Path:
+    """`path` if it exists; otherwise, for `configs/...`, the copy that was installed with the package."""
+    path, here = Path(path), Path(__file__).parent
+    if not path.exists() and path.parts[:1] == ("configs",):
+        for root in (here, here.parent):  # wheel, checkout
+            if (root / path).parent.is_dir():
+                return root / path
+    return path
+
+
+def layers(
+    schema: type, path: str | Path | None, overrides: Sequence[str], source: str
+) -> Iterator[tuple[str, str, dict[Any, Any]]]:
+    """(where it comes from, its dotted key or an empty string for a file, nested values) of each layer."""
+    if path is not None:
+        yield str(path), "", _read_yaml(config_file(path))
+    for word in overrides:
+        origin = f"'{word}' {source}"
+        yield origin, word.partition("=")[0], _read_word(word, schema, origin)
+
+
+def refuse_option(word: str, options: Sequence[str] = ()) -> None:
+    if word.startswith("-") and "=" not in word:
+        raise UserError(f"unknown option {word}{near_miss(word, [*options, '--help'])}")
+
+
+def _read_word(word: str, schema: type, origin: str) -> dict[Any, Any]:
+    key, sign, value = word.partition("=")
+    refuse_option(word)
+    if not sign or not key:
+        raise UserError(f"{origin} is not of the form key=value")
+    if dict(keys(schema)).get(key) is str:
+        quoted = re.fullmatch(r"(['\"])(.*)\1", value, re.DOTALL)
+        nested: Any = quoted[2] if quoted else value
+        if nested == MISSING:
+            raise UserError(f"{origin}: {MISSING} is no value: give one, or leave the key out")
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        return nested
+    try:
+        with naming(origin):
+            refuse_surprises(value, key)
+        return _plain_layer(OmegaConf.from_dotlist([word]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{origin}: the value is not valid YAML") from error
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    if not path.is_file():
+        near = [str(p) for p in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+        hint = f"; available: {', '.join(near)}" if near else ""
+        raise UserError(f"config file {path} does not exist{hint}")
+    try:
+        with naming(str(path)):
+            refuse_surprises(path.read_text(encoding="utf-8"))
+        layer = OmegaConf.load(path)
+        if isinstance(layer, DictConfig):
+            return _plain_layer(layer)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    raise UserError(f"config file {path} must contain `key: value` lines, not a list or a single value")
+
+
+def _plain_layer(layer: DictConfig) -> dict[Any, Any]:
+    plain = OmegaConf.to_container(layer)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def check_layer(layer: dict[Any, Any], schema: Any, origin: str) -> None:
+    """Raises `UserError` for the first key of a layer that is unknown or whose value cannot be of its type."""
+    known = dict(keys(schema))
+    with naming(origin):
+        given = list(_given(layer, known))
+    for key, value in given:
+        kind = known.get(key)
+        if kind is None:
+            raise UserError(f"{origin}: unknown key '{key}'{_suggestion(key, known)}")
+        if dataclasses.is_dataclass(kind):
+            inner = " or ".join(f"{k}=..." for k in known if k.startswith(f"{key}.") and "." not in k[len(key) + 1 :])
+            raise UserError(f"{origin}: '{key}' is a section: give {inner}")
+        if problem := _mismatch(key, value, kind):
+            raise UserError(f"{origin}: {problem}")
+
+
+def _given(layer: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a layer; sections are opened, and one with another value than keys is given as it is."""
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
+        if "." in str(name) and key in known:
+            nested = f"{str(name).replace('.', ': {')}: ...{'}' * str(name).count('.')}"
+            raise UserError(f"key '{key}': nest it, {nested}")
+        if dataclasses.is_dataclass(known.get(key)) and isinstance(value, dict):
+            yield from _given(value, known, f"{key}.")
+        else:
+            yield key, value
+
+
+def _mismatch(key: str, value: Any, kind: Any) -> str:
+    """Why a value cannot be of the type of its key, as far as OmegaConf would not say it as clearly; else empty."""
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    if outer is dict:
+        if not isinstance(value, dict):
+            return f"key '{key}': this is a mapping: write {key}={{A: B}}, or {{}} for none"
+        return next(filter(None, (_mismatch(f"{key}.{name}", v, inner[1]) for name, v in value.items())), "")
+    if outer is list:
+        if not isinstance(value, list):
+            return f"key '{key}': this is a list: write {key}=[A,B], or [] for none"
+        return next(filter(None, (_mismatch(key, item, inner[0]) for item in value)), "")
+    if kind not in (str, int, float, bool):
+        return ""
+    if value is None:
+        return f"key '{key}' has no value: give one, or leave the key out"
+    if isinstance(value, dict | list):
+        return f"key '{key}': one value is needed, not {value}"
+    if kind is str and isinstance(value, bool):
+        return f"key '{key}': YAML reads yes, no, on, off, true and false as truth values: write text in quotes"
+    if kind is not str and isinstance(value, str) and "${" in value:
+        return f"key '{key}': {value} is not replaced by a value: write the {kind.__name__} itself"
+    return ""
+
+
+def mappings(schema: Any, at: str, layer: dict[Any, Any]) -> list[str]:
+    """The keys of mappings that a layer at the dotted key `at` gives as a whole, as OmegaConf needs them."""
+    given = {key for key, _ in items(layer)}
+    whole = [k for k, kind in keys(schema) if typing.get_origin(kind) is dict and k in given]
+    return [".".join(map(_as_field, key.split("."))) for key in whole if not at or f"{key}.".startswith(f"{at}.")]
+
+
+def _suggestion(key: str, known: dict[str, Any]) -> str:
+    """A hint at the key that was probably meant: by its last part in its section, by likeness, by its last part."""
+    candidates = [k for k, kind in known.items() if "." not in key or not dataclasses.is_dataclass(kind)]
+    top, leaf = key.partition(".")[0], key.rpartition(".")[2]
+    same = [k for k in candidates if k.rpartition(".")[2] == leaf]
+    inside = [k for k in same if "." in key and k.startswith(f"{top}.")]
+    near = next(iter(inside), "") or nearest(key, candidates) or next(iter(same), "")
+    top_keys = sorted(k for k in known if "." not in k)
+    return f"; did you mean '{near}'?" if near else f"; known keys: {', '.join(top_keys)}"
+
+
+def keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a schema and its type."""
+    for name, kind in field_types(schema):
+        yield prefix + name, kind
+        if dataclasses.is_dataclass(kind):
+            yield from keys(kind, prefix + name + ".")
+
+
+@functools.cache
+def field_types(schema: Any) -> list[tuple[str, Any]]:
+    hints = typing.get_type_hints(schema)
+    return [(f.name.rstrip("_"), hints[f.name]) for f in dataclasses.fields(schema)]
+
+
+def as_fields(node: Any) -> Any:
+    """`node` as OmegaConf needs it: Python keywords (`global`) get a trailing underscore, `${` is escaped."""
+    if isinstance(node, dict):
+        return {_as_field(k): as_fields(v) for k, v in node.items()}
+    if isinstance(node, list):
+        return [as_fields(v) for v in node]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
+
+
+def _as_field(name: Any) -> Any:
+    return f"{name}_" if keyword.iskeyword(str(name)) and str(name).islower() else name
+
+
+def items(layer: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in layer.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from items(value, f"{prefix}{name}.")
