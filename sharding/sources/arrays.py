@@ -115,17 +115,18 @@ def recording(
         missing = np.logical_not(finite.all(axis=0))
         mv[~finite] = 0.0
     flags = ("derived",) if any(name not in rows for name in wanted) else ()
-    at_limit, saturated = _saturation(picked)
-    return Recording(mv, chosen, options.rate if rate is None else rate, missing, saturated, flags, at_limit)
+    rate = options.rate if rate is None else rate
+    at_limit, saturated = _saturation(picked, rate)
+    return Recording(mv, chosen, rate, missing, saturated, flags, at_limit)
 
 
-def _saturation(values: NDArray) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+def _saturation(values: NDArray, rate: float) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
     """`saturation` at the limits of an integer type; the 0 of an unsigned one, of which padding is made, is none."""
     if not np.issubdtype(values.dtype, np.integer):
         return None, None
     kind = np.iinfo(values.dtype)
     limits = [(kind.min if kind.min < 0 else -1, kind.max)] * len(values)
-    return saturation(values, limits, limits)
+    return saturation(values, limits, limits, rate)
 
 
 def trimmed(values: NDArray) -> NDArray:
