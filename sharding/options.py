@@ -24,7 +24,7 @@ MOST_SAMPLES = 1 << 24  # of a window
 REASONS = {
     "missing_file": "the header or a signal file does not exist",
     "unreadable": "a file cannot be opened, or is not a regular file",
-    "path": "a file name that is absolute or leaves the input folder",
+    "path": "a file name that is absolute, or outside the folder where it belongs",
     "header": "the header is invalid or ambiguous",
     "multi_segment": "a record whose segments do not match",
     "segment": "a segment of another record, which is read as a whole",
@@ -56,6 +56,7 @@ FLAGS = {  # notes on windows that are kept
     "checksum": "the signals do not match the header's checksum",
     "derived": "limb leads derived from I and II",
     "padded": "short record padded with zeros at the end",
+    "lost_segment": "another segment of the record cannot be read",
     "at_limit": "samples at a limit of the A/D converter",
     "still_ends": f"no lead changes for {signal.STILL_SECONDS:g} s or more at the start or end: padding?",
 }
