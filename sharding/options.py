@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,17 @@ FLAGS = {  # notes on windows that are kept
 }
 
 
-def padding_advice(form: str) -> str:
-    """What to do about `still_ends` in a source of this format."""
-    if form in ("wfdb", "clinical"):
-        return "cut it off in the files (private/records.parquet names the records, detail)"
-    return "source.array.trim=true cuts zeros off, and min_seconds keeps records that are then shorter than a window"
+def padding_advice(source: Mapping[str, Any]) -> str:
+    """What to do about `still_ends` in a data set with this config of its `source`."""
+    cut = "cut it off in the files (private/records.parquet names the records, detail)"
+    if source.get("format") in ("wfdb", "clinical"):
+        return cut
+    if source.get("array", {}).get("trim"):
+        return f"it is not zeros at the ends of a record, which source.array.trim cuts off: {cut}"
+    return (
+        "source.array.trim=true cuts zeros off, and min_seconds keeps records that are then shorter than a window; if "
+        f"it is not zeros, {cut}"
+    )
 
 
 def named(reasons: Counter[str]) -> str:
