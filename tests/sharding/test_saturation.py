@@ -256,6 +256,19 @@ def test_integers_of_hdf5(tmp_path):
         assert outcome.flags["at_limit"] == (0 if whole else 4), name
 
 
+@pytest.mark.parametrize(("kind", "offset"), [("i2", 0), ("i4", 0), ("u2", 2048)])
+@pytest.mark.parametrize(("bits", "refused"), [(12, 2), (0, 0), (16, 0), (9, 0)])
+def test_bits_of_the_converter_of_an_array(tmp_path, kind, offset, bits, refused):
+    """12 bits in a wider type: 9, which samples go beyond, are not the converter's."""
+    values = np.stack([digital(ecg(n), 12) for n in range(3)] + [digital(clipped(ecg(n)), 12) for n in range(2)])
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", (values + offset).astype(kind))
+    words = ["source.format=table", "source.array.rate=500", f"source.array.leads=[{','.join(LEADS)}]"]
+    outcome = build(tmp_path / "in", tmp_path / "out", *words, "source.array.units=uV", f"source.array.bits={bits}")
+    assert outcome.rejected.get("saturated", 0) == refused
+    assert outcome.flags["at_limit"] == (3 if refused else 0)
+
+
 def test_zeros_of_an_unsigned_type_are_no_limit(tmp_path):
     values = np.maximum(1000 * ecg(1), 0).astype("u2").T
     (tmp_path / "in").mkdir()
