@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ MOST_SAMPLES = 1 << 24  # of a window
 REASONS = {
     "missing_file": "the header or a signal file does not exist",
     "unreadable": "a file cannot be opened, or is not a regular file",
-    "path": "a file name that is absolute or leaves the input folder",
+    "path": "a file name that is absolute, or outside the folder where it belongs",
     "header": "the header is invalid or ambiguous",
     "multi_segment": "a record whose segments do not match",
     "segment": "a segment of another record, which is read as a whole",
@@ -56,16 +57,23 @@ FLAGS = {  # notes on windows that are kept
     "checksum": "the signals do not match the header's checksum",
     "derived": "limb leads derived from I and II",
     "padded": "short record padded with zeros at the end",
+    "lost_segment": "another segment of the record cannot be read",
     "at_limit": "samples at a limit of the A/D converter",
     "still_ends": f"no lead changes for {signal.STILL_SECONDS:g} s or more at the start or end: padding?",
 }
 
 
-def padding_advice(form: str) -> str:
-    """What to do about `still_ends` in a source of this format."""
-    if form in ("wfdb", "clinical"):
-        return "cut it off in the files (private/records.parquet names the records, detail)"
-    return "source.array.trim=true cuts zeros off, and min_seconds keeps records that are then shorter than a window"
+def padding_advice(source: Mapping[str, Any]) -> str:
+    """What to do about `still_ends` in a data set with this config of its `source`."""
+    cut = "cut it off in the files (private/records.parquet names the records, detail)"
+    if source.get("format") in ("wfdb", "clinical"):
+        return cut
+    if source.get("array", {}).get("trim"):
+        return f"it is not zeros at the ends of a record, which source.array.trim cuts off: {cut}"
+    return (
+        "source.array.trim=true cuts zeros off, and min_seconds keeps records that are then shorter than a window; if "
+        f"it is not zeros, {cut}"
+    )
 
 
 def named(reasons: Counter[str]) -> str:

@@ -41,19 +41,16 @@ def remarks(plan: Plan, flags: Mapping[str, int] | None = None) -> list[str]:
     """Notes for the user on unknown words, unlisted files and the `flags` of kept windows, one line each."""
     lines = []
     if still := (flags or {}).get("still_ends", 0):
-        lines.append(
-            f"{still:,} kept windows look padded: {padding_advice(plan.content.get('source', {}).get('format', ''))}"
-        )
+        lines.append(f"{still:,} kept windows look padded: {padding_advice(plan.content.get('source', {}))}")
     if plan.codes_left_out:
         lines.append(
             f"{plan.codes_left_out:,} words in code fields are not known codes and are left out: the most frequent are "
             "in private/plan.json (unknown_words); source.vocabulary allows them"
         )
     if plan.sexes_unknown:
-        lines.append(
-            f"{plan.sexes_unknown:,} usable records have no known sex: unknown words are in private/plan.json "
-            "(unknown_words); source.table.sex_values maps them"
-        )
+        words = "unknown words are in private/plan.json (unknown_words); source.table.sex_values maps them"
+        where = f": {words}" if plan.unknown_words.get("sex") else ""
+        lines.append(f"{plan.sexes_unknown:,} usable records have no known sex{where}")
     if plan.unlisted:
         lines.append(
             f"{plan.unlisted:,} records in the input folder are not in its table and are left out: private/plan.json "

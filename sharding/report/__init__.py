@@ -43,6 +43,7 @@ def summary(output: Path) -> dict[str, Any]:
 
 def _summary(output: Path, manifest: Manifest, counts: Counts, measured: Mapping[str, Measured]) -> dict[str, Any]:
     rejected = rejections(output)
+    plan = read_plan(output) if (output / PRIVATE / PLAN_JSON).is_file() else None
     of_sources = {name: numbers(m, manifest.leads) for name, m in measured.items()}
     return {
         "windows": counts.split.total(),
@@ -61,22 +62,23 @@ def _summary(output: Path, manifest: Manifest, counts: Counts, measured: Mapping
         "flags": manifest.counts.get("flags"),  # None: built before they were counted
         "sources": of_sources,
         "findings": [
-            *_padding(manifest),
+            *_padding(manifest, (plan.content if plan else manifest.config).get("source", {})),
             *findings(of_sources, manifest.samples / manifest.rate),
             *equal.remarks(output),
         ],
         "equal_signals": equal.count(output),
-        "notes": progress.remarks(read_plan(output)) if (output / PRIVATE / PLAN_JSON).is_file() else [],
+        "notes": progress.remarks(plan) if plan else [],
     }
 
 
-def _padding(manifest: Manifest) -> list[str]:
-    """The finding of a data set in which the build met padding in more than `PADDED_SHARE` of the windows."""
+def _padding(manifest: Manifest, source: Mapping[str, Any]) -> list[str]:
+    """The finding of a data set in which the build met padding in more than `PADDED_SHARE` of the windows; `source`:
+    the build's, of which the manifest has a part only."""
     windows, still = sum(s.samples for s in manifest.shards), manifest.counts.get("flags", {}).get("still_ends", 0)
     if still <= PADDED_SHARE * windows:
         return []
-    advice = padding_advice(manifest.config.get("source", {}).get("format", ""))
-    return [f"in {100 * still / windows:.0f} % of the windows {FLAGS['still_ends']} {advice[0].upper()}{advice[1:]}."]
+    advice = padding_advice(source)
+    return [f"in {100 * still / windows:.0f} % of the windows {FLAGS['still_ends']} What to do: {advice}."]
 
 
 def report(output: Path, input: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding import signal
-from sharding.saturation import saturation
+from sharding.saturation import converter, saturation
 from sharding.sources.protocol import ArrayConfig, Recording, Rejected, contained
 from umbra import leads as lead_names
 from umbra.errors import UserError
@@ -115,17 +115,21 @@ def recording(
         missing = np.logical_not(finite.all(axis=0))
         mv[~finite] = 0.0
     flags = ("derived",) if any(name not in rows for name in wanted) else ()
-    at_limit, saturated = _saturation(picked)
-    return Recording(mv, chosen, options.rate if rate is None else rate, missing, saturated, flags, at_limit)
+    rate = options.rate if rate is None else rate
+    at_limit, saturated = _saturation(picked, rate, options.bits)
+    return Recording(mv, chosen, rate, missing, saturated, flags, at_limit)
 
 
-def _saturation(values: NDArray) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
-    """`saturation` at the limits of an integer type; the 0 of an unsigned one, of which padding is made, is none."""
+def _saturation(values: NDArray, rate: float, bits: int) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """`saturation` at the limits of an integer type, or of a converter of `bits`; the 0 of an unsigned one, of which
+    padding is made, is none."""
     if not np.issubdtype(values.dtype, np.integer):
         return None, None
     kind = np.iinfo(values.dtype)
-    limits = [(kind.min if kind.min < 0 else -1, kind.max)] * len(values)
-    return saturation(values, limits, limits)
+    lowest = kind.min if kind.min < 0 else -1
+    low, high = converter(bits, 0 if kind.min < 0 else (1 << bits) // 2, (lowest, kind.max))
+    limits, widest = [(low if kind.min < 0 else -1, high)] * len(values), [(lowest, kind.max)] * len(values)
+    return saturation(values, limits, widest, rate)
 
 
 def trimmed(values: NDArray) -> NDArray:

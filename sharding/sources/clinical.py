@@ -78,7 +78,9 @@ def read(root: Path, record: str, wanted: Sequence[str], options: SourceConfig) 
         for row, lead in zip(mv, chosen):
             row[:] = _millivolt(lead)
     missing = ~np.isfinite(mv)
-    at_limit, saturated = saturation(np.stack([lead.samples for lead in chosen]), *_limits(parsed, chosen))
+    at_limit, saturated = saturation(
+        np.stack([lead.samples for lead in chosen]), *_limits(parsed, chosen), _rate(parsed)
+    )
     mv[missing] = 0.0
     flags = [] if parsed.raw_metadata.get("checksum_valid", True) in (True, None) else ["checksum"]
     flags += ["derived"] if any(name not in rows for name in wanted) else []

@@ -44,6 +44,9 @@ class ArrayConfig:
     """Whether the array is `[samples, leads]` instead of `[leads, samples]`."""
     trim: bool = False
     """Whether zeros in all leads at both ends are padding and are trimmed."""
+    bits: int = setting(0, ">= 0 and <= 32")
+    """Bits of the A/D converter whose samples an integer array holds, if they are fewer than the array's: `saturated`
+    and `at_limit` are judged at its limits (0: those of the array's type)."""
     signals: str = ""
     """The HDF5 dataset, npz key or file ending in a tar that holds the array."""
     ids: str = ""

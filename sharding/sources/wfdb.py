@@ -36,6 +36,7 @@ from umbra import leads as lead_names
 MAX_HEADER = 1 << 20
 ENDINGS = (".hea",)
 GAP = "~"
+LOST = ("missing_file", "unreadable", "truncated")  # reasons that make a gap of a segment
 
 
 class Part(NamedTuple):
@@ -53,7 +54,8 @@ class Part(NamedTuple):
 @dataclass
 class Joined:
     """A multi-segment record: its `parts` in order, its length in `frames` (those without a part are gaps) and the
-    `names` of all signals. `per_frame`: samples per frame that are common to all ECG leads."""
+    `names` of all signals. `per_frame`: samples per frame that are common to all ECG leads. `lost`: the records of
+    the segments that cannot be read, which are gaps."""
 
     rate: float
     frames: int
@@ -61,6 +63,7 @@ class Joined:
     names: list[str]
     comments: list[str]
     parts: list[Part]
+    lost: list[str]
 
 
 def check(options: SourceConfig) -> None:
@@ -131,11 +134,12 @@ def _checked_rate(rate: float) -> float:
 
 def _head_of_segments(root: Path, record: str, header: Header, files: list[str]) -> Head:
     """Reads the headers of all segments and appends their files to `files`. See `Head`."""
-    files += dict.fromkeys(_header_file(_beside(record, name)) for name, _ in header.segments if name != GAP)
+    names = dict.fromkeys(_beside(record, name) for name, _ in header.segments if name != GAP)
+    files += map(_header_file, names)
     joined = _joined(root, record, header)
+    files[1:] = [_header_file(name) for name in names if name not in joined.lost]
     for part in joined.parts:
         files += [file for file in wfdb_signals.signal_files(part.record, part.header) if file not in files]
-        wfdb_signals.length(root, part.record, part.header)
     n = joined.per_frame
     segments = [
         Segment(part.first * n, (part.first + part.frames) * n, tuple(line.name for line in part.header.signals))
@@ -163,8 +167,10 @@ def _join(
 ) -> Joined:
     """Reads the headers of all segments; cached by their modification `times`, because such a record is read in pieces.
 
-    A first segment without samples is the layout, which names all signals.
+    A first segment without samples is the layout, which names all signals. A segment that cannot be read (`LOST`) is a
+    gap, unless none can.
     """
+    lost: dict[str, Rejected] = {}
     names: list[str] = []
     comments = [*comments_of_all]
     parts: list[Part] = []
@@ -173,18 +179,36 @@ def _join(
         if name == GAP or (number and not frames):
             first += frames
             continue
-        part = _read_header(root, _beside(record, name))
-        if part.segments:
-            raise Rejected("multi_segment", f"segment {number + 1} has segments itself")
+        try:
+            part = _segment(root, _beside(record, name), rate, frames, number)
+        except Rejected as error:
+            if error.reason not in LOST:
+                raise
+            lost[_beside(record, name)] = error
+            first += frames
+            continue
         comments += part.comments
         names += _unknown([line.name for line in part.signals], names)
         if frames:
-            parts.append(Part(_beside(record, name), _fitting(part, rate, frames, number), first))
+            parts.append(Part(_beside(record, name), part, first))
         first += frames
+    if lost and not parts:
+        raise next(iter(lost.values()))
     lines = [line for part in parts for line in part.header.signals]
     if first * max(len(names), 1) * common_per_frame(lines) > MAX_VALUES:
         raise Rejected("too_large", f"{first} samples of {len(names)} signals")
-    return Joined(rate, first, common_per_frame(lines), names, comments, parts)
+    return Joined(rate, first, common_per_frame(lines), names, comments, parts, [*lost])
+
+
+def _segment(root: Path, record: str, rate: float, frames: int, number: int) -> Header:
+    """The header of a segment whose signal files hold its `frames` (0: a layout). Raises `Rejected`."""
+    header = _read_header(root, record)
+    if header.segments:
+        raise Rejected("multi_segment", f"segment {number + 1} has segments itself")
+    if frames:
+        header = _fitting(header, rate, frames, number)
+        wfdb_signals.length(root, record, header)
+    return header
 
 
 def _changed(root: Path, record: str) -> int:
@@ -196,9 +220,9 @@ def _changed(root: Path, record: str) -> int:
 
 
 def _beside(record: str, name: str) -> str:
-    """The name of a segment in the folder of its record. Raises `Rejected`."""
-    if "/" in name or "\\" in name or name in (".", ".."):
-        raise Rejected("path", "a segment name with a folder in it")
+    """The name of a segment in, or below, the folder of its record. Raises `Rejected`."""
+    if "\\" in name or {"", ".", ".."} & {*name.split("/")}:
+        raise Rejected("path", "a segment outside the folder of its record")
     folder, slash, _ = record.rpartition("/")
     return folder + slash + name
 
@@ -236,6 +260,7 @@ def _read_segments(root: Path, joined: Joined, wanted: Sequence[str], span: tupl
     missing = np.ones(last - first, bool)
     saturated, at_limit = np.zeros((2, last - first), bool)
     flags = {"derived"} if not set(wanted) <= set(names) else set()
+    flags |= {"lost_segment"} if joined.lost else set()
     for part in joined.parts:
         start, stop = part.first * n, (part.first + part.frames) * n
         begin, end = max(start, first), min(stop, last)

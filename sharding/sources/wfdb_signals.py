@@ -108,7 +108,7 @@ def recording(
         flags.append("checksum")
     if not set(wanted) <= set(names):
         flags.append("derived")
-    values, gap, at_limit, saturated = _evened(stored, lines, per_frame)
+    values, gap, at_limit, saturated = _evened(stored, lines, per_frame, header.rate)
     mv = _millivolt(values, lines)
     mv[gap] = 0.0
     here = slice(first - begin * per_frame, last - begin * per_frame)  # drops samples of incomplete frames
@@ -141,20 +141,23 @@ def _limits(layouts: tuple[Layout, ...]) -> tuple[Limits, Limits]:
 
 
 def _evened(
-    stored: Sequence[NDArray[np.integer]] | NDArray[np.integer], lines: list[SignalLine], per_frame: int
+    stored: Sequence[NDArray[np.integer]] | NDArray[np.integer], lines: list[SignalLine], per_frame: int, rate: float
 ) -> tuple[NDArray, Bools, Bools | None, Bools | None]:
     """(values `[rows, samples]` at `per_frame` samples per frame, mask of missing ones, masks `[samples]` of some lead
-    at a limit and of some lead saturated); the last two are None if there are no such samples."""
+    at a limit and of some lead saturated); the last two are None if there are no such samples. `rate`: frames a second.
+    """
     lowest = [FORMATS[line.layout.format].lowest for line in lines]
     blocks = [line.layout.per_frame // per_frame for line in lines]
     limits, widest = _limits(tuple([line.layout for line in lines]))
     if max(blocks) == 1:
         values = stored if isinstance(stored, np.ndarray) else np.stack(stored)
-        return values, values == np.array(lowest, values.dtype)[:, None], *saturation(values, limits, widest)
-    means, gaps = zip(*map(_block_means, stored, lowest, blocks))
-    found = (saturation(row[None], [limit], [wide]) for row, limit, wide in zip(stored, limits, widest))
+        gaps = values == np.array(lowest, values.dtype)[:, None]
+        return values, gaps, *saturation(values, limits, widest, rate * per_frame)
+    means, empty = zip(*map(_block_means, stored, lowest, blocks))
+    rates = [rate * line.layout.per_frame for line in lines]
+    found = (saturation(row[None], [limit], [wide], hz) for row, limit, wide, hz in zip(stored, limits, widest, rates))
     at_limit, saturated = zip(*found)
-    return np.stack(means), np.stack(gaps), _any_of_blocks(at_limit, blocks), _any_of_blocks(saturated, blocks)
+    return np.stack(means), np.stack(empty), _any_of_blocks(at_limit, blocks), _any_of_blocks(saturated, blocks)
 
 
 def _any_of_blocks(masks: Sequence[Bools | None], blocks: Sequence[int]) -> Bools | None:

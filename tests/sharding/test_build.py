@@ -352,6 +352,13 @@ def test_unknown_sexes_are_told(tmp_path, capsys):
     assert outcome.remarks[0].startswith("2 usable records")
 
 
+def test_no_hint_to_words_that_are_not_there(tmp_path):
+    for n in range(4):
+        write_record(tmp_path / "in", f"r{n}", beats(n))
+    assert build(tmp_path / "in", tmp_path / "out").remarks[0] == "4 usable records have no known sex"
+    assert plan.read_plan(tmp_path / "out").unknown_words["sex"] == {}
+
+
 def test_records_without_a_patient_are_told_and_a_pattern_names_him(tmp_path, capsys):
     """Of a WFDB folder `PATIENT/RECORD` without ids each record is its own; by the pattern each folder is one."""
     from sharding.__main__ import main

@@ -72,7 +72,7 @@ def test_padded_windows_are_counted_and_the_way_out_is_named(tmp_path, form):
     assert outcome.remarks[0] in status(tmp_path / "out")
     found = summary(tmp_path / "out")["findings"][0]
     assert found.startswith("in 50 % of the windows no lead changes for 0.25 s or more")
-    assert way_out[1:] in found
+    assert f"padding? What to do: {way_out}" in found
     page = report(tmp_path / "out").read_text()
     assert "Nothing looks wrong" not in page
     assert "still_ends" in page
@@ -83,6 +83,24 @@ def test_padded_windows_are_counted_and_the_way_out_is_named(tmp_path, form):
         trimmed = build(tmp_path / "in", tmp_path / "trimmed", *words, "source.array.trim=true", "min_seconds=5")
         assert (trimmed.kept, trimmed.flags["still_ends"], trimmed.flags["padded"]) == (20, 0, 11)
         assert not [line for line in summary(tmp_path / "trimmed")["findings"] if "no lead changes" in line]
+
+
+def test_padding_with_the_last_value_is_not_trimmed(tmp_path):
+    """Each lead holds its last value, which trim=true leaves: the advice is another one then."""
+    words = write(tmp_path / "in", "hdf5")
+    with h5py.File(tmp_path / "in" / "a.h5", "r+") as file:
+        x = file["tracings"][:]
+        x[:, :, -50:] = x[:, :, -51:-50]
+        file["tracings"][:] = x
+    said = []
+    for trim in ("false", "true"):
+        outcome = build(tmp_path / "in", tmp_path / trim, *words, f"source.array.trim={trim}")
+        assert outcome.flags["still_ends"] == 20
+        said.append(outcome.remarks[0])
+        assert outcome.remarks[0].partition(": ")[2] in summary(tmp_path / trim)["findings"][0]
+    assert "if it is not zeros, cut it off in the files" in said[0]
+    assert "trim=true" not in said[1]
+    assert "cut it off in the files" in said[1]
 
 
 def test_clinical_files(tmp_path):

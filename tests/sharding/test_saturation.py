@@ -69,11 +69,11 @@ def build(root: Path, output: Path, *words: str) -> building.Outcome:
     return building.build(load(BuildConfig, None, [*fixed, *words]))
 
 
-def judged(values: np.ndarray, bits: int = 16) -> tuple[list[int], list[int]]:
-    """(samples at a limit, saturated samples) of `values` [leads, samples]."""
+def judged(values: np.ndarray, bits: int = 16, rate: float = 500.0) -> tuple[list[int], list[int]]:
+    """(samples at a limit, saturated samples) of `values` [leads, samples] at `rate` Hz."""
     half = 1 << (bits - 1)
     limits = [(1 - half, half - 1)] * len(values)
-    at, saturated = saturation(values, limits, limits)
+    at, saturated = saturation(values, limits, limits, rate)
     places = [[] if mask is None else np.flatnonzero(mask).tolist() for mask in (at, saturated)]
     return places[0], places[1]
 
@@ -100,6 +100,37 @@ def test_extremes_at_the_limits_are_no_plateaus_at_any_resolution_and_clipped_pe
         assert judged(digital(clipped(mv), bits), bits)[1], seed
 
 
+def smooth(top: float, seconds: float, rate: float) -> np.ndarray:
+    """[1, samples]: a slow wave of 16 bits, cut off at the upper limit for `seconds`, which it meets in small steps."""
+    time = np.arange(round(10 * rate)) / rate
+    wave = top * np.minimum(np.cos(2 * np.pi * (time - 5) / 20), np.cos(np.pi * seconds / 20))
+    return np.rint(wave - wave.max() + 32767).astype(np.int64)[None]
+
+
+@pytest.mark.parametrize("rate", [100.0, 500.0, 1000.0])
+def test_a_limit_is_met_in_small_steps_and_held(rate):
+    for seconds in (0.35, 0.5, 3.0):
+        x = smooth(500, seconds, rate)
+        assert np.diff(x).max() <= 2
+        at, saturated = judged(x, rate=rate)
+        assert at == saturated
+        assert len(at) >= seconds * rate
+    top = 32767 - np.abs(np.arange(round(0.29 * rate)) // round(0.28 * rate))  # 0.28 s at the limit: a peak may be
+    assert not judged(np.r_[smooth(500, 3.0, rate)[0] - 5, top][None], rate=rate)[1]
+
+
+@pytest.mark.parametrize(("count", "refused"), [(4, False), (6, True)])
+def test_a_limit_held_for_a_share_of_ten_seconds(count, refused):
+    """0.1 s each: one step below the limit before and after, so that none is a plateau by itself."""
+    x = np.tile(np.r_[np.arange(200), np.arange(200)[::-1]], 40)[:15000]
+    x[5000:10000] += 32766 - 199 - x[5000:10000].max() + 199
+    for number in range(count):
+        x[5500 + 600 * number : 5550 + 600 * number] = 32767
+        x[[5499 + 600 * number, 5550 + 600 * number]] = 32766
+    assert bool(judged(x[None])[1]) == refused
+    assert len(judged(x[None])[0]) == 50 * count
+
+
 def test_a_signal_of_repeated_samples_is_compared_with_itself():
     mv = np.repeat(ecg(1, 100), 5, axis=0)
     assert judged(digital(mv, 16))[1] == []
@@ -112,7 +143,8 @@ def test_padding_at_a_limit_is_no_saturation_and_leads_that_all_end_at_limits_ar
     x[4, 4000:] = 2047
     assert judged(x, 12)[1] == []
     x[:, 4000:] = np.where(np.arange(12) % 2, 2047, -2047)[:, None]
-    assert judged(x, 12)[1] == list(range(4000, 5000))
+    at, saturated = judged(x, 12)
+    assert set(range(4000, 5000)) <= set(saturated) <= set(at)
     assert judged(np.full((2, 50), 2047), 12)[1] == []  # a lead that never changes has its own reason
 
 
@@ -222,6 +254,19 @@ def test_integers_of_hdf5(tmp_path):
         whole = name in ("wide", "float")  # integers far from their limits, and floats, which have none
         assert dict(outcome.rejected) == ({} if whole else {"saturated": 2}), name
         assert outcome.flags["at_limit"] == (0 if whole else 4), name
+
+
+@pytest.mark.parametrize(("kind", "offset"), [("i2", 0), ("i4", 0), ("u2", 2048)])
+@pytest.mark.parametrize(("bits", "refused"), [(12, 2), (0, 0), (16, 0), (9, 0)])
+def test_bits_of_the_converter_of_an_array(tmp_path, kind, offset, bits, refused):
+    """12 bits in a wider type: 9, which samples go beyond, are not the converter's."""
+    values = np.stack([digital(ecg(n), 12) for n in range(3)] + [digital(clipped(ecg(n)), 12) for n in range(2)])
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", (values + offset).astype(kind))
+    words = ["source.format=table", "source.array.rate=500", f"source.array.leads=[{','.join(LEADS)}]"]
+    outcome = build(tmp_path / "in", tmp_path / "out", *words, "source.array.units=uV", f"source.array.bits={bits}")
+    assert outcome.rejected.get("saturated", 0) == refused
+    assert outcome.flags["at_limit"] == (3 if refused else 0)
 
 
 def test_zeros_of_an_unsigned_type_are_no_limit(tmp_path):

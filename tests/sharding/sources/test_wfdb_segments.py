@@ -139,12 +139,13 @@ def test_leads_of_segments_share_the_samples_a_frame(tmp_path):
         ("r.hea", "r/2 3 100\ns0 400\nr 300\n", "multi_segment"),
         ("r.hea", "r/2 3 100\ns0 400\n../s1 300\n", "path"),
         ("r.hea", "r/2 3 100\ns0 400\n/etc/passwd 300\n", "path"),
-        ("r.hea", "r/2 3 100\ns0 400\ngone 300\n", "missing_file"),
+        ("r.hea", "r/2 3 100\ns0 400\ngone 300\n", ""),
         ("r.hea", "r/1 3 100\n~ 400\n", "missing_lead"),
         ("r.hea", "r/2 3 100\ns0 400\n~ 99999999999999999\n", "too_large"),
         ("s1.hea", "s1 1 100 300\ns1_0.dat 16 200/mmHg 16 0 0 0 0 I\n", ""),
         ("s1.hea", "s1 2 100 300\ns1_0.dat 16 200/mV 16 0 0 0 0 I\ns1_0.dat 16 200 16 0 0 0 0 I\n", "duplicate_lead"),
-        ("s1_0.dat", "short", "truncated"),
+        ("r.hea", "r/2 3 100\nlost 400\ngone 300\n", "missing_file"),
+        ("s1_0.dat", "short", ""),
     ],
 )
 def test_segments_that_do_not_fit_end_in_a_reason(tmp_path, name, text, reason):
@@ -237,6 +238,47 @@ def test_a_compressed_record_of_more_values_than_bytes_is_read_in_pieces(tmp_pat
     pieces = build(tmp_path / "in", tmp_path / "pieces")
     assert whole.kept == pieces.kept == 24
     assert windows(tmp_path / "whole") == windows(tmp_path / "pieces")
+
+
+@pytest.mark.parametrize(
+    ("harm", "own"),
+    [("no header", None), ("no samples", "missing_file"), ("cut", "truncated"), ("no link", "unreadable")],
+)
+def test_a_segment_that_cannot_be_read_is_a_gap(tmp_path, harm, own):
+    """As if the record's header named a gap there; the windows are the same, but for their flag."""
+    for folder, middle in (("in", "m_2"), ("gap", "~")):
+        for i in (1, 2, 3) if folder == "in" else (1, 3):
+            segment(tmp_path / folder, f"m_{i}", i, 1000)
+        master(tmp_path / folder, "m", [("m_1", 1000), (middle, 1000), ("m_3", 1000)])
+    file = tmp_path / "in" / ("m_2.hea" if harm == "no header" else "m_2_0.dat")
+    held = file.read_bytes()
+    file.unlink()
+    if harm == "cut":
+        file.write_bytes(held[:-1])
+    if harm == "no link":
+        file.mkdir()
+    outcome = build(tmp_path / "in", tmp_path / "out")
+    build(tmp_path / "gap", tmp_path / "other")
+    assert (outcome.kept, outcome.flags) == (4, {"lost_segment": 4})
+    reasons = {record: reason for record, _, reason, _ in rows(tmp_path / "out")}
+    assert reasons == {"m": None, "m_1": "segment", **({"m_2": own} if own else {}), "m_3": "segment"}
+    assert windows(tmp_path / "out") == windows(tmp_path / "other")
+    found, whole = (wfdb.read(tmp_path / folder, "m", LEADS) for folder in ("in", "gap"))
+    assert np.array_equal(found.mv, whole.mv)
+    assert np.array_equal(found.missing, whole.missing)
+
+
+def test_segments_below_the_folder_of_their_record(tmp_path):
+    """wfdb-python does not read these; beside their record they would be the same."""
+    for folder in ("in/p/sub", "beside"):
+        for i in (1, 2):
+            segment(tmp_path / folder, f"c_{i}", i, 1000)
+    master(tmp_path / "in/p", "c", [("sub/c_1", 1000), ("sub/c_2", 1000)])
+    master(tmp_path / "beside", "c", [("c_1", 1000), ("c_2", 1000)])
+    assert build(tmp_path / "in", tmp_path / "out").kept == build(tmp_path / "beside", tmp_path / "other").kept == 4
+    assert windows(tmp_path / "out") == windows(tmp_path / "other")
+    reasons = {(record, reason) for record, _, reason, _ in rows(tmp_path / "out")}
+    assert reasons == {("p/c", None), ("p/sub/c_1", "segment"), ("p/sub/c_2", "segment")}
 
 
 def test_a_record_whose_segments_never_have_all_leads(tmp_path):
