@@ -34,7 +34,7 @@ def reference(name: str) -> str:
     """The reference page of `pretrain`, `shard`, `transfer` or `study`. Raises `UserError` for any other name."""
     if name not in SCHEMAS:
         raise UserError(f"'{name}' has no reference{near_miss(name, SCHEMAS)}")
-    rows = list(_rows(schema_of(name), ""))
+    rows = list(_rows(schema_of(name)(), ""))
     head = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
     return "\n".join([f"# Keys of `{name}`", "", *head, *rows]) + "\n"
 
@@ -58,22 +58,17 @@ def docstrings(schema: type) -> dict[str, str]:
     return found
 
 
-def _rows(schema: type, prefix: str) -> Iterator[str]:
+def _rows(config: Any, prefix: str) -> Iterator[str]:
+    """A row for each key of a config with its defaults: those of a section may differ from its class's."""
+    schema = type(config)
     hints, meaning = typing.get_type_hints(schema), docstrings(schema)
     for field in dataclasses.fields(schema):
         key, kind = prefix + field.name.rstrip("_"), hints[field.name]
         if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
-            yield from _rows(kind, f"{key}.")
+            yield from _rows(getattr(config, field.name), f"{key}.")
             continue
         known = field.metadata
         allowed = known.get("allowed") or known.get("wanted") or ", ".join(map(str, known.get("choices", ())))
         shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-        cells = (f"`{key}`", shown.replace("typing.", ""), f"`{_default(field)}`", allowed, meaning.get(field.name, ""))
+        cells = (f"`{key}`", shown.replace("typing.", ""), f"`{getattr(config, field.name) or repr(getattr(config, field.name))}`", allowed, meaning.get(field.name, ""))
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        return str(field.default_factory())
-    return repr(field.default) if field.default == "" else str(field.default)
