@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -186,12 +186,11 @@ def describe(
     Words from the table override those from the header.
     """
     records, words = chunk
-    source, root = protocol.module(config.source.format), Path(config.input)
     kinds = list(words)
     per_record = zip(*words.values()) if kinds else (() for _ in records)
     vocabulary, unknown = _vocabulary(config.source), Counter[Unknown]()
     rows = [
-        _describe(source, root, config, key, vocabulary, unknown, record, dict(zip(kinds, values)))
+        _describe(config, key, vocabulary, unknown, record, dict(zip(kinds, values)))
         for record, values in zip(records, per_record)
     ]
     columns = zip(*rows)
@@ -205,9 +204,21 @@ def _vocabulary(source: protocol.SourceConfig) -> frozenset[str]:
     return frozenset([*source.vocabulary, *" ".join(map(str, translated)).split()])
 
 
+class _Found(NamedTuple):
+    """What a record's header gives: `leads`, `windows` and `stretches` as in `COLUMNS`, or the reason why there are
+    none; the words of the header and, over them, of the table."""
+
+    words: dict[str, str]
+    files: list[str]
+    reader: str = ""
+    reason: str = ""
+    detail: str = ""
+    leads: str = ""
+    windows: int = 0
+    stretches: str = ""
+
+
 def _describe(
-    source: Any,
-    root: Path,
     config: BuildConfig,
     key: deidentify.PseudonymKey,
     vocabulary: frozenset[str],
@@ -216,31 +227,8 @@ def _describe(
     words: dict[str, str],
 ) -> tuple[Any, ...]:
     """The values of `COLUMNS` of one record; counts unknown words in `unknown`."""
-    present, windows, cut, reader = "", 0, "", ""
-    try:
-        with watchdog.limit(config.timeout, lambda: f"the header of {record} {watchdog.HANGS}"):
-            head = source.head(root, record, config.source)
-        files, reader = head.files, head.reader
-        words = {**head.words, **{k: v for k, v in words.items() if deidentify.identity(v)}}
-        reason, detail, present = _leads(tuple(head.leads), tuple(config.leads), config.missing_leads)
-        if not reason and not signal.can_resample(head.rate, config.rate):
-            reason, detail = "rate", f"{head.rate:.9g} Hz has no simple ratio to {config.rate:g} Hz"
-        if not reason:
-            runs = stretches(head, present.split())
-            longest = max((last - first for first, last in runs), default=0)
-            windows = _windows(config, head.rate, runs)
-            if not runs:
-                reason, detail = "missing_lead", "no segment has all leads"
-            elif not windows:
-                reason, detail = "short", f"{longest / head.rate:.4g} s"
-            if head.segments or head.samples * len(head.leads) > getattr(source, "MAX_READ", math.inf):
-                cut = " ".join(f"{first}-{last}" for first, last in runs)
-    except protocol.Rejected as error:
-        reason, detail, files = error.reason, error.detail, error.files
-    except OSError as error:
-        if error.errno not in LASTING:
-            raise UserError(f"{record} cannot be read now ({error.strerror}): run the same command again") from error
-        reason, detail, files = "unreadable", error.strerror or "", []
+    found = _found_in_header(config, record, words)
+    words = found.words
     codes, left_out = deidentify.codes(words.get("codes", ""), vocabulary)
     unknown.update(("codes", word[:40]) for word in left_out)
     sex = deidentify.sex(words.get("sex", ""), config.source.table.sex_values)
@@ -248,12 +236,12 @@ def _describe(
         unknown["sex", word[:40]] += 1
     patient = patient_in(record, config.source.patient_pattern) or deidentify.identity(words.get("patient", ""))
     whom = ("patient", patient) if patient else ("record", record)
-    pattern = file_pattern(record, files or [record.partition("#")[0]])
+    pattern = file_pattern(record, found.files or [record.partition("#")[0]])
     return (
         record,
         name_hash(record),
-        reason,
-        detail,
+        found.reason,
+        found.detail,
         deidentify.pseudonym(key, config.source.name, *whom),
         not patient,
         deidentify.age(words.get("age", "")),
@@ -261,13 +249,50 @@ def _describe(
         ";".join(codes),
         len(left_out),
         _part(record, config.source),
-        present,
-        windows,
-        cut,
-        reader,
+        found.leads,
+        found.windows,
+        found.stretches,
+        found.reader,
         pattern,
-        *stamp(root, record, pattern),
+        *stamp(Path(config.input), record, pattern),
     )
+
+
+def _found_in_header(config: BuildConfig, record: str, words: dict[str, str]) -> _Found:
+    """Reads a record's header. Raises `UserError` if it cannot be read now, but perhaps later."""
+    source = protocol.module(config.source.format)
+    try:
+        with watchdog.limit(config.timeout, lambda: f"the header of {record} {watchdog.HANGS}"):
+            head = source.head(Path(config.input), record, config.source)
+        words = {**head.words, **{k: v for k, v in words.items() if deidentify.identity(v)}}
+        return _planned(config, head, getattr(source, "MAX_READ", math.inf), _Found(words, head.files, head.reader))
+    except protocol.Rejected as error:
+        return _Found(words, error.files, reason=error.reason, detail=error.detail)
+    except OSError as error:
+        if error.errno not in LASTING:
+            raise UserError(f"{record} cannot be read now ({error.strerror}): run the same command again") from error
+        return _Found(words, [], reason="unreadable", detail=error.strerror or "")
+
+
+def _planned(config: BuildConfig, head: protocol.Head, most: float, found: _Found) -> _Found:
+    """`found` with its leads, windows and stretches, or the reason; a record of more than `most` values is read in
+    pieces."""
+    reason, detail, present = _leads(tuple(head.leads), tuple(config.leads), config.missing_leads)
+    if not reason and not signal.can_resample(head.rate, config.rate):
+        reason, detail = "rate", f"{head.rate:.9g} Hz has no simple ratio to {config.rate:g} Hz"
+    found = found._replace(reason=reason, detail=detail, leads=present)
+    if reason:
+        return found
+    runs = stretches(head, present.split())
+    found = found._replace(windows=_windows(config, head.rate, runs))
+    if head.segments or head.samples * len(head.leads) > most:
+        found = found._replace(stretches=" ".join(f"{first}-{last}" for first, last in runs))
+    if not runs:
+        return found._replace(reason="missing_lead", detail="no segment has all leads")
+    if not found.windows:
+        longest = max(last - first for first, last in runs)
+        return found._replace(reason="short", detail=f"{longest / head.rate:.4g} s")
+    return found
 
 
 def patient_in(record: str, pattern: str) -> str:

@@ -13,8 +13,10 @@ Heart J 42:373), so a P is accepted here only if it
   aligned at R, has at that distance at least `AVERAGE` of the height, where fibrillation waves cancel out (the P wave
   evidence of Pürerfellner et al. 2014, Heart Rhythm 11:1575, is such a mean).
 
-Otherwise no beat of the ECG has a P. None is accepted either where atria and ventricles beat independently (third
-degree AV block), although there are P waves; flutter waves at a fixed ratio to QRS are steady and pass.
+Otherwise no beat of the ECG has a P. Only upright P waves are accepted, as sinus rhythm has them in I, II and V4 to V6:
+where they point down (aVR, often V1, ectopic atrial rhythm), none is. None is accepted either where atria and
+ventricles beat independently (third degree AV block), although there are P waves; flutter waves at a fixed ratio to QRS
+are steady and pass.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def delineate(signal: NDArray[np.float32], rate: float) -> Delineation | None:
 
 
 def accepted_p(found: Found) -> Bools:
-    """Which beats [beats] have a P that stands out, is steady and repeats."""
+    """Which beats [beats] have an upright P that stands out, is steady and repeats."""
     marks = np.stack([found.start[0], found.p, found.end[0]])
     height = _height(found.clean, marks)
     out = height >= HEIGHT_MV  # NaN is not

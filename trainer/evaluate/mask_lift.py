@@ -246,7 +246,7 @@ def markdown(rows: Sequence[Lift]) -> str:
         mine = [row for row in rows if row.group == group]
         p = mine[0]
         lines = [f"{group}: {p.ecgs} ECGs; hidden fraction of a wave / hidden fraction of the whole ECG", ""]
-        lines += [f"P waves in {p.found} of {p.beats} beats, in {p.ecgs_with} of {p.ecgs} ECGs", ""]
+        lines += [f"Upright P waves in {p.found} of {p.beats} beats, in {p.ecgs_with} of {p.ecgs} ECGs", ""]
         lines += ["| masks | " + " | ".join(WAVES) + " |", "|---" * (1 + len(WAVES)) + "|"]
         for kind in dict.fromkeys(row.masks for row in mine):
             lines.append(f"| {kind} | " + " | ".join(_cell(row) for row in mine if row.masks == kind) + " |")

@@ -116,6 +116,11 @@ def test_a_steady_p_is_accepted_if_it_stands_out_at_any_pr_interval_and_rate(rat
     assert accepted_p(line([distance] * 10, height, rate)).tolist() == [accepted] * 10
 
 
+def test_a_p_that_points_down_is_not_accepted():
+    assert not accepted_p(line([0.16] * 10, -0.1)).any()
+    assert accepted_p(line([0.16] * 10, [0.1] * 8 + [-0.1] * 2)).tolist() == [True] * 8 + [False] * 2
+
+
 def test_beats_without_p_or_with_another_distance_have_none():
     assert accepted_p(line([0.16] * 10, [0.1] * 7 + [0.0] * 3)).tolist() == [True] * 7 + [False] * 3
     assert accepted_p(line([0.16] * 7 + [0.28] * 3)).tolist() == [True] * 7 + [False] * 3

@@ -58,7 +58,7 @@ def test_masks_of_a_run_are_measured_drawn_and_written(run, capsys):
     figures.main(["masks", str(run), "ecgs=24", "draw=2", "bootstrap=50"])
     out = capsys.readouterr().out
     assert "24 of 24 ECGs" in out
-    assert re.search(r"P waves in (\d+) of \d+ beats, in 24 of 24 ECGs", out)
+    assert re.search(r"Upright P waves in (\d+) of \d+ beats, in 24 of 24 ECGs", out)
     assert all(f"{group}: 12 ECGs" in out for group in ("SR", "AFIB"))
     rows = json.loads((run / "figures" / "mask_lift.json").read_text())
     assert {row["masks"] for row in rows} == set(mask_lift.MASKS)
@@ -92,7 +92,7 @@ def test_a_rhythm_without_p_has_an_empty_cell(run, capsys, monkeypatch):
         waves = sum(d.count[0] for d in seen[1:12]) if ecgs else 0
         row = rows[group, "random block", "P"]
         assert (row["found"], row["beats"], row["ecgs_with"]) == (waves, beats, ecgs)
-        assert f"P waves in {waves} of {beats} beats, in {ecgs} of {12 * (1 + (group == 'all'))} ECGs" in out
+        assert f"Upright P waves in {waves} of {beats} beats, in {ecgs} of {12 * (1 + (group == 'all'))} ECGs" in out
         assert (row["lift"] is None) == (row["low"] is None) == (group == "AFIB")
         assert rows[group, "random block", "QRS"]["lift"] is not None
     table = out[out.index("AFIB: 12 ECGs") :]
