@@ -394,8 +394,11 @@ def row_file(output: Path) -> parquet.Table:
 
 
 def rows_of_shard(output: Path, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The planned records of one shard, in order; some `columns` of them (None: all)."""
-    return row_file(output).group(ordinal, columns)
+    """The planned records of one shard, in order; some `columns` of them (None: all). Raises `UserError`."""
+    file = row_file(output)
+    if lacking := [name for name in columns or ROWS if name not in file.names]:
+        raise UserError(f"{output} was planned by another version (no column {lacking[0]}): delete it and build again")
+    return file.group(ordinal, columns)
 
 
 def values(column: pa.ChunkedArray) -> list[Any]:

@@ -70,5 +70,7 @@ def _rows(config: Any, prefix: str) -> Iterator[str]:
         known = field.metadata
         allowed = known.get("allowed") or known.get("wanted") or ", ".join(map(str, known.get("choices", ())))
         shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-        cells = (f"`{key}`", shown.replace("typing.", ""), f"`{getattr(config, field.name) or repr(getattr(config, field.name))}`", allowed, meaning.get(field.name, ""))
+        default = getattr(config, field.name)
+        written = repr(default) if default == "" else str(default)
+        cells = (f"`{key}`", shown.replace("typing.", ""), f"`{written}`", allowed, meaning.get(field.name, ""))
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
