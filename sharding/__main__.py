@@ -25,6 +25,13 @@ USAGE = """python -m sharding COMMAND
 """
 
 
+CONFIGS = {
+    "synth": "sharding.synthetic:SynthConfig",
+    "build": "sharding.options:BuildConfig",
+    "join": "sharding.join:JoinConfig",
+}
+
+
 def main(words: list[str]) -> int:
     commands = {"synth": synth, "build": build, "join": join, "status": status, "verify": verify, "report": report}
     if not words or words[0] in ("-h", "--help", "help"):

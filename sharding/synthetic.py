@@ -90,7 +90,7 @@ MARK = "synthetic.yaml"
 class SynthConfig:
     """A folder of synthetic recordings."""
 
-    output: str
+    output: str = ""
     """Output folder: new, empty, or begun with the same settings."""
     patients: int = setting(800, ">= 1 and <= 10000000")
     """Number of patients."""
@@ -105,6 +105,8 @@ class SynthConfig:
 
     def check(self) -> None:
         """Raises `UserError` for an invalid value."""
+        if not self.output:
+            raise UserError("output is not set: give it as key=value")
         check_fields(self)
 
 

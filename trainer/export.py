@@ -63,6 +63,9 @@ class ExportConfig:
         check_fields(self)
 
 
+CONFIGS = {"": "trainer.export:ExportConfig"}
+
+
 def main(argv: list[str]) -> None:
     config = load(ExportConfig, None, argv)
     config.check()

@@ -15,6 +15,8 @@ from trainer.observe.curves import runs_together
 from umbra.config import command
 from umbra.errors import UserError
 
+CONFIGS = {"masks": "trainer.evaluate.mask_lift:MaskLiftConfig"}
+
 
 def main(argv: list[str]) -> None:
     if argv[:1] == ["masks"]:

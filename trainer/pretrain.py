@@ -31,6 +31,8 @@ from trainer.run.resilience import Stop
 from umbra.config import command, dump, load, split_words
 from umbra.errors import UserError
 
+CONFIGS = {"": "trainer.config:PretrainConfig"}
+
 
 def main(argv: list[str]) -> int:
     words = [w for w in argv if not w.startswith("--local_rank")]

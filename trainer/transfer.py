@@ -19,6 +19,8 @@ from trainer.evaluate.task import read_task
 from umbra.config import command, load, split_words
 from umbra.files import claim_folder
 
+CONFIGS = {"": "trainer.evaluate.config:TransferConfig"}
+
 
 def main(argv: list[str]) -> None:
     if argv and argv[0] == "compare":

@@ -34,6 +34,9 @@ class WatchConfig:
         check_fields(self)
 
 
+CONFIGS = {"": "trainer.watch:WatchConfig"}
+
+
 def main(argv: list[str]) -> None:
     words = [f"run={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else argv
     cfg = load(WatchConfig, None, words)

@@ -144,14 +144,18 @@ _COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operato
 def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoReturn:
     """Runs a command-line entry point: a `UserError` becomes one line on stderr and exit code 2.
 
-    `-h` or `--help` prints `USAGE` of the module of `main`, or else its docstring. `quiet` suppresses usage and error
+    `-h` or `--help` prints `USAGE` of the module of `main`, or else its docstring, and the keys of its `CONFIGS` (see
+    `umbra.reference.help_of`). `quiet` suppresses usage and error
     messages (only one of several processes should print), except errors marked `alone`: an error of a quiet process is
     printed after `PATIENCE` seconds only, if no other process has ended the run by then.
     """
     words, module = sys.argv[1:], sys.modules[main.__module__]
     if "-h" in words or "--help" in words:
         if not quiet:
+            from umbra.reference import help_of
+
             print((getattr(module, "USAGE", "") or module.__doc__ or "").strip())
+            print(help_of(getattr(module, "CONFIGS", {}), words), end="")
         sys.exit(0)
     try:
         sys.exit(main(words) or 0)

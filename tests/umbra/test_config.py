@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from umbra.config import check_fields, command, dump, given_keys, load, setting, split_words
 from umbra.errors import UserError, near_miss
 from umbra.plain_yaml import refuse_surprises
+from umbra.reference import _class, keys_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -369,6 +370,35 @@ def test_help_says_how_a_part_is_called(module, words, capsys, monkeypatch):
     assert ended.value.code == 0
     assert USAGES[module] in said.out
     assert said.err == ""
+
+
+HELPED = {
+    "trainer.pretrain": {"": "optim.encoder.lr=0.001   (>= 0)\n      Peak learning rate."},
+    "trainer.export": {"": "step=last\n      The step of a committed checkpoint"},
+    "trainer.transfer": {"": "  fraction=1.0   (> 0 and <= 1)\n"},
+    "trainer.study": {"": "  seeds=[0]   (>= 0 and < 1e18)\n"},
+    "trainer.figures": {"masks": "  by=rhythm\n"},
+    "trainer.watch": {"": "  every="},
+    "sharding": {
+        "synth": "  patients=",
+        "build": "  source.public=false\n",
+        "join": "  workers=1   (>= 1 and <= 1024)",
+    },
+}
+
+
+@pytest.mark.parametrize(("module", "part"), [(module, part) for module, parts in HELPED.items() for part in parts])
+def test_help_lists_the_keys_of_a_command(module, part, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", *filter(None, [part]), "--help"])
+    entry = importlib.import_module(f"{module}.__main__" if module in ("sharding", "trainer.study") else module)
+    assert entry.CONFIGS.keys() == HELPED[module].keys()
+    with pytest.raises(SystemExit):
+        command(entry.main)
+    said = capsys.readouterr().out
+    assert HELPED[module][part] in said
+    for key in keys_of(_class(entry.CONFIGS[part])()):
+        assert f"\n  {key.name}=" in said
+        assert key.meaning, key.name
 
 
 def test_help_of_a_real_call():

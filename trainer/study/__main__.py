@@ -17,6 +17,8 @@ from trainer.study.steps import Steps
 from umbra.config import command, load, split_words
 from umbra.files import make_folder
 
+CONFIGS = {"": "trainer.study.config:StudyConfig"}
+
 
 def main(argv: list[str]) -> None:
     config = load(StudyConfig, *split_words(argv))
