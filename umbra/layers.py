@@ -62,7 +62,7 @@ def _read_word(word: str, schema: type, origin: str) -> dict[Any, Any]:
         with naming(origin):
             refuse_surprises(value, key)
         return _plain_layer(OmegaConf.from_dotlist([word]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{origin}: the value is not valid YAML") from error
 
 
@@ -77,7 +77,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
         layer = OmegaConf.load(path)
         if isinstance(layer, DictConfig):
             return _plain_layer(layer)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     raise UserError(f"config file {path} must contain `key: value` lines, not a list or a single value")
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from tests.support.damage import DAMAGES, called, damages
 from tests.support.handmade import make_shards
@@ -42,11 +43,12 @@ def made(tmp_path_factory):
     step.mkdir(parents=True)
     weights = {**encoder.state_dict(), **{f"masker.{k}": v for k, v in masker.state_dict().items()}}
     save_weights(step / "weights.safetensors", weights)
-    world = pretrain.distributed.World(0, 1, None)
+    world = pretrain.distributed.World(0, 1, torch.device("cpu"))
     state = checkpoint_state(cfg, world, make_order(cfg, train, {}), train)
     (step / "state.json").write_text(json.dumps({"step": 3, **state}))
     (step / "COMMITTED").touch()
-    (folder / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    rows = (f'{{"step": {step}, "loss": {6 - step}.5}}\n' for step in range(1, 7))
+    (folder / "run" / "metrics.jsonl").write_text("".join(rows))
     return folder
 
 
@@ -87,6 +89,7 @@ HARMLESS = {  # what is left is enough
     ("run/run.json", "missing", "masks"),
     ("run/run.json", "missing", "pretrain"),
     ("run/metrics.jsonl", "cut", "curves"),
+    ("run/metrics.jsonl", "scrambled", "curves"),
     ("data/train-000000.tar", "scrambled", "export"),
     ("data/train-000000.tar", "scrambled", "pretrain"),
 }
