@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from umbra.errors import UserError, naming, near_miss, nearest
 from umbra.plain_yaml import MISSING, refuse_surprises
+from umbra.usual_names import usual_name
 
 
 def config_file(path: str | Path) -> Path:
@@ -149,7 +150,10 @@ def mappings(schema: Any, at: str, layer: dict[Any, Any]) -> list[str]:
 
 
 def _suggestion(key: str, known: dict[str, Any]) -> str:
-    """A hint at the key that was probably meant: by its last part in its section, by likeness, by its last part."""
+    """A hint at the key that was probably meant: by what others call it, by its last part in its section, by likeness,
+    by its last part."""
+    if hint := usual_name(key, known):
+        return hint
     candidates = [k for k, kind in known.items() if "." not in key or not dataclasses.is_dataclass(kind)]
     top, leaf = key.partition(".")[0], key.rpartition(".")[2]
     same = [k for k in candidates if k.rpartition(".")[2] == leaf]
