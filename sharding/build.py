@@ -14,7 +14,7 @@ import pyarrow as pa
 from sharding import build_state, changes, deidentify, headers, progress, trial, workers
 from sharding import plan as planning
 from sharding.finish import Outcome, finish, tables_are_whole
-from sharding.options import BuildConfig, named, validated
+from sharding.options import BuildConfig, fix_of, named, validated
 from sharding.plan import Plan
 from sharding.shard import build_shard
 from umbra.errors import UserError
@@ -108,7 +108,8 @@ def _new_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey, p
     with progress.bar(len(known.records), "record", "headers") as bar:
         plan, rows = planning.draw_up(config, key, known, pool, bar.update)
     if not plan.shards:
-        raise UserError(f"none of {plan.records} records in {config.input} can be used: {named(_reasons(rows))}")
+        why = _reasons(rows)
+        raise UserError(f"none of {plan.records} records in {config.input} can be used: {named(why)}{fix_of(why)}")
     planning.write_plan(output, plan, rows)
     return plan
 

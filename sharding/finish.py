@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sharding import build_state, deidentify, equal, progress
 from sharding import plan as planning
-from sharding.options import BuildConfig, named
+from sharding.options import BuildConfig, fix_of, named
 from sharding.plan import Plan, ShardPlan
 from sharding.shard import WINDOW_COLUMNS
 from umbra.errors import UserError
@@ -69,7 +69,8 @@ def finish(output: Path, config: BuildConfig, plan: Plan) -> Outcome:
     kept = [(s, t) for s, t in zip(plan.shards, stats) if t["samples"]]
     if not any(s.split == "train" for s, _ in kept):
         reasons = sum((Counter(t["rejected"]) for t in stats), Counter[str]())
-        raise UserError(f"no window of the train split passed the checks: {named(reasons) or 'the split is empty'}")
+        why = f"{named(reasons)}{fix_of(reasons)}" if reasons else "the split is empty"
+        raise UserError(f"no window of the train split passed the checks: {why}")
     cells, patients, rejected = _write_tables(output, config, plan, {s.name: i for i, (s, _) in enumerate(kept)})
     facts = (config.rate, config.leads, config.samples, config.resolution_uv)
     flags = sum((Counter(t["flags"]) for t in stats), Counter[str]())

@@ -76,6 +76,21 @@ def padding_advice(source: Mapping[str, Any]) -> str:
     )
 
 
+_FIXES = {
+    "missing_lead": "leads=[I,...] names the leads to build, missing_leads=zero fills the others with zeros",
+    "shape": "source.array.leads must name the array's leads, source.array.leads_last=true if they are the last axis",
+    "short": "a shorter window, seconds=..., or min_seconds=... to pad",
+    "units": "source.array.units, or the gain in the headers",
+    "amplitude": "source.array.units, or the gain in the headers",
+    "rate": "source.array.rate",
+}
+
+
+def fix_of(reasons: Counter[str]) -> str:
+    """What to try where all was rejected, by the most frequent reason; empty if there is nothing to name."""
+    return f"; {fix}" if reasons and (fix := _FIXES.get(reasons.most_common(1)[0][0], "")) else ""
+
+
 def named(reasons: Counter[str]) -> str:
     return ", ".join(f"{n} {reason} ({REASONS.get(reason, '')})" for reason, n in reasons.most_common())
 

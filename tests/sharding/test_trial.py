@@ -10,6 +10,7 @@ from sharding import trial
 from sharding.options import BuildConfig
 from tests.support.recordings import LEADS, beats, write_folder, write_record
 from umbra.config import load
+from umbra.errors import UserError
 
 CONFIGS = "configs/shard"
 
@@ -67,3 +68,23 @@ def test_a_sample_is_spread_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "RECORDS", 100)
     text = building.dry_run(config(tmp_path / "in", tmp_path / "out", "source.public=true"))
     assert sampled(text) == {"kept": 30, "rejected: flat_lead": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (
+            ["source.array.leads=[I]"],
+            r"8 missing_lead \(.*\); leads=\[I,...\] names the leads to build, missing_leads=zero",
+        ),
+        ([], r"8 shape \(.*\); source.array.leads must name the array's leads"),
+        (["source.array.leads=[I]", "leads=[I]", "seconds=20"], r"8 short \(.*\); a shorter window, seconds="),
+        (["source.array.leads=[I]", "leads=[I]", "source.array.units=V"], r"units.*; source.array.units, or the gain"),
+    ],
+)
+def test_where_nothing_can_be_used_the_line_names_the_key(words, hint, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        np.save(tmp_path / "in" / f"r{number}.npy", beats(number, leads=1).T.astype("f4"))
+    with pytest.raises(UserError, match=hint):
+        building.build(config(tmp_path / "in", tmp_path / "out", *WORDS, "source.array.units=uV", *words, form="table"))
