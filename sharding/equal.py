@@ -58,7 +58,7 @@ def write(output: Path, signals: NDArray[np.int64], patients: NDArray[np.int64])
     """Writes the list of a data set whose tables are written; `signals` and `patients` by row of `samples.parquet`."""
     rows = of_two_patients(signals, patients)
     keys = (
-        pq.read_table(output / SAMPLES, columns=["key"]).column("key").take(rows)
+        Table(output / SAMPLES, AGAIN).read(["key"]).column("key").take(rows)
         if len(rows)
         else pa.array([], pa.string())
     )
@@ -80,17 +80,16 @@ def _records(output: Path, keys: Any) -> pa.Array:
     """The records' names of some samples, by their keys."""
     name: dict[str, str] = {}
     if len(keys):
-        with pq.ParquetFile(output / PRIVATE / "records.parquet") as file:
-            for batch in file.iter_batches(columns=["record", "key"]):
-                found = batch.filter(pc.is_in(batch.column("key"), pa.array(keys.to_pylist(), pa.string())))
-                name.update(zip(found.column("key").to_pylist(), found.column("record").to_pylist()))
+        for batch in Table(output / PRIVATE / "records.parquet", AGAIN).batches(["record", "key"]):
+            found = batch.filter(pc.is_in(batch.column("key"), pa.array(keys.to_pylist(), pa.string())))
+            name.update(zip(found.column("key").to_pylist(), found.column("record").to_pylist()))
     return pa.array([name.get(key) for key in keys.to_pylist()], pa.string())
 
 
 def count(output: Path) -> dict[str, int]:
     """`records`, `windows` and `patients` of the list; empty where there is none, or it is empty."""
     path = output / PRIVATE / FILE
-    table = pq.read_table(path) if path.is_file() else pa.table({"record": []})
+    table = Table(path, AGAIN).read() if path.is_file() else pa.table({"record": []})
     if not len(table):
         return {}
     records, patients = (len(table.column(name).unique()) for name in ("record", "patient"))

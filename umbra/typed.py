@@ -16,8 +16,8 @@ def typed(kind: type[T], value: Any, name: str = "") -> T:
     """`value` as `kind`, in which mappings become dataclasses and lists become tuples where `kind` says so.
 
     `kind`: a dataclass, a `TypedDict` (other keys are kept; no `NotRequired`, which a module with postponed annotations
-    does not show), `dict[str, X]`, `list[X]`, `tuple[X, Y]`, `X | None`,
-    `Any`, `str`, `bool`, `int` or `float` (finite; an `int` is one). Raises `ValueError` that names the key.
+    does not show), `dict[str, X]`, `list[X]`, `tuple[X, Y]`, `X | None`, `Any`, `str`, `bool`, `int` or `float`
+    (finite; an `int` is one). Raises `ValueError` that names the key.
     """
     checked: T = _typed(kind, value, name)
     return checked
