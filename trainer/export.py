@@ -1,9 +1,10 @@
-"""Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [output=DIR] [step=last]`.
+"""Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [output=DIR] [formats=[onnx,pt2]]`.
 
-The encoder directory contains config.json, model.safetensors and README.md (the model card). It is written under a
-temporary name and renamed, so that it is never incomplete; an older encoder at that path is replaced, a folder with any
-other content is refused. The mean and variance of batch norm are re-estimated on unmasked training ECGs; `data=DIR`
-gives the current path of their shards, `statistics=running` keeps the running statistics of training.
+The encoder directory contains config.json, model.safetensors, golden.safetensors (an input and its features, to check
+with), README.md (the model card) and, by `formats`, encoder.onnx and encoder.pt2 for other runtimes. It is written
+under a temporary name and renamed, so that it is never incomplete; an older encoder at that path is replaced, a folder
+with any other content is refused. The mean and variance of batch norm are re-estimated on unmasked training ECGs;
+`data=DIR` gives the current path of their shards, `statistics=running` keeps the running statistics of training.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer import threads
+from trainer import runtimes, threads
 from trainer.config import PretrainConfig
 from trainer.data.remote.fetch import is_remote
 from trainer.data.shards import Shards
@@ -29,13 +30,15 @@ from trainer.observe.wandb_mirror import Mirror, WandbConfig
 from trainer.run.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
 from trainer.run.checkpoint import committed, read_weights, saved_state
 from trainer.run.record import RunRecord, read_record
+from umbra import golden
 from umbra.config import check_fields, command, load, setting
 from umbra.errors import UserError
 from umbra.files import claim_folder, flush, write_text
+from umbra.golden import GOLDEN
 from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
 
 CARD = "README.md"
-FILES = {CONFIG, WEIGHTS, CARD}
+FILES = {CONFIG, WEIGHTS, GOLDEN, CARD, *runtimes.FILES.values()}
 STATISTICS = ("clean", "running")
 MOST, PASS = 4096, 256  # ECGs for the batch-norm statistics: in all, per forward pass
 
@@ -56,11 +59,16 @@ class ExportConfig:
     """Mean and variance of batch norm: `clean`, estimated on unmasked training ECGs, or `running`, the running
     statistics of training, which include masked ECGs and do not match clean ones."""
 
+    formats: list[str] = field(default_factory=list)
+    """Files for other runtimes besides the weights: `onnx` (encoder.onnx, `pip install 'umbra[onnx]'`), `pt2`
+    (encoder.pt2 of torch.export). Each takes any batch, ResNets any length, and is checked after writing."""
+
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
         if not self.run:
             raise UserError("run is not set: python -m trainer.export run=RUN_DIR")
         check_fields(self)
+        runtimes.check_formats(self.formats)
 
 
 CONFIGS = {"": "trainer.export:ExportConfig"}
@@ -71,19 +79,25 @@ def main(argv: list[str]) -> None:
     config.check()
     threads.settle()
     place = Path(config.output) if config.output else None
-    output = export(Path(config.run), place, config.step, config.data, config.statistics)
+    output = export(Path(config.run), place, config.step, config.data, config.statistics, config.formats)
     print(f"encoder written to {output}")
     _mirror(Path(config.run), output)
     print(f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={output} data=DATA output=OUT")
 
 
 def export(
-    run: Path, output: Path | None = None, step: str = "last", data: str = "", statistics: str = "clean"
+    run: Path,
+    output: Path | None = None,
+    step: str = "last",
+    data: str = "",
+    statistics: str = "clean",
+    formats: Sequence[str] = (),
 ) -> Path:
     """Writes the encoder of a committed checkpoint of `run` to `output` (default `run/encoder`); returns the directory.
 
-    `data`, `statistics`: see `ExportConfig`. Raises `UserError` if the run has no run.json, no committed checkpoint, or
-    none of that step, if `output` contains anything but an older encoder, or if batch norm needs ECGs that are missing.
+    `data`, `statistics`, `formats`: see `ExportConfig`. Raises `UserError` if the run has no run.json, no committed
+    checkpoint, or none of that step, if `output` contains anything but an older encoder, if batch norm needs ECGs that
+    are missing, or if a file of `formats` differs from the encoder.
     """
     output = output or run / "encoder"
     record = read_record(run)
@@ -110,6 +124,8 @@ def export(
     temporary = place.with_name(f".{place.name}.partial-{os.getpid()}")
     try:
         save_weights(temporary / WEIGHTS, encoder.state_dict())
+        save_weights(temporary / GOLDEN, golden.make(encoder))
+        runtimes.write(encoder, temporary, formats)
         write_text(temporary / CARD, model_card(config))
         write_text(temporary / CONFIG, config.to_json())
         _replace(temporary, place)

@@ -20,6 +20,7 @@ from umbra.encoders.encoder import FORMAT, SCALINGS, Encoder, EncoderConfig
 from umbra.encoders.registry import build_encoder
 from umbra.errors import UserError, nearest
 from umbra.files import damaged, read_json, write_bytes
+from umbra.golden import GOLDEN, difference
 from umbra.typed import typed
 
 CONFIG = "config.json"
@@ -28,20 +29,26 @@ FIX = "export the encoder again"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu") -> Encoder:
+def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu", check: bool = False) -> Encoder:
     """Loads an encoder from its directory or from the Hugging Face hub; the module is in eval mode.
 
     The module takes mV `[B, leads, samples]` (float, at `module.config.rate` Hz, leads in the order of
     `module.config.leads`) and returns features `[B, module.config.dim]`; scaling is included. Raises `UserError` if
     the directory or hub id does not exist or its files are missing, damaged or inconsistent; the module raises it for
     an input of the wrong shape. Raises `TypeError` for a `path_or_hub_id` that is neither text nor a path.
+
+    `check`: compares features on the device with those of the export (`golden.safetensors`); raises `UserError` if they
+    differ, or if the directory is of an older version and has none. `embed` takes ECGs of any rate, leads and length.
     """
     place = _device(device)
     directory = _directory(path_or_hub_id)
     config = read_config(directory)
     encoder = initialise(config)
     _load_weights(encoder, directory / WEIGHTS)
-    return encoder.to(place)
+    encoder = encoder.to(place)
+    if check:
+        _compare(encoder, directory / GOLDEN)
+    return encoder
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -115,7 +122,7 @@ def _directory(path_or_hub_id: str | Path) -> Path:
             f"'{path_or_hub_id}' is not a local directory, and the hub needs a package: pip install 'umbra[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, WEIGHTS, GOLDEN]))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -129,6 +136,13 @@ def _load_weights(encoder: nn.Module, path: Path) -> None:
     if problem:
         raise UserError(f"{path} does not match the {CONFIG} next to it: {problem}")
     encoder.load_state_dict(weights)
+
+
+def _compare(encoder: Encoder, path: Path) -> None:
+    if not os.path.isfile(path):
+        raise UserError(f"check=True: {path} does not exist, so nothing can be compared; leave out check, or {FIX}")
+    if problem := difference(encoder, read_weights(path, FIX)):
+        raise UserError(f"{path}: {problem}: another network or other weights than exported? {FIX}")
 
 
 def read_weights(path: Path, fix: str) -> dict[str, Tensor]:
