@@ -40,6 +40,7 @@ def test_pooling_layers_are_replaced_by_equal_ones():
         torch.testing.assert_close(free[1](x), average)
 
 
+@pytest.mark.full
 def test_a_graph_takes_any_batch_and_a_resnet_any_length():
     encoder = small_encoder("resnet18", seconds=2)
     graph = runtimes.exported(encoder).module()
