@@ -328,6 +328,10 @@ def test_files_are_read_as_a_build_reads_them(encoder, tmp_path):
     np.testing.assert_allclose(found, [expected, expected], atol=1e-6)
     with pytest.raises(UserError, match=r"^source: 'lead_last' is unknown; did you mean 'leads_last'"):
         encoder.embed(tmp_path / "d.npy", source={"lead_last": True}, **array)
+    with pytest.raises(UserError, match=r"^source: .*'leads_last' must be true or false, not 'yes'"):
+        encoder.embed(tmp_path / "d.npy", source={"leads_last": "yes"}, **array)
+    with pytest.raises(UserError, match=r"^units='mmHg' must be"):
+        encoder.embed(tmp_path / "d.npy", rate=100, units="mmHg")
     with pytest.raises(UserError, match=r"^rate is not given: .* of the array in .*b.csv"):
         encoder.embed(tmp_path / "b.csv")
     with pytest.raises(UserError, match=r"^rate= has no effect: .*a states rate"):
