@@ -174,6 +174,8 @@ def test_a_long_record_is_cut_as_a_whole(encoder, monkeypatch):
     whole = quiet(encoder, x, rate=250, pool=None)
     assert whole.shape == (6, encoder.dim)
     np.testing.assert_allclose(quiet(encoder, x, rate=250, pool=None, batch=2), whole, atol=1e-6)
+    monkeypatch.setattr("umbra.encoders.embed.MOST_VALUES", 12 * 2500 * 2)
+    np.testing.assert_allclose(quiet(encoder, np.stack([x, x]), rate=250, pool=None)[1], whole, atol=1e-6)
 
 
 def test_a_short_ecg_is_padded_with_zeros_and_one_below_a_second_refused(encoder):
