@@ -1,6 +1,8 @@
 import importlib
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -428,3 +430,34 @@ def test_a_default_that_is_a_list_belongs_to_one_config_alone():
     first, second = Numbers(), Numbers()
     first.rates.append(2.0)
     assert second.rates == [0.1]
+
+
+@pytest.mark.parametrize("words", [["pretrain"], ["--help"]])
+def test_a_reader_that_has_left_is_no_traceback(words):
+    """As with `| head`, once it has what it wants."""
+    read, write = os.pipe()
+    os.close(read)
+    call = [sys.executable, "-m", "umbra.config", *words]
+    done = subprocess.run(call, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_broken_pipe_is_not_taken_for_it(monkeypatch):
+    def main(words):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(BrokenPipeError):
+        command(main)
+
+
+def test_the_backend_of_a_notebook_elsewhere_stops_no_command():
+    """Jupyter gives its own to the programs that it starts."""
+    env = {**os.environ, "MPLBACKEND": "module://notebook_that_is_elsewhere.inline"}
+    code = "import os, sharding, matplotlib; print(os.environ.get('MPLBACKEND'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "None\n", done.stderr
+    env["MPLBACKEND"] = "module://matplotlib.backends.backend_svg"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "module://matplotlib.backends.backend_svg\n", done.stderr
