@@ -30,6 +30,7 @@ from umbra.plain_yaml import Dumper
 
 C = TypeVar("C")
 PATIENCE = 60.0
+YAML = (".yaml", ".yml")
 
 
 def load(
@@ -84,6 +85,11 @@ def split_words(words: Sequence[str], options: Sequence[str] = ()) -> tuple[str 
     for word in words:
         refuse_option(word, options)
     paths = [word for word in words if "=" not in word]
+    if len(paths) > 1 and (odd := [path for path in paths if not path.endswith(YAML)]):
+        raise UserError(
+            f"'{odd[0]}' is neither a config file (.yaml) nor key=value: no spaces around =, and a value with "
+            "spaces in quotes"
+        )
     if len(paths) > 1:
         raise UserError(f"one config file at a time, not {', '.join(paths)}")
     return paths[0] if paths else None, [word for word in words if "=" in word]

@@ -19,6 +19,7 @@ from umbra.plain_yaml import refuse_surprises
 from umbra.reference import _class, keys_of
 
 ROOT = Path(__file__).parents[2]
+NEITHER = "is neither a config file (.yaml) nor key=value: no spaces around =, and a value with spaces in quotes"
 
 
 @dataclass
@@ -90,7 +91,7 @@ def test_a_key_that_must_be_given_is_named():
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "right.yaml").write_text("")
-    with pytest.raises(UserError, match=r"right\.yaml"):
+    with pytest.raises(UserError, match=r"does not exist; did you mean 'right\.yaml'\?"):
         load(Outer, tmp_path / "rigth.yaml")
 
 
@@ -296,6 +297,7 @@ def test_words_that_stand_elsewhere_are_said_so():
         (["--hlep"], "unknown option --hlep; did you mean '--help'?"),
         (["-x"], "unknown option -x; known: --dry-run, --help"),
         (["a.yaml", "b.yaml"], "one config file at a time, not a.yaml, b.yaml"),
+        (["a.yaml", "rate", "=", "3"], f"'rate' {NEITHER}"),
     ],
 )
 def test_an_unknown_option_is_no_config_file(words, said):
