@@ -111,8 +111,8 @@ def _next(run: Watched, output: Path) -> str:
             f"{python} -m trainer.transfer compare {out}/transfer/rhythm-*/{RESULT} {out}/probe-of-block/{RESULT}",
         ],
         "See what would become of your own recordings": [
-            f"{python} -m sharding build configs/shard/wfdb.yaml input=RECORDINGS output={out}/mine rate=100 "
-            "seconds=10 source.public=true --dry-run"
+            f"UMBRA_KEY='a secret of your own' {python} -m sharding build configs/shard/wfdb.yaml input=RECORDINGS "
+            f"output={out}/mine rate=100 seconds=10 --dry-run"
         ],
     }
     blocks = "".join(f"<h3>{escaped(title)}</h3><pre>{escaped(chr(10).join(c))}</pre>" for title, c in steps.items())
