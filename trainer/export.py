@@ -170,7 +170,9 @@ def _choose(run: Path, step: str) -> tuple[int, Path]:
 def _config(record: RunRecord, step: int, is_last: bool) -> EncoderConfig:
     """The `config.json` of a run's encoder; `dim` is set once the encoder is built."""
     encoder = record.encoder
-    training = {key: getattr(record, key) for key in ("method", "steps", "status", "commit")}
+    training: dict[str, Any] = {key: getattr(record, key) for key in ("method", "steps", "status", "commit")}
+    if init := record.init:
+        training["init"] = {key: init[key] for key in ("sha256", "training", "data")}
     return EncoderConfig(
         architecture={"name": encoder["name"], "args": encoder["args"]},
         dim=0,
@@ -238,7 +240,8 @@ def _replace(temporary: Path, output: Path) -> None:
 def model_card(config: EncoderConfig) -> str:
     """The README.md of an encoder directory."""
     training, data = config.training, config.data
-    norm = _norm_row(training["batch_norm"]) if "batch_norm" in training else ""
+    more = _norm_row(training["batch_norm"]) if "batch_norm" in training else ""
+    more += _init_row(training["init"]) if "init" in training else ""
     step, steps = training["step"], training.get("steps")
     last = "the last committed step" if training["is_last"] else "chosen by its number"
     return f"""---
@@ -259,7 +262,7 @@ It is the state at that step; no score was used to choose it.
 | leads, in order | {", ".join(config.leads)} |
 | output | features `[batch, {config.dim}]` |
 | scaling | part of the model, `{config.scaling["mode"]}` |
-{norm}| pre-training data | {data.get("samples", "?")} windows of {data.get("patients", "?")} patients (train split) |
+{more}| pre-training data | {data.get("samples", "?")} windows of {data.get("patients", "?")} patients (train split) |
 | data fingerprint, key id | `{data.get("fingerprint")}`, `{data.get("key_id")}` |
 | code | commit `{training.get("commit")}`; {", ".join(f"{k} {v}" for k, v in config.versions.items())} |
 
@@ -283,6 +286,15 @@ Intended for research: features for a linear probe, or the start of fine-tuning 
 - Do not test it on patients that it was pre-trained on. Patients can only be matched across data sets with the same
   key id.
 """
+
+
+def _init_row(init: dict[str, Any]) -> str:
+    """The row of the model card's table for a run that went on from another encoder."""
+    before, data = init["training"], init["data"]
+    return (
+        f"| went on from | step {before.get('step')} of `{before.get('method')}` (weights `{init['sha256'][:12]}`), "
+        f"pre-trained on {data.get('samples', '?')} windows of data `{data.get('fingerprint')}` |\n"
+    )
 
 
 def _norm_row(batch_norm: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu")
     an input of the wrong shape. Raises `TypeError` for a `path_or_hub_id` that is neither text nor a path.
     """
     place = _device(device)
-    directory = _directory(path_or_hub_id)
+    directory = encoder_directory(path_or_hub_id)
     config = read_config(directory)
     encoder = initialise(config)
     _load_weights(encoder, directory / WEIGHTS)
@@ -100,7 +100,11 @@ def _check(config: EncoderConfig) -> None:
         raise ValueError("it has {} leads, {} means and {} standard deviations".format(*sizes))
 
 
-def _directory(path_or_hub_id: str | Path) -> Path:
+def encoder_directory(path_or_hub_id: str | Path) -> Path:
+    """The directory itself, or what is downloaded for a hub id: `config.json` and `model.safetensors`.
+
+    Raises `UserError` if there is neither, `TypeError` for what is neither text nor a path.
+    """
     if not isinstance(path_or_hub_id, str | os.PathLike):
         raise TypeError(f"path_or_hub_id must be a path or a hub id, not {type(path_or_hub_id).__name__}")
     path = Path(path_or_hub_id)
