@@ -18,6 +18,7 @@ from trainer.evaluate.finetune import finetune
 from trainer.evaluate.probe import Features, Fitted, features, probe
 from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, scorable
 from trainer.evaluate.task import Task, fraction_of
+from umbra.card import Evaluation
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
 from umbra.files import atomic, make_folder, read_json_as, write_text
@@ -25,6 +26,7 @@ from umbra.schema import SPLITS
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
+FIX = "give result.json files that `python -m trainer.transfer` wrote"
 
 
 def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
@@ -131,10 +133,44 @@ class _Scored(TypedDict):
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    fix = "give result.json files that `python -m trainer.transfer` wrote"
     if not path.exists():
-        raise UserError(f"{path} does not exist: {fix}")
-    return dict(read_json_as(_Scored, path, fix))
+        raise UserError(f"{path} does not exist: {FIX}")
+    return dict(read_json_as(_Scored, path, FIX))
+
+
+class _OneClass(TypedDict):
+    auroc: float | None
+
+
+class _OfTask(TypedDict):
+    """What a model card says of a result.json."""
+
+    task: str
+    mode: str
+    encoder: str
+    fraction: float
+    seed: int
+    data: dict[str, str]
+    auroc: float | None
+    low: float | None
+    high: float | None
+    per_class: dict[str, _OneClass]
+
+
+def read_evaluation(path: Path) -> tuple[Evaluation, str]:
+    """What a model card says of a result.json, and the encoder that it names.
+
+    Raises `UserError` if it cannot be read, or is not of trained weights.
+    """
+    r = read_json_as(_OfTask, path, FIX)
+    if r["mode"] == "scratch" or r["encoder"] == "random":
+        raise UserError(f"{path} is of random weights (mode={r['mode']}, encoder={r['encoder']}): leave it out")
+    if r["auroc"] is None or "fingerprint" not in r["data"]:
+        raise UserError(f"{path} has no AUROC or names no data: {FIX}")
+    per_class = {name: one["auroc"] for name, one in r["per_class"].items() if one["auroc"] is not None}
+    keys = ("task", "mode", "fraction", "seed", "auroc", "low", "high")
+    about = {key: value for key, value in r.items() if key in keys}
+    return Evaluation(**about, fingerprint=r["data"]["fingerprint"], per_class=per_class), r["encoder"]  # type: ignore[arg-type]
 
 
 def _score(scored: dict[str, Any]) -> str:

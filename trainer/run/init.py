@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from trainer.config import PretrainConfig
-from umbra.encoders.encoder import EncoderConfig, ScalingOf
+from umbra.encoders.config import EncoderConfig, ScalingOf
 from umbra.encoders.registry import whole_args
 from umbra.errors import UserError, naming
 from umbra.files import sha256

@@ -19,7 +19,7 @@ from trainer.data.shards import Shards
 from trainer.observe.wandb_mirror import new_wandb_id
 from trainer.run.init import Origin
 from umbra.config import dump
-from umbra.encoders.encoder import ScalingOf
+from umbra.encoders.config import ScalingOf
 from umbra.errors import UserError
 from umbra.files import damaged, make_folder, read_json, write_text
 from umbra.typed import typed

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from umbra.encoders.backbone import Backbone
+from umbra.encoders.config import SCALINGS, EncoderConfig
+from umbra.encoders.pretrained import Pretrained
 from umbra.errors import UserError
-
-FORMAT = 1
-SCALINGS = ("fixed", "record")
 
 
 class Scaling(nn.Module):
@@ -43,49 +38,11 @@ class Scaling(nn.Module):
         return (x - mean) / (x - mean).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-3)
 
 
-class Architecture(TypedDict):
-    """A registered encoder and its `encoder.args.*`."""
-
-    name: str
-    args: dict[str, Any]
-
-
-class ScalingOf(TypedDict):
-    """The arguments of `Scaling`: mean and standard deviation per lead in mV."""
-
-    mode: str
-    mean_mv: list[float]
-    std_mv: list[float]
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Contents of `config.json` in an encoder directory.
-
-    `rate` in Hz; input is `[B, len(leads), samples]` in `units`; `dim` is the number of features (0: not known yet);
-    `training`, `data` and `versions` document the origin of the weights.
-    """
-
-    architecture: Architecture
-    dim: int
-    rate: float
-    leads: list[str]
-    samples: int
-    scaling: ScalingOf
-    training: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    units: str = "mV"
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
-
-
-class Encoder(nn.Module):
+class Encoder(Pretrained, nn.Module):
     """mV [B, leads, samples] -> features [B, dim]: the scaling of its `config`, then the backbone.
 
-    Raises `UserError` for an input of the wrong shape, `TypeError` for one that is no tensor.
+    Raises `UserError` for an input of the wrong shape, `TypeError` for one that is no tensor. `from_pretrained`,
+    `save_pretrained` and `push_to_hub` are those of `Pretrained`.
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
