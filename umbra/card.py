@@ -11,15 +11,16 @@ from typing import Any
 from umbra.encoders.config import EncoderConfig
 
 CARD = "README.md"
+METRICS = {"AUROC": "roc_auc", "R2": "r_squared"}  # as the hub names them
 TAGS = ("ecg", "electrocardiogram", "self-supervised")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the card says of a `result.json`: AUROC of a task on the test patients of the data `fingerprint`.
+    """What the card says of a `result.json`: the `value` of a `metric` (`AUROC` or `R2`) on the test patients.
 
-    `mode`: `probe` or `finetune`; `fraction` of the labels; `low`, `high`: the 95 % interval (None: not known);
-    `per_class`: the AUROC of each class.
+    `mode`: `probe` or `finetune`; `fraction` of the labels; `fingerprint` of the data; `low`, `high`: the 95 % interval
+    (None: not known); `per_class`: the metric of each class.
     """
 
     task: str
@@ -27,7 +28,8 @@ class Evaluation:
     fraction: float
     seed: int
     fingerprint: str
-    auroc: float
+    metric: str
+    value: float
     low: float | None
     high: float | None
     per_class: dict[str, float]
@@ -95,8 +97,9 @@ def _metadata(config: EncoderConfig, evaluations: Sequence[Evaluation], license:
 def _model_index(e: Evaluation) -> dict[str, Any]:
     """One result in the form of the hub's `model-index`."""
     interval = "" if e.low is None or e.high is None else f" (95 % by patients: {e.low:.3f} to {e.high:.3f})"
-    metrics: list[dict[str, Any]] = [{"type": "roc_auc", "value": e.auroc, "name": f"macro AUROC{interval}"}]
-    metrics += [{"type": "roc_auc", "value": v, "name": f"AUROC of {name}"} for name, v in e.per_class.items()]
+    kind = METRICS[e.metric]
+    metrics: list[dict[str, Any]] = [{"type": kind, "value": e.value, "name": f"macro {e.metric}{interval}"}]
+    metrics += [{"type": kind, "value": v, "name": f"{e.metric} of {name}"} for name, v in e.per_class.items()]
     dataset = {
         "name": f"shards {e.fingerprint}",
         "type": "umbra-shards",
@@ -119,8 +122,10 @@ def _table(evaluations: Sequence[Evaluation]) -> str:
     rows = []
     for e in evaluations:
         interval = "" if e.low is None or e.high is None else f" ({e.low:.3f} to {e.high:.3f})"
-        rows.append(f"| {e.task} | {_how(e)}, seed {e.seed} | `{e.fingerprint}` | {e.auroc:.3f}{interval} |\n")
-    head = "| task | how | test patients of data | macro AUROC (95 % by patients) |\n|---|---|---|---|\n"
+        rows.append(
+            f"| {e.task} | {_how(e)}, seed {e.seed} | `{e.fingerprint}` | {e.metric} {e.value:.3f}{interval} |\n"
+        )
+    head = "| task | how | test patients of data | macro metric (95 % by patients) |\n|---|---|---|---|\n"
     return f"\n## Results\n\n{head}{''.join(rows)}"
 
 

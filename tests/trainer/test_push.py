@@ -60,7 +60,15 @@ def test_the_hubs_own_parser_reads_the_results_of_the_card(run, capsys):
     again = ModelCard(f"---\n{data.to_yaml()}\n---\n").data  # what their writer makes of it says the same
     assert again.to_dict() == data.to_dict()
     text = (run / "encoder" / "README.md").read_text()
-    assert "| rhythm | probe with 0.1 of the labels, seed 3 | `f00d` | 0.875 (0.812 to 0.938) |" in text
+    assert "| rhythm | probe with 0.1 of the labels, seed 3 | `f00d` | AUROC 0.875 (0.812 to 0.938) |" in text
+
+
+def test_a_task_of_numbers_has_its_own_metric(run):
+    of_age = {"metric": "r2", "r2": 0.5, "per_class": {"age": {"r2": 0.5, "low": None, "high": None}}, "task": "age"}
+    main([f"run={run}", f"results=[{result(run, **of_age)}]"])
+    found = ModelCard.load(run / "encoder" / "README.md").data.eval_results
+    assert [(e.metric_type, e.metric_value) for e in found] == [("r_squared", 0.5), ("r_squared", 0.5)]
+    assert found[1].metric_name == "R2 of age"
 
 
 def test_without_results_or_a_licence_the_card_names_none(run):
@@ -81,7 +89,7 @@ def test_results_of_another_encoder_are_said(run, capsys):
         (["results=[nowhere.json]"], "nowhere.json cannot be read .*give result.json files"),
         (["results=[{result}]", "mode=scratch"], "is of random weights .*: leave it out"),
         (["results=[{result}]", "encoder=random"], "is of random weights .*: leave it out"),
-        (["results=[{result}]", "auroc="], "has no AUROC or names no data"),
+        (["results=[{result}]", "auroc="], "has no AUROC or R2 or names no data"),
         (["results=[{result}]", "task=7"], "is damaged .*'task' must be a text"),
         (["push=ecg"], "push=ecg is no repository at the hub: give push=owner/name"),
         (["push=a/b/c"], "push=a/b/c is no repository at the hub"),

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.finetune import finetune
-from trainer.evaluate.probe import Features, Fitted, features, probe
-from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, scorable
-from trainer.evaluate.task import Task, fraction_of
+from trainer.evaluate.fitted import Fitted
+from trainer.evaluate.probe import Features, features, probe
+from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, r2, scorable
+from trainer.evaluate.task import Task
 from umbra.card import Evaluation
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
@@ -27,6 +28,7 @@ from umbra.schema import SPLITS
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
 FIX = "give result.json files that `python -m trainer.transfer` wrote"
+SHOWN = {"auroc": "AUROC", "r2": "R2"}
 
 
 def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
@@ -35,41 +37,62 @@ def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | 
     `given`: precomputed features of this encoder and task (probe only).
     """
     began = time.monotonic()
-    chosen = fraction_of(task.train.label, task.train.patient, config.fraction, config.seed)
+    chosen = task.choose(config.fraction, config.seed)
     if config.mode == "probe":
         fitted = probe(task, given or features(encoder, task, config.batch), chosen, config.probe)
     else:
         fitted = finetune(task, encoder, chosen, config)
     result = _result(config, task, chosen, fitted) | {"seconds": round(time.monotonic() - began, 2)}
-    _write(Path(config.output), task, fitted.probability, result)
+    _write(Path(config.output), task, fitted.prediction, result)
     return result
 
 
 def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitted) -> dict[str, Any]:
-    label, score, patient = task.test.label, fitted.probability, task.test.patient
-    scored = scorable(label, len(task.classes))
-    resampled = bootstrap_auroc(label, score, patient, config.bootstrap, config.seed)
-    low, high = interval(resampled.mean(1))
-    per_class = {}
-    for column, k in enumerate(scored):
-        ends = interval(resampled[:, column])
-        value = auroc(label == k, score[:, k])
-        per_class[task.classes[k]] = {"auroc": value, "low": ends[0], "high": ends[1]}
     manifest = task.test.shards.manifest
     return {
         "task": task.name,
+        "kind": task.kind,
         "mode": config.mode,
         "encoder": config.encoder,
         "like": config.like,
         "data": {"fingerprint": manifest.fingerprint, "key_id": manifest.key_id},
         "fraction": config.fraction,
         "seed": config.seed,
-        "classes": task.classes,
+        "classes": task.names,
         "counts": task.counts(task.train.take(chosen)),
         "notes": task.notes,
         "chosen": fitted.chosen,
-        "val_auroc": fitted.val_auroc,
-        "auroc": macro_auroc(label, score),
+        **(_numbers(task, fitted) if task.kind == "number" else _aurocs(config, task, fitted)),
+    }
+
+
+def _numbers(task: Task, fitted: Fitted) -> dict[str, Any]:
+    values = r2(task.test.target, fitted.prediction)
+    each = {name: {"r2": float(value), "low": None, "high": None} for name, value in zip(task.names, values)}
+    return {
+        "metric": "r2",
+        "val_r2": fitted.val_value,
+        "r2": float(values.mean()),
+        "low": None,
+        "high": None,
+        "per_class": each,
+    }
+
+
+def _aurocs(config: TransferConfig, task: Task, fitted: Fitted) -> dict[str, Any]:
+    target, score, patient = task.test.target, fitted.prediction, task.test.patient
+    scored = scorable(target)
+    resampled = bootstrap_auroc(target, score, patient, config.bootstrap, config.seed)
+    low, high = interval(resampled.mean(1))
+    per_class = {}
+    for column, k in enumerate(scored):
+        ends = interval(resampled[:, column])
+        value = auroc(target[:, k] > 0, score[:, k])
+        per_class[task.names[k]] = {"auroc": value, "low": ends[0], "high": ends[1]}
+    return {
+        "metric": "auroc",
+        "val_auroc": fitted.val_value,
+        "auroc": macro_auroc(target, score),
         "low": low,
         "high": high,
         "resamples": int(np.isfinite(resampled.mean(1)).sum()),
@@ -80,8 +103,11 @@ def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitt
 def _write(output: Path, task: Task, probability: np.ndarray, result: dict[str, Any]) -> None:
     make_folder(output, "output")
     columns: dict[str, Any] = {"row": task.test.row, "patient": task.test.patient}
-    columns["label"] = [task.classes[k] for k in task.test.label]
-    columns |= {f"p_{name}": probability[:, k] for k, name in enumerate(task.classes)}
+    if task.kind == "classes":
+        columns["label"] = [task.names[k] for k in task.test.target.argmax(1)]
+    else:
+        columns |= {f"y_{name}": task.test.target[:, k] for k, name in enumerate(task.names)}
+    columns |= {f"p_{name}": probability[:, k] for k, name in enumerate(task.names)}
     with atomic(output / PREDICTIONS) as temporary:
         pq.write_table(pa.table(columns), temporary)
     write_text(output / RESULT, json.dumps(plain(result), indent=1) + "\n")
@@ -102,7 +128,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['task']}: {result['mode']} of {result['encoder']}, {result['fraction']:.4g} of the labels, "
         f"seed {result['seed']}, chosen {', '.join(f'{k}={v:g}' for k, v in result['chosen'].items())}"
     )
-    lines = [head, f"{'class':<12}{'train':>7}{'val':>7}{'test':>7}  AUROC (95 % by patients)"]
+    lines = [head, f"{'class':<12}{'train':>7}{'val':>7}{'test':>7}  {SHOWN[result['metric']]} (95 % by patients)"]
     for name in result["classes"]:
         counts = [result["counts"][split].get(name, 0) for split in SPLITS]
         lines.append(_line(name, counts, result["per_class"].get(name)))
@@ -138,12 +164,8 @@ def _read_result(path: Path) -> dict[str, Any]:
     return dict(read_json_as(_Scored, path, FIX))
 
 
-class _OneClass(TypedDict):
-    auroc: float | None
-
-
 class _OfTask(TypedDict):
-    """What a model card says of a result.json."""
+    """What a model card says of a result.json; the values are under the name of its `metric` (none: auroc)."""
 
     task: str
     mode: str
@@ -151,10 +173,9 @@ class _OfTask(TypedDict):
     fraction: float
     seed: int
     data: dict[str, str]
-    auroc: float | None
     low: float | None
     high: float | None
-    per_class: dict[str, _OneClass]
+    per_class: dict[str, dict[str, float | None]]
 
 
 def read_evaluation(path: Path) -> tuple[Evaluation, str]:
@@ -165,19 +186,32 @@ def read_evaluation(path: Path) -> tuple[Evaluation, str]:
     r = read_json_as(_OfTask, path, FIX)
     if r["mode"] == "scratch" or r["encoder"] == "random":
         raise UserError(f"{path} is of random weights (mode={r['mode']}, encoder={r['encoder']}): leave it out")
-    if r["auroc"] is None or "fingerprint" not in r["data"]:
-        raise UserError(f"{path} has no AUROC or names no data: {FIX}")
-    per_class = {name: one["auroc"] for name, one in r["per_class"].items() if one["auroc"] is not None}
-    keys = ("task", "mode", "fraction", "seed", "auroc", "low", "high")
-    about = {key: value for key, value in r.items() if key in keys}
-    return Evaluation(**about, fingerprint=r["data"]["fingerprint"], per_class=per_class), r["encoder"]  # type: ignore[arg-type]
+    metric = str(r.get("metric", "auroc"))
+    value = r.get(metric)
+    if metric not in SHOWN or not isinstance(value, float | int) or "fingerprint" not in r["data"]:
+        raise UserError(f"{path} has no {' or '.join(SHOWN.values())} or names no data: {FIX}")
+    per_class = {name: score for name, one in r["per_class"].items() if (score := one.get(metric)) is not None}
+    return Evaluation(
+        r["task"],
+        r["mode"],
+        r["fraction"],
+        r["seed"],
+        r["data"]["fingerprint"],
+        SHOWN[metric],
+        value,
+        r["low"],
+        r["high"],
+        per_class,
+    ), r["encoder"]
 
 
 def _score(scored: dict[str, Any]) -> str:
     """AUROC with its interval, which is missing without resamples."""
     low, high = scored["low"], scored["high"]
     known = None not in (low, high) and math.isfinite(low + high)
-    return f"{scored['auroc']:.3f} " + (f"({low:.3f} to {high:.3f})" if known else "(no interval)")
+    return f"{scored['auroc' if 'auroc' in scored else 'r2']:.3f} " + (
+        f"({low:.3f} to {high:.3f})" if known else "(no interval)"
+    )
 
 
 def _line(name: str, counts: Sequence[int], scored: dict[str, Any] | None) -> str:
