@@ -34,17 +34,55 @@ print(__version__, [name for name in heavy if name in sys.modules])
     assert done.stdout.strip().endswith("[]")
 
 
-@pytest.mark.parametrize("shape", [(12, SAMPLES), (1, 8, SAMPLES), (1, 12, SAMPLES - 1), (1, SAMPLES, 12)])
+SHAPES = [(12, SAMPLES - 1), (SAMPLES,), (1, 1, 12, SAMPLES), (1, 8, SAMPLES), (1, 12, SAMPLES - 1), (1, SAMPLES, 12)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_an_input_of_another_shape_is_refused_with_the_shape_that_it_takes(directory, shape):
     with pytest.raises(UserError, match=rf"12 leads, {SAMPLES} samples at 100 Hz\], not \["):
         load_encoder(directory)(torch.zeros(shape))
 
 
-def test_the_module_is_in_eval_mode_and_can_be_trained(directory):
-    encoder = load_encoder(directory)
+def test_the_module_is_in_eval_mode_and_gives_no_gradients_until_they_are_asked_for(directory):
+    encoder, x = load_encoder(directory), torch.randn(2, 12, SAMPLES)
     assert not encoder.training
-    encoder(torch.randn(2, 12, SAMPLES)).sum().backward()
-    assert all(p.grad is not None for p in encoder.backbone.parameters())
+    assert encoder(x).numpy().shape == (2, encoder.config.dim)
+    assert not encoder.tokens(x).requires_grad
+
+    def trained() -> bool:
+        encoder.zero_grad()
+        encoder(x).sum().backward()
+        return all(p.grad is not None for p in encoder.backbone.parameters())
+
+    torch.nn.Sequential(encoder, torch.nn.Linear(encoder.config.dim, 1)).train()
+    assert trained()
+    encoder.eval().requires_grad_()
+    assert trained()
+    with torch.no_grad():
+        assert not encoder(x).requires_grad
+    encoder.requires_grad_(False)
+    assert not encoder(x).requires_grad
+    wave = x.clone().requires_grad_()
+    encoder(wave).sum().backward()
+    assert wave.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int16, torch.int64, torch.uint8])
+def test_any_real_number_and_one_ecg_are_taken(directory, dtype):
+    encoder, x = load_encoder(directory), torch.randint(0, 9, (2, 12, SAMPLES)).to(dtype)
+    features = encoder(x)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, encoder(x.float()))
+    torch.testing.assert_close(encoder(x[1]), features[1])
+
+
+@pytest.mark.parametrize(("kind", "close"), [("half", 2e-2), ("bfloat16", 1e-1), ("double", 1e-4)])
+def test_the_module_may_be_of_another_precision(directory, kind, close):
+    encoder, x = load_encoder(directory), torch.randn(2, 12, SAMPLES)
+    features = encoder(x)
+    other = getattr(encoder, kind)()(x)
+    assert other.dtype == next(encoder.parameters()).dtype
+    torch.testing.assert_close(other.float(), features, rtol=0, atol=close * features.abs().max())
 
 
 def test_broken_directories_are_one_clear_line(directory, tmp_path):
