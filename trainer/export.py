@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
 def _card_of(config: ExportConfig) -> dict[str, Any]:
     """The arguments of `model_card`. Warns of results that name another encoder than the one that is written."""
     output = Path(config.output or Path(config.run) / "encoder")
-    card: dict[str, Any] = {"license": config.license, "repo": config.push, "evaluations": []}
+    card: dict[str, Any] = {"license": config.license.lower(), "repo": config.push, "evaluations": []}
     for name in config.results:
         from trainer.evaluate.result import read_evaluation
 

@@ -48,8 +48,8 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def fit(self, X: Any, y: Any = None) -> Self:
         """Loads the encoder and learns the size of the ECGs."""
         encoder = self.encoder
-        if encoder == "":
-            raise UserError("encoder is not set: give an encoder directory, a hub id or an umbra.Encoder")
+        if encoder == "" or not isinstance(encoder, str | Path | Encoder):
+            raise UserError(f"encoder={encoder!r}: give an encoder directory, a hub id or an umbra.Encoder")
         loaded = encoder.to(usable(self.device)) if isinstance(encoder, Encoder) else load_encoder(encoder, self.device)
         self._checked(X, loaded, reset=True)
         self.encoder_ = loaded
@@ -72,14 +72,20 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def _checked(self, X: Any, encoder: Encoder, reset: bool) -> NDArray[Any]:
         """X as [n, leads, samples]. Raises `UserError` if it cannot be that."""
+        if isinstance(self.leads, str):
+            raise UserError(f"leads={self.leads!r} is a text: give a list of names")
         count = len(encoder.config.leads if self.leads is None else self.leads)
-        if getattr(X, "ndim", 2) == 3:
-            if X.shape[1] != count:
+        X = _array(X) if isinstance(X, list | tuple) else X
+        if getattr(X, "ndim", 2) > 2:
+            if X.ndim != 3 or X.shape[1] != count:
                 raise UserError(f"X has shape {list(X.shape)}, but there are {count} leads: give [n, leads, samples]")
-            X = np.asarray(X).reshape(len(X), -1)
+            X = np.asarray(X).reshape(len(X), X.shape[1] * X.shape[2])
         x: NDArray[Any] = validate_data(self, X, reset=reset, dtype=[np.float32, np.float64])
         if x.shape[1] % count:
-            raise UserError(f"X has {x.shape[1]} columns, which are no whole number of samples of {count} leads")
+            raise UserError(
+                f"X has {x.shape[1]} columns, which are no whole number of samples of {count} leads: give "
+                "[n, leads, samples] or [n, leads * samples]"
+            )
         return x.reshape(len(x), count, -1)
 
     @property
@@ -91,3 +97,13 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _array(X: Any) -> Any:
+    """A list of ECGs as one array. Raises `UserError` if they are of different sizes."""
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise UserError(
+            "X is a list of ECGs of different sizes: give [n, leads, samples], or call encoder.embed, which takes them"
+        ) from error

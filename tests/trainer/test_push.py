@@ -40,7 +40,7 @@ def result(run, name="result.json", **changes):
 
 def test_the_hubs_own_parser_reads_the_results_of_the_card(run, capsys):
     one, two = result(run), result(run, "b.json", task="sex", low=None, high=None, mode="finetune", fraction=1.0)
-    main([f"run={run}", f"results=[{one},{two}]", "license=cc-by-4.0"])
+    main([f"run={run}", f"results=[{one},{two}]", "license=CC-BY-4.0"])
     assert "warning" not in capsys.readouterr().out
     data = ModelCard.load(run / "encoder" / "README.md").data
     assert (data.library_name, data.license, data.pipeline_tag) == ("umbra", "cc-by-4.0", "feature-extraction")

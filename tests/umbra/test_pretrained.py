@@ -72,6 +72,8 @@ def test_only_its_own_config_can_be_given(directory, tmp_path):
     encoder.save_pretrained(tmp_path / "b", config=dataclasses.asdict(encoder.config))
     with pytest.raises(UserError, match="config describes the weights and cannot be set"):
         encoder.save_pretrained(tmp_path / "c", config={"rate": 500})
+    with pytest.raises(TypeError, match="licence"):
+        encoder.save_pretrained(tmp_path / "c", model_card_kwargs={"licence": "mit"})
     assert not (tmp_path / "c").exists()
 
 

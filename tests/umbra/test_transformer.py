@@ -111,7 +111,11 @@ def test_cloned_pickled_and_away_from_its_directory(directory, ecgs, tmp_path):
         ({"units": "furlongs"}, (3, 12, SAMPLES), "units"),
         ({"batch": 0}, (3, 12, SAMPLES), "batch"),
         ({"device": "gpu"}, (3, 12, SAMPLES), "device"),
-        ({"encoder": ""}, (3, 12, SAMPLES), "encoder is not set: give an encoder directory"),
+        ({"encoder": ""}, (3, 12, SAMPLES), "encoder='': give an encoder directory, a hub id or an umbra.Encoder"),
+        ({"encoder": None}, (3, 12, SAMPLES), "encoder=None: give an encoder directory"),
+        ({"leads": "II"}, (3, 12, SAMPLES), "leads='II' is a text: give a list of names"),
+        ({}, (1, 3, 12, SAMPLES), r"X has shape \[1, 3, 12, 256\], but there are 12 leads"),
+        ({}, (0, 12, SAMPLES), r"Found array with 0 sample\(s\)"),
         ({}, (3, 12, 500), r"rate is not set: the ECGs have 500 samples, the encoder takes 256 at 100 Hz; give rate="),
     ],
 )
@@ -119,6 +123,14 @@ def test_wrong_use_is_a_value_error_that_names_it(change, shape, said, directory
     x = np.random.default_rng(0).normal(size=shape)
     with pytest.raises(ValueError, match=said):
         EncoderTransformer(**({"encoder": directory} | change)).fit(x).transform(x)
+
+
+def test_lists_of_ecgs_are_one_array_or_refused(directory, ecgs):
+    x, _ = ecgs
+    fitted = EncoderTransformer(directory).fit(x.tolist())
+    np.testing.assert_array_equal(fitted.transform(list(x)), fitted.transform(x))
+    with pytest.raises(UserError, match=r"X is a list of ECGs of different sizes: give .*, or call encoder.embed"):
+        fitted.transform([x[0], x[1][:, :100]])
 
 
 def test_ecgs_of_another_size_than_fitted_are_refused(directory, ecgs):

@@ -108,11 +108,12 @@ class Pretrained(nn.Module):
         `UserError` for another `config` and for a folder that cannot be written.
         """
         self._refuse(config)
+        card = model_card(self.config, **(model_card_kwargs or {}))
         folder = make_folder(save_directory, "save_directory")
         (folder / CONFIG).unlink(missing_ok=True)
         save_weights(folder / WEIGHTS, self.state_dict())
         if not (folder / CARD).exists():
-            write_text(folder / CARD, model_card(self.config, **(model_card_kwargs or {})))
+            write_text(folder / CARD, card)
         write_text(folder / CONFIG, self.config.to_json())
         if not push_to_hub:
             return None
