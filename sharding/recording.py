@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -54,6 +55,8 @@ def read(
 
 def _located(path: str) -> tuple[str, Path, str]:
     """(format, folder, name of the record in it) by the ending; signals with a header beside them are WFDB."""
+    if not Path(path).name or "\0" in path or len(os.path.basename(path)) > 255:
+        raise UserError(f"ecg={path[:80]!r} is not the path of a recording")
     place = Path(path)
     bare = place.with_suffix("") if place.suffix.lower() in (".hea", ".dat", ".mat") else place
     if bare.with_name(f"{bare.name}.hea").is_file():

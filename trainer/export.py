@@ -1,10 +1,11 @@
-"""Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [output=DIR] [push=owner/name]`.
+"""Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [formats=[onnx,pt2]] [push=owner/name]`.
 
-The encoder directory contains config.json, model.safetensors and README.md (the model card). It is written under a
-temporary name and renamed, so that it is never incomplete; an older encoder at that path is replaced, a folder with any
-other content is refused. The mean and variance of batch norm are re-estimated on unmasked training ECGs; `data=DIR`
-gives the current path of their shards, `statistics=running` keeps the running statistics of training. `push` sends the
-directory to the Hugging Face hub.
+The encoder directory contains config.json, model.safetensors, golden.safetensors (an input and its features, to check
+with), README.md (the model card) and, by `formats`, encoder.onnx and encoder.pt2 for other runtimes. It is written
+under a temporary name and renamed, so that it is never incomplete; an older encoder at that path is replaced, a folder
+with any other content is refused. The mean and variance of batch norm are re-estimated on unmasked training ECGs;
+`data=DIR` gives the current path of their shards, `statistics=running` keeps the running statistics of training. `push`
+sends the directory to the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer import threads
+from trainer import runtimes, threads
 from trainer.config import PretrainConfig
 from trainer.data.remote.fetch import is_remote
 from trainer.data.shards import Shards
@@ -30,15 +31,16 @@ from trainer.observe.wandb_mirror import Mirror, WandbConfig
 from trainer.run.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
 from trainer.run.checkpoint import committed, read_weights, saved_state
 from trainer.run.record import RunRecord, read_record
-from umbra import publish
+from umbra import golden, publish
 from umbra.card import CARD, model_card
 from umbra.config import check_fields, command, load, setting
 from umbra.directory import HUB_ID
 from umbra.errors import UserError
 from umbra.files import claim_folder, flush, write_text
+from umbra.golden import GOLDEN
 from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
 
-FILES = {CONFIG, WEIGHTS, CARD}
+FILES = {CONFIG, WEIGHTS, GOLDEN, CARD, *runtimes.FILES.values()}
 STATISTICS = ("clean", "running")
 MOST, PASS = 4096, 256  # ECGs for the batch-norm statistics: in all, per forward pass
 
@@ -69,6 +71,10 @@ class ExportConfig:
     license: str = ""
     """The licence of the weights on the model card, as the hub writes it, such as `cc-by-4.0` (empty: none)."""
 
+    formats: list[str] = field(default_factory=list)
+    """Files for other runtimes besides the weights: `onnx` (encoder.onnx, `pip install 'umbra[onnx]'`), `pt2`
+    (encoder.pt2 of torch.export). Each takes any batch, ResNets any length, and is checked after writing."""
+
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
         if not self.run:
@@ -80,6 +86,7 @@ class ExportConfig:
             raise UserError(
                 f"license={self.license} is no licence as the hub writes them: cc-by-4.0, apache-2.0, other"
             )
+        runtimes.check_formats(self.formats)
 
 
 CONFIGS = {"": "trainer.export:ExportConfig"}
@@ -92,7 +99,8 @@ def main(argv: list[str]) -> None:
     place = Path(config.output) if config.output else None
     if config.push:
         publish.check(config.push)
-    output = export(Path(config.run), place, config.step, config.data, config.statistics, _card_of(config))
+    about = _card_of(config)
+    output = export(Path(config.run), place, config.step, config.data, config.statistics, config.formats, about)
     print(f"encoder written to {output}")
     _mirror(Path(config.run), output)
     if config.push:
@@ -121,13 +129,14 @@ def export(
     step: str = "last",
     data: str = "",
     statistics: str = "clean",
+    formats: Sequence[str] = (),
     card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the encoder of a committed checkpoint of `run` to `output` (default `run/encoder`); returns the directory.
 
-    `data`, `statistics`: see `ExportConfig`; `card`: further arguments of `model_card`. Raises `UserError` if the run
-    has no run.json, no committed checkpoint, or none of that step, if `output` contains anything but an older encoder,
-    or if batch norm needs ECGs that are missing.
+    `data`, `statistics`, `formats`: see `ExportConfig`; `card`: further arguments of `model_card`. Raises `UserError`
+    if the run has no run.json, no committed checkpoint, or none of that step, if `output` contains anything but an
+    older encoder, if batch norm needs ECGs that are missing, or if a file of `formats` differs from the encoder.
     """
     output = output or run / "encoder"
     record = read_record(run)
@@ -154,6 +163,8 @@ def export(
     temporary = place.with_name(f".{place.name}.partial-{os.getpid()}")
     try:
         save_weights(temporary / WEIGHTS, encoder.state_dict())
+        save_weights(temporary / GOLDEN, golden.make(encoder))
+        runtimes.write(encoder, temporary, formats)
         write_text(temporary / CARD, model_card(config, **(card or {})))
         write_text(temporary / CONFIG, config.to_json())
         _replace(temporary, place)

@@ -1,4 +1,4 @@
-"""The files of an encoder directory: `config.json` and `model.safetensors`, read and written, here or from the hub.
+"""The files of an encoder directory: `config.json`, `model.safetensors` and `golden.safetensors`, here or from the hub.
 
 Only JSON and safetensors are read, so that a third party's encoder never runs its code.
 """
@@ -22,6 +22,7 @@ from umbra.typed import typed
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+GOLDEN = "golden.safetensors"
 FIX = "export the encoder again"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -76,7 +77,7 @@ def encoder_directory(path_or_hub_id: str | Path, argument: str = "path_or_hub_i
             f"'{path_or_hub_id}' is not a local directory, and the hub needs a package: pip install 'umbra[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, WEIGHTS], **download))
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, WEIGHTS, GOLDEN], **download))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

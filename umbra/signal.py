@@ -50,7 +50,7 @@ def implausible(x: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[
     variance = np.einsum("ij,ij->i", x, x) / x.shape[1] - np.square(mean)
     spread = float(np.sqrt(max(np.sort(variance)[len(x) // 2], 0.0)))
     if not STD_MV[0] <= spread <= STD_MV[1]:
-        taken = "microvolt" if spread > STD_MV[1] else "volt"
+        taken = "volt" if spread < STD_MV[0] else "microvolt"
         return "units", f"standard deviation {spread:.2g} mV: {taken} taken for millivolt, or a wrong gain?"
     if (peak := peak_of(low, high)) > AMPLITUDE_MV:
         return "amplitude", f"{peak:.3g} mV, more than {AMPLITUDE_MV:g}"

@@ -41,7 +41,12 @@ def test_writes_what_the_directory_must_hold_and_replaces_an_older_one(tmp_path)
     output = export(run, step="3")
     assert export(run) == output
     assert load_encoder(output).config.training["step"] == 7
-    assert sorted(p.name for p in output.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in output.iterdir()) == [
+        "README.md",
+        "config.json",
+        "golden.safetensors",
+        "model.safetensors",
+    ]
     assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "encoder", "run.json"]
     config = json.loads((output / "config.json").read_text())
     assert config["units"] == "mV"

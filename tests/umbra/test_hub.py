@@ -121,7 +121,8 @@ def test_a_hub_id_fetches_only_json_and_safetensors(directory, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert load_encoder("someone/ecg").config.samples == SAMPLES
-    assert asked == {"name": "someone/ecg", "allow_patterns": ["config.json", "model.safetensors"]}
+    assert asked["name"] == "someone/ecg"
+    assert asked["allow_patterns"] == ["config.json", "model.safetensors", "golden.safetensors"]
 
 
 def test_what_is_neither_directory_nor_hub_id_is_said(monkeypatch, tmp_path):
@@ -207,3 +208,57 @@ def test_a_device_that_is_not_here_is_one_line(device, directory):
 def test_a_numpy_array_is_said_to_be_none_of_torch(directory):
     with pytest.raises(TypeError, match=r"takes a torch tensor, not ndarray: give torch.as_tensor"):
         load_encoder(directory)(np.zeros((1, 12, SAMPLES), np.float32))
+
+
+# ---- the golden input and output ----
+
+
+def test_check_compares_the_features_with_those_of_the_export(directory):
+    assert sorted(load_file(directory / "golden.safetensors")) == ["ecg", "features"]
+    assert load_encoder(directory, check=True).config.samples == SAMPLES
+    weights = load_file(directory / "model.safetensors")
+    name = "backbone.embed.weight"
+    save_file(weights | {name: weights[name] * 1.01}, directory / "model.safetensors")
+    load_encoder(directory)
+    with pytest.raises(
+        UserError, match=r"golden.safetensors: the features differ .* by 0\.0\d+ of the largest"
+    ) as caught:
+        load_encoder(directory, check=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_of_an_older_version_loads_and_says_that_it_cannot_be_checked(directory):
+    (directory / "golden.safetensors").unlink()
+    load_encoder(directory)
+    with pytest.raises(
+        UserError, match=r"^check=True: .*golden.safetensors does not exist, so nothing can be compared"
+    ):
+        load_encoder(directory, check=True)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_golden_files_are_one_clear_line(damage, directory):
+    DAMAGES[damage](directory / "golden.safetensors")
+    with pytest.raises(UserError, match=r"golden.safetensors") as caught:
+        load_encoder(directory, check=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            {"ecg": torch.zeros(2, 12, 9), "features": torch.zeros(2, 64)},
+            r"does not hold the features of an ecg \[2, 12",
+        ),
+        ({"features": torch.zeros(2, 64)}, "does not hold"),
+        (
+            {"ecg": torch.zeros(2, 12, SAMPLES), "features": torch.zeros(2, 3)},
+            r"it holds features \[2, 3\], .* \[2, 64\]",
+        ),
+    ],
+)
+def test_golden_files_of_other_content_are_named(content, said, directory):
+    save_file(content, directory / "golden.safetensors")
+    with pytest.raises(UserError, match=said):
+        load_encoder(directory, check=True)

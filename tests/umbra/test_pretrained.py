@@ -50,7 +50,8 @@ def test_what_is_saved_is_loaded_again_bit_by_bit(directory, tmp_path):
     for again in (load_encoder(tmp_path / "a" / "b"), Encoder.from_pretrained(str(tmp_path / "a" / "b"))):
         assert again.config == encoder.config
         assert torch.equal(again(x), load_encoder(directory)(x))
-    for name in ("config.json", "model.safetensors"):
+    load_encoder(tmp_path / "a" / "b", check=True)
+    for name in ("config.json", "model.safetensors", "golden.safetensors"):
         assert (tmp_path / "a" / "b" / name).read_bytes() == (directory / name).read_bytes()
     ModelCard.load(tmp_path / "a" / "b" / "README.md").data.to_dict()
 
@@ -64,6 +65,16 @@ def test_a_card_that_is_there_is_kept_and_weights_are_replaced(directory, tmp_pa
     encoder.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert torch.equal(next(load_encoder(tmp_path).parameters()), next(encoder.parameters()))
+
+
+@pytest.mark.parametrize("state", ["training", "half"])
+def test_golden_features_are_of_the_saved_weights_in_whatever_state_they_are(state, tmp_path):
+    run = make_run(tmp_path / "run")
+    encoder = load_encoder(export(run))
+    encoder.train() if state == "training" else encoder.half()
+    encoder.save_pretrained(tmp_path / "a")
+    assert encoder.training == (state == "training")
+    assert load_encoder(tmp_path / "a", check=True).config == encoder.config
 
 
 def test_only_its_own_config_can_be_given(directory, tmp_path):
@@ -112,7 +123,7 @@ def test_to_the_hub_and_back_it_is_the_same(directory, hub, tmp_path):
     repo = hub.repos["me/ecg"]
     assert url == f"{hub.url}/me/ecg/commit/{repo['commit']}"
     assert repo["private"]
-    assert sorted(repo["files"]) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(repo["files"]) == ["README.md", "config.json", "golden.safetensors", "model.safetensors"]
     assert repo["files"]["model.safetensors"] == (directory / "model.safetensors").read_bytes()
     card = ModelCard(repo["files"]["README.md"].decode())
     assert (card.data.library_name, card.data.license) == ("umbra", "cc-by-4.0")

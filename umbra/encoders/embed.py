@@ -7,8 +7,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,7 +94,7 @@ def embed(
 def _check(pool: Any, batch: Any, nan: Any) -> None:
     if pool not in POOLS:
         raise UserError(f"pool={pool!r} is unknown; use 'mean' (over windows), 'tokens' or None (each window)")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+    if isinstance(batch, bool) or not isinstance(batch, Integral) or int(batch) < 1:
         raise UserError(f"batch={batch!r} must be a whole number of windows, at least 1")
     if nan not in POLICIES:
         raise UserError(f"nan={nan!r} is unknown; use 'refuse' or 'fill'")
@@ -100,7 +102,8 @@ def _check(pool: Any, batch: Any, nan: Any) -> None:
 
 def _move(encoder: Encoder, device: str | torch.device) -> None:
     try:
-        encoder.to(torch.device(device))
+        torch.zeros(1, device=device).cpu()
+        encoder.to(device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"device={device!r} cannot be used here: {reason}") from error
@@ -147,7 +150,8 @@ def rounded(mv: Tensor) -> Tensor:
 def _reason(window: Tensor) -> str:
     """Why a window [leads, samples], without padding, is implausible; "" if it is not."""
     x = window.numpy()
-    reason, detail = implausible(x, x.min(1), x.max(1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        reason, detail = implausible(x, x.min(1), x.max(1))
     return f"{detail}; is units= right?" if reason in ("units", "amplitude") else detail
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from umbra.card import CARD, model_card
 from umbra.directory import (
     CONFIG,
     FIX,
+    GOLDEN,
     WEIGHTS,
     encoder_directory,
     mismatch,
@@ -25,7 +27,11 @@ from umbra.encoders.config import EncoderConfig
 from umbra.encoders.registry import build_encoder
 from umbra.errors import UserError
 from umbra.files import make_folder, write_text
+from umbra.golden import make
 from umbra.publish import MESSAGE, create, upload
+
+if TYPE_CHECKING:
+    from umbra.encoders.encoder import Encoder
 
 
 class Pretrained(nn.Module):
@@ -101,7 +107,8 @@ class Pretrained(nn.Module):
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Writes an encoder directory, which `load_encoder` reads: weights, config, and the card if there is none.
+        """Writes an encoder directory, which `load_encoder` reads: weights, golden features, config, and a card unless
+        one is there.
 
         `config` can only be the encoder's own; `model_card_kwargs`: arguments of `umbra.card.model_card`. With
         `push_to_hub` it is then sent to `repo_id` (None: the directory's name) and the commit's URL is returned. Raises
@@ -112,6 +119,8 @@ class Pretrained(nn.Module):
         folder = make_folder(save_directory, "save_directory")
         (folder / CONFIG).unlink(missing_ok=True)
         save_weights(folder / WEIGHTS, self.state_dict())
+        plain = copy.deepcopy(self).float().cpu().eval()
+        save_weights(folder / GOLDEN, make(cast("Encoder", plain)))
         if not (folder / CARD).exists():
             write_text(folder / CARD, card)
         write_text(folder / CONFIG, self.config.to_json())

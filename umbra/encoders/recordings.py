@@ -18,7 +18,8 @@ from umbra import leads as lead_names
 from umbra.errors import UserError
 from umbra.signal import RATES, to_millivolt
 
-NO_VALUES = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
+REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64}
+REAL |= {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _tensor(values: Any, name: str) -> Tensor:
         values = [v.detach().cpu().numpy() for v in values]
     if not isinstance(values, Tensor):
         try:
-            array = np.asarray(values)
+            array = np.ma.filled(values.astype(float), np.nan) if np.ma.isMaskedArray(values) else np.asarray(values)
         except Exception as error:  # of any library's array
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{name} is no array: leads of different lengths? ({reason})") from error
@@ -97,8 +98,8 @@ def _tensor(values: Any, name: str) -> Tensor:
         wide = (array.dtype.kind == "u" and array.dtype.itemsize > 1) or array.dtype.itemsize > 8
         array = np.asarray(array, np.float64 if wide else array.dtype.newbyteorder("="), order="C")
         values = torch.from_numpy(array if array.flags.writeable else array.copy())
-    if values.dtype in NO_VALUES or values.layout != torch.strided:
-        raise UserError(f"{name} is a tensor of {values.dtype}, {values.layout}: give dense real numbers")
+    if values.dtype not in REAL or values.layout != torch.strided or values.is_meta:
+        raise UserError(f"{name} is a tensor of {values.dtype}, {values.layout}, on {values.device}: give real numbers")
     return values.detach()
 
 
@@ -127,9 +128,10 @@ def _group(x: Tensor, name: str, stated: Stated) -> Group:
 def _names(stated: Stated) -> tuple[str, ...]:
     if stated.leads is None:
         return tuple(stated.wanted)
-    if isinstance(stated.leads, str) or not all(isinstance(name, str) for name in stated.leads):
+    names = stated.leads.tolist() if hasattr(stated.leads, "tolist") else stated.leads
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UserError(f"leads={stated.leads!r} must be a list of names, such as ['I', 'II', 'V1']")
-    return tuple(stated.leads)
+    return tuple(names)
 
 
 def _rate(rate: Any) -> float:
