@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         return
     config = load(TransferConfig, *split_words(argv))
     config.check()
-    claim_folder(config.output, "output")
+    claim_folder(config.output, "output", (RESULT, PREDICTIONS))
     threads.settle()
     device_of(config.device)
     task = read_task(config)
