@@ -40,7 +40,7 @@ FINE = 100.0  # Hz; higher rates are lowered to this or more
 PREFERRED = ("II", "V2")  # a limb and a chest lead: more leads cost more and tell recordings apart no better
 FOLDER, COLUMN = "fingerprints", "fingerprint"
 FIX = "delete it, it is then computed again"
-MOST_BYTES = 1 << 19  # of windows that are transformed at a time
+MOST_BYTES = 1 << 17  # of windows that are transformed at a time
 TILE = 2048  # windows of each side in one matrix product
 Numbers = NDArray[np.float32]
 
