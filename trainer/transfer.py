@@ -21,6 +21,7 @@ from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
 from umbra.config import command, load, split_words
 from umbra.files import claim_folder
 
+ALLOW = "--allow-leak"  # another spelling of allow_leak=true
 CONFIGS = {"": "trainer.evaluate.config:TransferConfig"}
 
 
@@ -28,8 +29,8 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] == "compare":
         print(comparison(argv[1:]))
         return
-    words = ["allow_leak=true" if word == "--allow-leak" else word for word in argv]
-    config = load(TransferConfig, *split_words(words))
+    path, words = split_words(argv, [ALLOW])
+    config = load(TransferConfig, path, [*words, "allow_leak=true"] if ALLOW in argv else words)
     config.check()
     claim_folder(config.output, "output")
     threads.settle()
