@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     path, words = split_words(argv, [ALLOW])
     config = load(TransferConfig, path, [*words, "allow_leak=true"] if ALLOW in argv else words)
     config.check()
-    claim_folder(config.output, "output")
+    claim_folder(config.output, "output", (RESULT, PREDICTIONS))
     threads.settle()
     device_of(config.device)
     task = read_task(config)
