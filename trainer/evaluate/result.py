@@ -31,10 +31,16 @@ FIX = "give result.json files that `python -m trainer.transfer` wrote"
 SHOWN = {"auroc": "AUROC", "r2": "R2"}
 
 
-def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
+def run(
+    config: TransferConfig,
+    task: Task,
+    encoder: Encoder,
+    given: Features | None = None,
+    leaks: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains, selects, tests, writes predictions.parquet and then result.json to `config.output`; returns the result.
 
-    `given`: precomputed features of this encoder and task (probe only).
+    `given`: precomputed features of this encoder and task (probe only); `leaks`: what `leaks.check` returned.
     """
     began = time.monotonic()
     chosen = task.choose(config.fraction, config.seed)
@@ -42,7 +48,7 @@ def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | 
         fitted = probe(task, given or features(encoder, task, config.batch), chosen, config.probe)
     else:
         fitted = finetune(task, encoder, chosen, config)
-    result = _result(config, task, chosen, fitted) | {"seconds": round(time.monotonic() - began, 2)}
+    result = _result(config, task, chosen, fitted) | {"leaks": leaks, "seconds": round(time.monotonic() - began, 2)}
     _write(Path(config.output), task, fitted.prediction, result)
     return result
 
