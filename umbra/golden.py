@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from umbra.encoders.encoder import Encoder
+from umbra.directory import GOLDEN as GOLDEN
 
-GOLDEN = "golden.safetensors"
+if TYPE_CHECKING:
+    from umbra.encoders.encoder import Encoder
+
 MOST = {"cpu": 1e-4}  # of the largest feature; other devices may compute in TF32
 MOST_ELSEWHERE = 1e-2
 

@@ -124,7 +124,7 @@ def test_a_failed_export_leaves_the_older_encoder(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     output = export(run, step="3")
     before = tree(tmp_path)
-    monkeypatch.setattr("trainer.export.model_card", lambda config: 1 / 0)
+    monkeypatch.setattr("trainer.export.model_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(run)
     assert tree(tmp_path) == before

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 TOPS = ("umbra", "sharding", "trainer")
 # What a package may import beside itself and the standard library.
 ALLOWED = {
-    "umbra": {"torch", "numpy", "safetensors", "huggingface_hub", "omegaconf", "yaml", "matplotlib", "pyarrow"},
+    "umbra": {"torch", "numpy", "safetensors", "huggingface_hub", "omegaconf", "yaml", "matplotlib", "pyarrow"}
+    | {"sklearn"},
     "sharding": {"umbra", "numpy", "scipy", "pyarrow", "yaml", "tqdm", "openpyxl", "omegaconf", "h5py", "matplotlib"}
     | {"ecgdatakit", "pydicom", "hdf5plugin", "soundfile", "wfdb"},
     "trainer": {"umbra", "numpy", "torch", "safetensors", "deepspeed", "tqdm", "neurokit2", "pyarrow", "sklearn"}

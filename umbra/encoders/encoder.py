@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from umbra.encoders.backbone import Backbone
+from umbra.encoders.config import SCALINGS, EncoderConfig
 from umbra.encoders.embed import embed
+from umbra.encoders.pretrained import Pretrained
 from umbra.errors import UserError
-
-FORMAT = 1
-SCALINGS = ("fixed", "record")
 
 
 class Scaling(nn.Module):
@@ -44,53 +40,15 @@ class Scaling(nn.Module):
         return (x - mean) / (x - mean).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-3)
 
 
-class Architecture(TypedDict):
-    """A registered encoder and its `encoder.args.*`."""
-
-    name: str
-    args: dict[str, Any]
-
-
-class ScalingOf(TypedDict):
-    """The arguments of `Scaling`: mean and standard deviation per lead in mV."""
-
-    mode: str
-    mean_mv: list[float]
-    std_mv: list[float]
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Contents of `config.json` in an encoder directory.
-
-    `rate` in Hz; input is `[B, len(leads), samples]` in `units`; `dim` is the number of features (0: not known yet);
-    `training`, `data` and `versions` document the origin of the weights.
-    """
-
-    architecture: Architecture
-    dim: int
-    rate: float
-    leads: list[str]
-    samples: int
-    scaling: ScalingOf
-    training: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    units: str = "mV"
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
-
-
-class Encoder(nn.Module):
+class Encoder(Pretrained):
     """mV [B, leads, samples] -> features [B, dim]: the scaling of its `config`, then the backbone.
 
     Called, it is strict: a tensor of real numbers of that shape, or one ECG [leads, samples] -> [dim]. Raises
     `UserError` for another shape, `TypeError` for what is no tensor. `embed` takes ECGs as they come.
 
     In eval mode, as `load_encoder` gives it, features carry no gradients, unless the input requires them or
-    `encoder.requires_grad_()` was called; in training mode (`encoder.train()`) they do.
+    `encoder.requires_grad_()` was called; in training mode (`encoder.train()`) they do. `from_pretrained`,
+    `save_pretrained` and `push_to_hub`: see `Pretrained`.
     """
 
     gradients = False  # in eval mode
