@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -58,7 +59,7 @@ class Encoder(Pretrained):
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
         super().__init__()
         scaling = config.scaling
-        self.config = config
+        self.config = replace(config, dim=backbone.dim)
         self.scaling = Scaling(scaling["mean_mv"], scaling["std_mv"], scaling["mode"])
         self.backbone = backbone
         self.dim = backbone.dim
