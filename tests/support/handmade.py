@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,3 +126,14 @@ def backbone(seed: int) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_encoder(ENCODER["name"], 12, SAMPLES, dict(ENCODER["args"]))
+
+
+def with_columns(root: Path, target: Path, **columns: object) -> Path:
+    """A copy of a handmade data set with these columns of `samples.parquet` added or replaced, a value a row."""
+    shutil.copytree(root, target)
+    table = pq.read_table(target / "samples.parquet")
+    for name, values in columns.items():
+        table = table.drop([name]) if name in table.column_names else table
+        table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(list(values)))
+    pq.write_table(table, target / "samples.parquet")
+    return target
