@@ -294,5 +294,10 @@ def test_data_of_another_length_is_refused(data, encoder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps(config | {"rate": 250.0}))
+    words = [RHYTHM, "encoder=random", f"like={other}", f"data={data}", f"output={tmp_path / 'o'}"]
     with pytest.raises(UserError, match=r"the encoder needs rate 250.0, .* has 100.0"):
-        transfer.main([RHYTHM, "encoder=random", f"like={other}", f"data={data}", f"output={tmp_path / 'o'}"])
+        transfer.main(words)
+    scaling = {"mode": "fixed", "mean_mv": [0.0] * 2, "std_mv": [0.5] * 2}
+    (other / "config.json").write_text(json.dumps(config | {"leads": ["I", "II"], "scaling": scaling}))
+    with pytest.raises(UserError, match=r"the encoder needs leads \['I', 'II'\], .*: build the shards with the rate"):
+        transfer.main(words)

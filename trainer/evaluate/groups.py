@@ -28,7 +28,7 @@ def groups_of(data: Labelled, columns: Sequence[str]) -> dict[str, np.ndarray]:
     for name in columns:
         if name not in samples.names:
             raise UserError(f"by: column '{name}' is not in samples.parquet{near_miss(name, samples.names)}")
-        if pa.types.is_list(samples.schema.field(name).type):
+        if pa.types.is_nested(samples.schema.field(name).type):
             raise UserError(f"by: column '{name}' has several values a record and makes no subgroups: leave it out")
     table = samples.read(list(columns)) if columns else pa.table({})
     return {name: _groups(table.column(name).take(pa.array(data.row)), name) for name in columns}

@@ -33,6 +33,7 @@ def run_all(
             if config.mode == "probe":
                 together = [task] if fresh else tasks
                 store.of(*(part for t in together for part in (t.train, t.val, t.test)))
+                say(f"features: {store.computed} records computed{f', kept in {store.path}' if store.path else ''}")
             for note in store.notes:
                 say(f"note: {note}")
         given = features(task, store) if config.mode == "probe" else None

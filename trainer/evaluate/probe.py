@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from trainer.evaluate.config import ProbeConfig
 from trainer.evaluate.fitted import Fitted
-from trainer.evaluate.kinds import Kind, kind_of
+from trainer.evaluate.kinds import Kind, Numbers, kind_of
 from trainer.evaluate.ridge import probabilities, ridge
 from trainer.evaluate.store import Store
 from trainer.evaluate.task import Task
@@ -85,11 +85,10 @@ def _ridge(task: Task, kind: Kind, given: Features, chosen: np.ndarray, penaltie
     """Predictions of val and test for each penalty: numbers, or probabilities by a sigmoid fitted on val (on the train
     records for a label that val has not)."""
     target, found = task.train.target[chosen], []
-    numbers = task.kind == "number"
-    mean, std = (target.mean(0), np.where(target.std(0) > 0, target.std(0), 1.0)) if numbers else (0.0, 1.0)
-    for weights, intercept in ridge(given.train[chosen], (target - mean) / std, penalties):
+    wanted = (target - kind.mean) / kind.std if isinstance(kind, Numbers) else target
+    for weights, intercept in ridge(given.train[chosen], wanted, penalties):
         train, val, test = (x @ weights + intercept for x in (given.train[chosen], given.val, given.test))
-        if numbers:
+        if isinstance(kind, Numbers):
             found.append([kind.predict(val), kind.predict(test)])
         else:
             fit_on = [(val, task.val.target), (train, target)]

@@ -22,7 +22,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"seed {result['seed']}, chosen {chosen}"
     )
     wide = max(12, *(len(name) + 1 for name in result["classes"][:MOST]))
-    beside = "".join(f"{SHOWN[name]:>8}" for name in BESIDE[metric])
+    beside = "".join(f" {SHOWN[name]:>{10 if metric == 'r2' else 7}}" for name in BESIDE[metric])
     first = "number" if metric == "r2" else "class"
     shown = f"{SHOWN[metric]} (95 % by patients)"
     lines = [head, f"{first:<{wide}}{'train':>7}{'val':>7}{'test':>7}  {shown:<26}{beside}"]
@@ -32,8 +32,10 @@ def table(result: Mapping[str, Any]) -> str:
     if len(result["classes"]) > MOST:
         lines.append(f"... and {len(result['classes']) - MOST} more in the result")
     means = {name: found["value"] for name, found in result["metrics"].items()}
-    totals = [sum(result["counts"][s].values()) for s in SPLITS]
-    lines.append(_line("macro", wide, totals, means | {k: result[k] for k in ("low", "high")}, metric))
+    counted = max if metric == "r2" else sum
+    totals = [counted(result["counts"][s].values()) for s in SPLITS]
+    over_all = means | {k: result[k] for k in ("low", "high")}
+    lines.append(_line("mean" if metric == "r2" else "macro", wide, totals, over_all, metric))
     if "accuracy" in means:
         lines.append(f"accuracy {means['accuracy']:.3f}, balanced accuracy {means['balanced_accuracy']:.3f}")
     for column, groups in result["by"].items():
@@ -52,7 +54,11 @@ def _line(name: str, wide: int, counts: Sequence[int], row: Mapping[str, Any] | 
     start = f"{name:<{wide}}{counts[0]:>7}{counts[1]:>7}{counts[2]:>7}  "
     if row is None:
         return start + "not scored"
-    return start + f"{scored(row, metric):<26}" + "".join(f"{row[other]:>8.3f}" for other in BESIDE[metric])
+    return start + f"{scored(row, metric):<26}" + "".join(_beside(row[other], metric) for other in BESIDE[metric])
+
+
+def _beside(value: float, metric: str) -> str:
+    return f" {value:>10.4g}" if metric == "r2" else f"{value:>8.3f}"
 
 
 def _group(name: str, wide: int, row: Mapping[str, Any], metric: str) -> str:

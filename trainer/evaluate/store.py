@@ -47,13 +47,15 @@ class Store:
     """The features of one encoder on one data set, by row of samples.parquet.
 
     Those in the file of `folder` are read, others computed when asked for and written there. A file of another
-    encoder or data set, or a damaged one, is not used: `notes` say so, and also if nothing can be written.
+    encoder or data set, or a damaged one, is not used: `notes` say so, and also if nothing can be written. `computed`
+    counts records.
     """
 
     def __init__(self, encoder: Encoder, batch: int, folder: Path | None, key: str | None = None) -> None:
         self._encoder, self._batch, self._folder = encoder, batch, folder
         self.key = key or weights_hash(encoder)
         self.notes: list[str] = []
+        self.computed = 0
         self._fingerprint = ""
         self._rows = np.empty(0, np.int64)
         self._features = np.empty((0, encoder.config.dim), np.float32)
@@ -62,6 +64,7 @@ class Store:
         """The features float32 `[n, D]` of the records of each part."""
         self._read(parts[0])
         new = [part.take(_first(part.row, self._rows)) for part in _once(parts)]
+        self.computed += sum(map(len, new))
         if sum(map(len, new)):
             computed = [embed(self._encoder, part, self._batch) for part in new if len(part)]
             rows = np.concatenate([self._rows, *(part.row for part in new)])

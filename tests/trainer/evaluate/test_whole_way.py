@@ -38,6 +38,7 @@ def data(tmp_path_factory):
         wild=pa.array([None if i == 5 else float(k == "AFIB") for i, k in enumerate(kinds)], pa.float64()),
         late=[int(i >= 88 and f) for i, f in enumerate(fast)],
         same=[1] * n,
+        nested=[{"a": i} for i in range(n)],
         blank=pa.array([None] * n, pa.float64()),
         text=[f"report {i}" for i in range(n)],
         only_train=[("a", "b", "c")[i % 3] if i < 64 else "ab"[i % 2] for i in range(n)],
@@ -152,6 +153,8 @@ def test_a_class_without_test_examples_is_said_and_not_scored(data, encoder, tmp
         (["columns=[fast,fats]", "kind=labels"], "column 'fats' is not in .*did you mean 'fast'"),
         (["column=[fast,wild]", "kind=labels"], r"is not in .*; several columns are columns=\[fast,wild\]"),
         (["column=late", "kind=labels"], "has 0 of the classes late, one that some records have"),
+        (["columns=[fast,fast]", "kind=labels"], "columns has 'fast' twice"),
+        (["column=nested", "kind=labels"], "column 'nested' holds neither words nor numbers"),
         (["column=text", "kind=labls"], "kind=labls is unknown; use classes, labels, number"),
     ],
 )
