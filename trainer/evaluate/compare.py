@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.evaluate.metrics import MAIN, Predicted, ranked
 from trainer.evaluate.result import PREDICTIONS
-from trainer.evaluate.scores import interval, one_hot, scorable
+from trainer.evaluate.scores import interval, one_hot, over_columns, scorable
 from umbra.config import check_fields, load, setting
 from umbra.errors import UserError
 from umbra.files import claim_folder, damaged, read_json, sha256
@@ -151,7 +151,7 @@ def difference(config: CompareConfig, reference: Scored, other: Scored) -> list[
     out = []
     for figure, (value, resampled) in scored[0].items():
         other_value, other_resampled = scored[1][figure]
-        low, high = interval(other_resampled.mean(1) - resampled.mean(1))
+        low, high = interval(over_columns(other_resampled) - over_columns(resampled))
         gap = float(other_value.mean() - value.mean())
         out.append(Difference(reference, other, figure, gap, low, high, len(rows), len(np.unique(first.patient))))
     return out

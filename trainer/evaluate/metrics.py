@@ -11,6 +11,7 @@ from trainer.evaluate.scores import (
     best_threshold,
     calibration_error,
     interval,
+    over_columns,
     patient_resamples,
     scorable,
     weighted_areas,
@@ -72,8 +73,9 @@ def figures(
         per_class[names[k]] = row
     means = {}
     for name, (value, resampled) in main.items():
-        low, high = interval(resampled.mean(1))
-        known = int(np.isfinite(resampled.mean(1)).sum())
+        macro = over_columns(resampled)
+        low, high = interval(macro)
+        known = int(np.isfinite(macro).sum())
         means[name] = {"value": float(value.mean()), "low": low, "high": high, "resamples": known}
     if kind == "number":
         return means, per_class
@@ -138,8 +140,8 @@ def decisions(kind: str, data: Predicted, thresholds: np.ndarray | None, scored:
 
 
 def main_value(kind: str, data: Predicted, least: int, count: int, seed: int) -> Row | None:
-    """AUROC or R2 of a subgroup `{figure: value, low, high, classes: [column, ...]}`, over the classes with at least
-    `least` positive and as many negative records (numbers: `least` records); None if there is none."""
+    """AUROC, or R2 and MAE, of a subgroup `{figure: value, low, high, classes: [column, ...]}`, over classes with at
+    least `least` positive and as many negative records (numbers: `least` records); None if there is none."""
     positive = (data.target > 0).sum(0)
     enough = (
         np.full(data.target.shape[1], len(data.target) >= max(least, 2) and np.ptp(data.target, axis=0).min() > 0)
@@ -152,5 +154,6 @@ def main_value(kind: str, data: Predicted, least: int, count: int, seed: int) ->
     part = Predicted(data.target[:, columns], data.prediction[:, columns], data.patient)
     found, _ = ranked(kind, part, count, seed)
     value, resampled = found[MAIN[kind]]
-    low, high = interval(resampled.mean(1))
-    return {MAIN[kind]: float(value.mean()), "low": low, "high": high, "classes": columns.tolist()}
+    low, high = interval(over_columns(resampled))
+    row = {MAIN[kind]: float(value.mean()), "low": low, "high": high, "classes": columns.tolist()}
+    return row | ({"mae": float(found["mae"][0].mean())} if kind == "number" else {})

@@ -146,6 +146,17 @@ def bootstrap_auroc(
     return np.concatenate(blocks) if blocks else np.empty((0, len(scored)))
 
 
+def over_columns(resampled: np.ndarray) -> np.ndarray:
+    """Mean of the columns of `[count, S]` that are known in each resample, `[count]`.
+
+    Resamples without a record of a rare class are means of the others: to leave them out would keep those alone in
+    which the rare records were drawn, the more so the more rare classes there are.
+    """
+    known = np.isfinite(resampled)
+    total, count = np.where(known, resampled, 0.0).sum(1), known.sum(1)
+    return np.divide(total, count, out=np.full(len(resampled), np.nan), where=count > 0)
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The central 95 % interval of bootstrap values, ignoring NaN; (nan, nan) if none are finite."""
     finite = values[np.isfinite(values)]

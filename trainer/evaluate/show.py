@@ -65,4 +65,5 @@ def _group(name: str, wide: int, row: Mapping[str, Any], metric: str) -> str:
     start = f"  {name:<{wide - 2}}{row['records']:>21}  "
     if "not_scored" in row:
         return f"{start}not scored: {row['not_scored']}"
-    return start + scored(row, metric) + (f", {len(row['classes'])} classes" if metric == "auroc" else "")
+    more = f"{len(row['classes'])} classes" if metric == "auroc" else f"MAE {row['mae']:.4g}"
+    return f"{start}{scored(row, metric)}, {more}"

@@ -78,6 +78,18 @@ def test_figures_of_numbers_have_intervals_around_them():
     assert set(per_class["age"]) == {"r2", "low", "high", "mae", "mae_low", "mae_high", "rmse", "rmse_low", "rmse_high"}
 
 
+def test_a_rare_label_does_not_narrow_the_interval_of_the_others():
+    """One record of a label: most resamples lack it, and those that have it must not stand for all."""
+    target = np.column_stack([MANY, np.arange(N) == 7])
+    data = Predicted(target, np.column_stack([LABELS.prediction, RNG.random(N)]), PATIENT)
+    means, _ = figures("labels", list("xyz"), data, np.full(3, 0.5), 400, 0)
+    assert means["auroc"]["resamples"] == 400
+    assert means["auroc"]["low"] < means["auroc"]["value"] < means["auroc"]["high"]
+    without, _ = figures("labels", list("xy"), LABELS, np.full(2, 0.5), 400, 0)
+    wide = [found["auroc"]["high"] - found["auroc"]["low"] for found in (means, without)]
+    assert wide[0] > wide[1]
+
+
 def test_subgroups_with_too_few_of_a_class_are_not_scored():
     sex = np.array(["female"] * 100 + ["male"] * 120 + ["unknown"] * 20, dtype=object)
     found = scored_groups("classes", ["a", "b", "c"], CLASSES, {"sex": sex}, 10, 0, 0)["sex"]
