@@ -20,7 +20,7 @@ UNKNOWN = "unknown"
 
 
 def groups_of(data: Labelled, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """The subgroup of each record by each column, text `[n]`; ages in bands.
+    """The subgroup of each record by each column, text `[n]`; ages in bands. A column with one group is left out.
 
     Raises `UserError` for a column that does not exist, has several values a record or too many different ones.
     """
@@ -31,7 +31,8 @@ def groups_of(data: Labelled, columns: Sequence[str]) -> dict[str, np.ndarray]:
         if pa.types.is_nested(samples.schema.field(name).type):
             raise UserError(f"by: column '{name}' has several values a record and makes no subgroups: leave it out")
     table = samples.read(list(columns)) if columns else pa.table({})
-    return {name: _groups(table.column(name).take(pa.array(data.row)), name) for name in columns}
+    found = {name: _groups(table.column(name).take(pa.array(data.row)), name) for name in columns}
+    return {name: words for name, words in found.items() if len(set(words.tolist())) > 1}
 
 
 def _groups(values: pa.ChunkedArray, name: str) -> np.ndarray:

@@ -41,17 +41,14 @@ def probe(task: Task, given: Features, chosen: np.ndarray, config: ProbeConfig) 
     target = task.train.target[chosen]
     kind = kind_of(task.kind, target)
     if task.kind == "number" or config.head == "ridge":
-        tried = _ridge(task, kind, given, chosen, sorted(config.penalty, reverse=True))
-        key, strengths = "penalty", sorted(config.penalty, reverse=True)
-    else:
-        key, strengths = "C", sorted(config.C)
-        fit = _one_class if task.kind == "classes" else _each_label
-        tried = fit(given.train[chosen], target, strengths, (given.val, given.test))
+        return _ridge(task, kind, given, chosen, sorted(config.penalty, reverse=True))
     best: Fitted | None = None
-    for strength, (val, test) in zip(strengths, tried):
+    fit = _one_class if task.kind == "classes" else _each_label
+    tried = fit(given.train[chosen], target, sorted(config.C), (given.val, given.test))
+    for c, (val, test) in zip(sorted(config.C), tried):
         value = kind.value(task.val.target, val)
         if best is None or value > best.val_value:
-            best = Fitted({key: strength}, value, val, test)
+            best = Fitted({"C": c}, value, val, test)
     assert best is not None
     return best
 
@@ -81,16 +78,20 @@ def _label(x: np.ndarray, positive: np.ndarray, strengths: list[float], others: 
     return found
 
 
-def _ridge(task: Task, kind: Kind, given: Features, chosen: np.ndarray, penalties: list[float]) -> list[Parts]:
-    """Predictions of val and test for each penalty: numbers, or probabilities by a sigmoid fitted on val (on the train
-    records for a label that val has not)."""
-    target, found = task.train.target[chosen], []
+def _ridge(task: Task, kind: Kind, given: Features, chosen: np.ndarray, penalties: list[float]) -> Fitted:
+    """Selects the penalty by its scores of val; these become numbers, or probabilities by a sigmoid fitted on val (on
+    the train records for a label that val has not)."""
+    target, numbers = task.train.target[chosen], isinstance(kind, Numbers)
     wanted = (target - kind.mean) / kind.std if isinstance(kind, Numbers) else target
-    for weights, intercept in ridge(given.train[chosen], wanted, penalties):
-        train, val, test = (x @ weights + intercept for x in (given.train[chosen], given.val, given.test))
-        if isinstance(kind, Numbers):
-            found.append([kind.predict(val), kind.predict(test)])
-        else:
-            fit_on = [(val, task.val.target), (train, target)]
-            found.append(probabilities([val, test], fit_on, task.kind == "classes"))
-    return found
+    heads = ridge(given.train[chosen], wanted, penalties)
+    scores = [given.val @ weights + intercept for weights, intercept in heads]
+    values = [kind.value(task.val.target, kind.predict(val) if numbers else val) for val in scores]
+    best = int(np.argmax(values))
+    weights, intercept = heads[best]
+    val, test = scores[best], given.test @ weights + intercept
+    if numbers:
+        val, test = kind.predict(val), kind.predict(test)
+    else:
+        fit_on = [(val, task.val.target), (given.train[chosen] @ weights + intercept, target)]
+        val, test = probabilities([val, test], fit_on, task.kind == "classes")
+    return Fitted({"penalty": penalties[best]}, kind.value(task.val.target, val), val, test)

@@ -80,7 +80,8 @@ def test_a_number(data, encoder, tmp_path, words):
     assert found["r2"] > (0.2 if words[0].startswith("mode") else 0.6)
     assert found["metrics"]["mae"]["value"] < 10
     assert "1 of 64 train records have no number" in found["notes"]
-    assert "not_scored" not in found["by"]["source"]["hand"]
+    assert set(found["by"]) == {"sex", "age"}, "all records are of one source"
+    assert {"r2", "mae", "low"} <= set(found["by"]["sex"]["unknown"])
     assert (tmp_path / "figure.png").is_file()
 
 
