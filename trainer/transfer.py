@@ -20,10 +20,9 @@ from trainer.evaluate.embed import device_of
 from trainer.evaluate.many import run_all
 from trainer.evaluate.result import PREDICTIONS, RESULT
 from trainer.evaluate.show import table
-from umbra.config import command, load
+from umbra.config import command, load, split_paths
 from umbra.errors import UserError
 from umbra.files import claim_folder
-from umbra.layers import refuse_option
 
 CONFIGS = {"": "trainer.evaluate.config:TransferConfig", "compare": "trainer.evaluate.compare:CompareConfig"}
 
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> None:
         return
     configs = read_configs(argv)
     for config in configs:
-        claim_folder(config.output, "output")
+        claim_folder(config.output, "output", (RESULT, PREDICTIONS))
     threads.settle()
     device_of(configs[0].device)
     for config, result in run_all(configs, print):
@@ -44,9 +43,7 @@ def main(argv: list[str]) -> None:
 
 def read_configs(argv: list[str]) -> list[TransferConfig]:
     """A config for each task (YAML) of a command line; of several tasks each has its folder in `output`."""
-    for word in argv:
-        refuse_option(word, ())
-    paths, keys = [w for w in argv if "=" not in w], [w for w in argv if "=" in w]
+    paths, keys = split_paths(argv)
     configs = [load(TransferConfig, path, keys) for path in paths] or [load(TransferConfig, None, keys)]
     for config in configs:
         config.check()
