@@ -114,7 +114,7 @@ def _card_of(config: ExportConfig) -> dict[str, Any]:
     output = Path(config.output or Path(config.run) / "encoder")
     card: dict[str, Any] = {"license": config.license.lower(), "repo": config.push, "evaluations": []}
     for name in config.results:
-        from trainer.evaluate.result import read_evaluation
+        from trainer.evaluate.evaluation import read_evaluation
 
         evaluation, encoder = read_evaluation(Path(name))
         card["evaluations"].append(evaluation)

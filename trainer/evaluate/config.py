@@ -11,10 +11,15 @@ from umbra.errors import UserError
 
 @dataclass
 class ProbeConfig:
-    """Logistic regression on frozen features."""
+    """A linear head on frozen features."""
 
+    head: str = setting("logistic", choices=("logistic", "ridge"))
+    """`logistic`: logistic regression; `ridge`: ridge regression in closed form, its scores made probabilities on
+    the val split. `kind: number` always takes ridge regression."""
     C: list[float] = setting([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], "> 0")
-    """Candidate inverse regularisation strengths; the best on the val split is used."""
+    """Candidate inverse regularisation strengths of logistic regression; the best on the val split is used."""
+    penalty: list[float] = setting([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0], "> 0")
+    """Candidate penalties of ridge regression on the mean squared error; the best on the val split is used."""
 
 
 @dataclass
@@ -42,7 +47,7 @@ class TransferConfig(TaskConfig):
     like: str = ""
     """The encoder directory whose architecture a random encoder copies."""
     output: str = ""
-    """The folder for result.json and predictions.parquet."""
+    """The folder for result.json and predictions.parquet; of several tasks, a folder NAME in it for each."""
     pretrained_on: str = ""
     """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it
     (empty: `data`, or what the run around the encoder directory was trained on)."""
@@ -60,6 +65,16 @@ class TransferConfig(TaskConfig):
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     bootstrap: int = setting(2000, ">= 0 and <= 1000000", allowed="0, or >= 2 and <= 1000000")
     """Bootstrap resamples of the test patients (0: no intervals; one would be an interval without width)."""
+    by: list[str] = field(default_factory=lambda: ["sex", "age", "source"])
+    """Columns of samples.parquet by which the test records are also scored apart (`age` in bands of years)."""
+    least: int = setting(10, ">= 1")
+    """A class is scored in a subgroup that has this many test records with it and this many without (`kind: number`:
+    this many records)."""
+    features: str = ""
+    """The folder where the features of a probe are kept for the next one; empty: `ENCODER-features` beside a local
+    encoder directory (nowhere for a random one), `none`: nowhere."""
+    figure: bool = False
+    """Also draw figure.png: ROC curves and calibration, or numbers told against true ones."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """With `mode: probe`."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -77,5 +92,5 @@ class TransferConfig(TaskConfig):
         check_fields(self)
         if self.bootstrap == 1:
             raise UserError("bootstrap=1 is too few for an interval: use 0 (no intervals), or 2 or more")
-        if not self.probe.C or not self.finetune.lr:
-            raise UserError("probe.C and finetune.lr each need at least one value")
+        if not self.probe.C or not self.probe.penalty or not self.finetune.lr:
+            raise UserError("probe.C, probe.penalty and finetune.lr each need at least one value")
