@@ -9,8 +9,6 @@ gives the current path of their shards, `statistics=running` keeps the running s
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +29,7 @@ from trainer.run.checkpoint import committed, read_weights, saved_state
 from trainer.run.record import RunRecord, read_record
 from umbra.config import check_fields, command, load, setting
 from umbra.errors import UserError
-from umbra.files import claim_folder, flush, write_text
+from umbra.files import atomic_folder, claim_folder, write_text
 from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
 
 CARD = "README.md"
@@ -106,15 +104,10 @@ def export(
             origin = _set_statistics(encoder, *_training_shards(checkpoint, config, data))
         config = replace(config, training=config.training | {"batch_norm": origin})
 
-    place = output.resolve()
-    temporary = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    try:
+    with atomic_folder(output) as temporary:
         save_weights(temporary / WEIGHTS, encoder.state_dict())
         write_text(temporary / CARD, model_card(config))
         write_text(temporary / CONFIG, config.to_json())
-        _replace(temporary, place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return output
 
 
@@ -223,16 +216,6 @@ def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tupl
     if not data and shards.manifest.fingerprint != config.data["fingerprint"]:
         raise UserError(f"{what}: {path} now contains another data set; {fix}")
     return shards, excluded
-
-
-def _replace(temporary: Path, output: Path) -> None:
-    """Moves the finished directory into place; an older one there is removed last."""
-    old = output.with_name(f".{output.name}.old-{os.getpid()}")
-    if output.exists():
-        output.rename(old)
-    temporary.rename(output)
-    flush(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def model_card(config: EncoderConfig) -> str:
