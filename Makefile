@@ -16,7 +16,8 @@ ifneq ($(wildcard ../shared/data),)
 export UMBRA_REAL_DATA ?= $(abspath ../shared/data)
 endif
 
-# Tests run beside one another's processes: more threads than that would only wait for a core.
+# Test files run side by side, each with processes of its own: more threads than that would only wait for a core.
+JOBS ?= 2
 test test-full: export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test test-full lint keys clean
@@ -34,10 +35,10 @@ demo: setup
 	@PATH="$(abspath $(BIN)):$$PATH" DATA="$(DATA)" OUT="$(OUT)" SEED=$(SEED) PATIENTS=$(PATIENTS) EPOCHS=$(EPOCHS) bash demo.sh
 
 test: setup
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -m "not full and not slurm and not gpu"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not full and not slurm and not gpu"
 
 test-full: setup
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -m "full or slurm or gpu"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "full or slurm or gpu"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,8 +14,8 @@ from pathlib import Path
 from trainer import threads
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, open_encoder
+from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
-from trainer.evaluate.task import read_task
 from umbra.config import command, load, split_words
 from umbra.files import claim_folder
 

@@ -3,13 +3,11 @@
 import itertools
 import json
 import os
-import random
 import re
 import shutil
 import signal as signals
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -635,100 +633,51 @@ def test_vanished_input_stops_the_shard_and_the_same_command_goes_on(tmp_path):
     assert public_bytes(output) == public_bytes(tmp_path / "fresh")
 
 
-def _command(root: Path, output: Path) -> list[str]:
+KILLER = Path(__file__).parents[1] / "support" / "killed_before"
+MOMENTS = [  # in the order of the work: the file that a killed build was about to name
+    "private/plan.parquet",
+    "private/plan.json",
+    "train-000002.tar",
+    "private/stats/train-000004.tar.parquet",
+    "private/stats/train-000009.tar.json",
+    "private/stats/test-000000.tar.json",
+    "private/records.parquet",
+    "samples.parquet",
+    "manifest.json",
+]
+
+
+def _killed(root: Path, output: Path, moment: str) -> None:
+    """Starts a build that is killed, with its workers, just before the file gets its name."""
     words = [f"input={root}", f"output={output}", "source.public=true", "samples_per_shard=16", "workers=2"]
-    return [sys.executable, "-m", "sharding", "build", str(CONFIGS / "wfdb.yaml"), *words]
+    command = [sys.executable, "-m", "sharding", "build", str(CONFIGS / "wfdb.yaml"), *words]
+    path = os.pathsep.join(map(str, [KILLER, *sys.path[1:]]))
+    environment = os.environ | {"KILLED_BEFORE": moment, "PYTHONPATH": path}
+    done = subprocess.run(command, timeout=120, capture_output=True, start_new_session=True, env=environment)
+    assert done.returncode == -signals.SIGKILL, (moment, done.stderr)
+    assert not (output / moment).exists()
 
 
-def _partials(output: Path) -> set[str]:
-    return {p.name for folder in (output, output / "private") for p in folder.glob("*.partial-*")}
-
-
-def _done(output: Path) -> int:
-    return len(list((output / "private" / "stats").glob("*.json")))
-
-
-def _finishing(partials: set[str]) -> bool:
-    return any(name.startswith(("samples.parquet", "records.parquet", "manifest.json")) for name in partials)
-
-
-def _writing(output: Path, done: int, partials: set[str]) -> bool:
-    """Whether a tar is being written, and `done` shards are there."""
-    return any(".tar.partial-" in name for name in partials) and _done(output) >= done
-
-
-def _watched_build(root: Path, output: Path, shards: int) -> tuple[float, float, float]:
-    """Seconds of a build: until the plan is there, then until all shards are, and from the first table to the end."""
-    started, ends = time.monotonic(), []
-    phases = (
-        (output / "private" / "plan.json").is_file,
-        lambda: _done(output) == shards,
-        lambda: _finishing(_partials(output)) or (output / "manifest.json").is_file(),
-        (output / "manifest.json").is_file,
-    )
-    with subprocess.Popen(_command(root, output), stderr=subprocess.DEVNULL) as process:
-        for reached in phases:
-            while not reached() and time.monotonic() < started + 120:
-                time.sleep(0.001)
-            ends.append(time.monotonic())
-        assert process.wait(60) == 0
-    return ends[0] - started, ends[1] - ends[0], ends[3] - ends[2]
-
-
-def _killed(root: Path, output: Path, ready, delay: float) -> str:
-    """Kills a build `delay` seconds after `ready(its new partial files)`; what it was at, by what lies on the disk."""
-    before = _partials(output)
-    with subprocess.Popen(_command(root, output), stderr=subprocess.DEVNULL, start_new_session=True) as process:
-        limit = time.monotonic() + 120
-        while not ready(_partials(output) - before) and process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.001)
-        time.sleep(delay)
-        if process.poll() is None:
-            os.killpg(process.pid, signals.SIGKILL)
-    new = _partials(output) - before
-    if not (output / "private" / "plan.json").is_file():
-        return "planning"
-    if _writing(output, 0, new):
-        return "a shard"
-    return "finish" if _finishing(new) and not (output / "manifest.json").is_file() else "between"
-
-
-def _kill_and_go_on(tmp_path: Path, plans: int, shards: int, finishes: int) -> list[str]:
-    """Kills a build at random moments of each phase, whose lengths it learns first, in the order of the work."""
+def _kill_and_go_on(tmp_path: Path, records: int, moments: list[str]) -> None:
     root, output = tmp_path / "in", tmp_path / "out"
-    write_folder(root, 400)
+    write_folder(root, records)
     build(root, tmp_path / "fresh", "samples_per_shard=16")
-    count = len(read_manifest(tmp_path / "fresh").shards)
-    planning, building_, finish = _watched_build(root, tmp_path / "watched", count)
-    dice, seen = random.Random(1), []
-    for _ in range(plans):
-        seen.append(_killed(root, output, lambda new: True, dice.uniform(0.2, 0.9) * planning))
-    for place in sorted(dice.sample(range(count - 4), shards)):  # a moment in the work, not on the clock: it goes on
-        seen.append(_killed(root, output, partial(_writing, output, place), dice.uniform(0, 0.6) * building_ / count))
-    for _ in range(finishes):
-        seen.append(_killed(root, output, _finishing, dice.uniform(0, 0.5) * finish))
-        (output / "manifest.json").unlink(
-            missing_ok=True
-        )  # it came too late: the next has a finish to hit all the same
-    subprocess.run(_command(root, output), check=True, timeout=120, stderr=subprocess.DEVNULL)
+    for moment in moments:
+        assert (tmp_path / "fresh" / moment).exists(), "no build writes it"
+        _killed(root, output, moment)
+    build(root, output, "samples_per_shard=16", "workers=2")
     assert public_bytes(output) == public_bytes(tmp_path / "fresh")
     assert verify(output)
-    return seen
 
 
 def test_killed_builds_go_on(tmp_path):
-    seen = _kill_and_go_on(tmp_path, 0, 2, 2)
-    assert {"a shard", "finish"} <= set(seen), seen  # else it kills at other moments than it should
+    _kill_and_go_on(tmp_path, 50, ["private/stats/train-000002.tar.json", "samples.parquet"])
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
-def test_killed_builds_go_on_many_times(tmp_path):
-    seen = _kill_and_go_on(tmp_path, 4, 10, 6)
-    assert len(seen) == 20
-    assert seen.count("planning") >= 1, seen
-    assert seen.count("a shard") >= 3, seen
-    assert seen.count("finish") >= 2, seen
+@pytest.mark.timeout(600)
+def test_builds_killed_at_each_moment_go_on(tmp_path):
+    _kill_and_go_on(tmp_path, 400, MOMENTS)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ from trainer.data.order import Order
 from trainer.data.remote.fetch import Remote
 from trainer.data.remote.store import open_data_set
 from trainer.data.shards import Shards
-from trainer.evaluate.task import TaskConfig, read_task
+from trainer.evaluate.reading import read_task
+from trainer.evaluate.task import TaskConfig
 from umbra.config import load
 from umbra.errors import UserError
 from umbra.schema import SPLITS, read_manifest
@@ -187,12 +188,12 @@ def test_every_record_is_accounted_for(sets, joined):
 
 def test_the_trainer_reads_it(sets, joined, tmp_path):
     """A task on a part's label column sees the part's labels and no others; each sample comes once an epoch."""
-    alone, both = (read_task(TaskConfig("t", "grade", data=str(p))) for p in (sets / "site", joined))
-    assert both.classes == alone.classes == ["IMI", "LMI"]
+    alone, both = (read_task(TaskConfig("t", column="grade", data=str(p))) for p in (sets / "site", joined))
+    assert both.names == alone.names == ["IMI", "LMI"]
     for split in SPLITS:
         one, other = getattr(alone, split), getattr(both, split)
         assert sorted(one.patient.tolist()) == sorted(other.patient.tolist())
-        assert Counter(one.label.tolist()) == Counter(other.label.tolist())
+        assert Counter(one.target.argmax(1).tolist()) == Counter(other.target.argmax(1).tolist())
     site = Metadata(joined, tmp_path / "columns").column("site").values
     assert np.isnan(site).sum() == 66
     assert sorted(site[~np.isnan(site)]) == sorted(n % 3 for n in range(24))

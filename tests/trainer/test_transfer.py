@@ -1,7 +1,9 @@
 import copy
 import json
+import math
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -11,12 +13,16 @@ from sklearn.metrics import roc_auc_score
 from tests.support.handmade import ARGS, ENCODER, SAMPLES, make_run, make_shards
 from tests.support.ranges import ranged
 from trainer import transfer
+from trainer.evaluate import target
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, embed, open_encoder
 from trainer.evaluate.finetune import _epochs, _with_head, finetune
+from trainer.evaluate.kinds import Classes
 from trainer.evaluate.probe import features, probe
+from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import comparison, run
-from trainer.evaluate.task import class_of, fraction_of, read_task
+from trainer.evaluate.scores import one_hot
+from trainer.evaluate.task import TaskConfig, fraction_of
 from trainer.export import export
 from umbra.config import load
 from umbra.encoders.registry import build_encoder
@@ -44,34 +50,38 @@ def result(output):
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_belongs_to_the_first_class_that_lists_one_of_its_codes():
-    classes = {"AFIB": ["1", "AFIB"], "SR": ["2"]}
-    assert class_of(["2", "1"], classes) == "AFIB"
-    assert class_of(["2", "9"], classes) == "SR"
-    assert class_of(["9"], classes) is None
-    assert class_of(None, classes) is None
-    assert class_of("male", {}) == "male"
-    assert class_of(1.0, {"yes": ["1"]}) == "yes"
-    assert class_of(float("nan"), {}) is None
+def classes_of(values, classes, kind="classes"):
+    """The names of the classes of each value; None for a record without a value."""
+    names, read = target.read(TaskConfig("t", kind, classes=classes), {"train": pa.table({"codes": values})}, "task")
+    return [None if np.isnan(row).any() else [n for n, k in zip(names, row) if k] for row in read["train"]]
+
+
+def test_a_record_belongs_to_the_first_class_that_lists_one_of_its_codes_or_has_all_labels_that_do():
+    listed, given = {"AFIB": ["1", "AFIB"], "SR": ["2"]}, [["2", "1"], ["2", "9"], ["9"], [], None]
+    assert classes_of(given, listed) == [["AFIB"], ["SR"], [], [], None]
+    assert classes_of(given, listed, "labels") == [["AFIB", "SR"], ["SR"], [], [], None]
+    assert classes_of(["male", None, "female"], {}) == [["male"], None, ["female"]]
+    assert classes_of([1.0, math.nan, 2.0], {"yes": ["1"]}) == [["yes"], None, []]
+    assert classes_of([True, False], {}) == [["true"], ["false"]]
 
 
 def test_one_rhythm_task_reads_snomed_and_scp_names():
     classes = load(TransferConfig, RHYTHM).classes
     for snomed, scp in [("164889003", "AFIB"), ("426177001", "SBRAD"), ("427084000", "STACH"), ("427393009", "SARRH")]:
-        assert class_of([snomed, "426783006"], classes) == class_of([scp, "SR"], classes) == scp
-    assert class_of(["426783006"], classes) == class_of(["NORM", "SR"], classes) == "SR"
+        assert classes_of([[snomed, "426783006"], [scp, "SR"]], classes) == [[scp], [scp]]
+    assert classes_of([["426783006"], ["NORM", "SR"]], classes) == [["SR"], ["SR"]]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_fractions_are_stratified_nested_and_keyed(seed):
     label = np.array([0] * 200 + [1] * 40 + [2] * 5 + [3])
     patient = np.concatenate([np.arange(200) // 2, np.arange(46)])
-    taken = {f: fraction_of(label, patient, f, seed) for f in (0.01, 0.1, 0.5, 1.0)}
+    taken = {f: fraction_of(one_hot(label, 4), patient, f, seed) for f in (0.01, 0.1, 0.5, 1.0)}
     assert [np.bincount(label[taken[0.1]], minlength=4).tolist()] == [[20, 4, 2, 1]]
     assert [np.bincount(label[taken[0.01]], minlength=4).tolist()] == [[2, 2, 2, 1]]
     assert set(taken[0.01]) <= set(taken[0.1]) <= set(taken[0.5]) <= set(taken[1.0]) == set(range(246))
-    assert np.array_equal(taken[0.1], fraction_of(label, patient, 0.1, seed))
-    assert not np.array_equal(taken[0.1], fraction_of(label, patient, 0.1, seed + 2))
+    assert np.array_equal(taken[0.1], fraction_of(one_hot(label, 4), patient, 0.1, seed))
+    assert not np.array_equal(taken[0.1], fraction_of(one_hot(label, 4), patient, 0.1, seed + 2))
     zeros = taken[0.1][label[taken[0.1]] == 0]
     assert len(np.unique(patient[zeros])) == 10, "the 20 records of class 0 are both records of 10 patients"
 
@@ -116,8 +126,8 @@ def test_test_labels_do_not_change_what_is_chosen(data, encoder, tmp_path, monke
     given = features(open_encoder(config, task.train), task, 64)
     chosen = np.arange(len(task.train))
     straight = probe(task, given, chosen, config.probe)
-    task.test.label[:] = task.test.label[::-1].copy()
-    assert np.array_equal(probe(task, given, chosen, config.probe).probability, straight.probability)
+    task.test.target[:] = task.test.target[::-1].copy()
+    assert np.array_equal(probe(task, given, chosen, config.probe).prediction, straight.prediction)
 
 
 @pytest.mark.parametrize("mode", ["finetune", "scratch"])
@@ -179,9 +189,9 @@ def test_fine_tuning_trains_with_the_statistics_of_its_batches_and_leaves_those_
     task = read_task(config)
     given = open_encoder(config, task.train)
     before = {k: v.clone() for k, v in given.state_dict().items()}
-    model, found = _with_head(copy.deepcopy(given), len(task.classes), 0), []
+    model, found = _with_head(copy.deepcopy(given), len(task.names), 0), []
     first = given.backbone.stem[0](given.scaling(torch.from_numpy(task.train.shards.read_mv(task.train.index))))
-    for state in _epochs(model, task.train, 1e-9, config):
+    for state in _epochs(model, task.train, Classes(), 1e-9, config):
         found.append(state[0].backbone.stem[1].running_mean.clone())
     for epoch, mean in enumerate(found, start=1):  # 4 steps an epoch, each a tenth of the way to its batch's mean
         torch.testing.assert_close(mean, (1 - 0.9 ** (4 * epoch)) * first.mean((0, 2)).detach(), rtol=0.1, atol=1e-3)
@@ -232,7 +242,7 @@ def test_mistakes_are_one_clear_line(data, encoder, tmp_path, words, said):
 
 def test_a_class_can_be_left_out(data):
     words = ["classes={AFIB: ['164889003', AFIB], SR: ['426783006', SR]}", f"data={data}"]
-    assert read_task(load(TransferConfig, RHYTHM, words)).classes == ["AFIB", "SR"]
+    assert read_task(load(TransferConfig, RHYTHM, words)).names == ["AFIB", "SR"]
 
 
 def test_every_number_of_the_config_has_a_range():

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import embed, signals
-from trainer.evaluate.probe import Fitted
-from trainer.evaluate.scores import macro_auroc
+from trainer.evaluate.fitted import Fitted
+from trainer.evaluate.kinds import Kind, kind_of
 from trainer.evaluate.task import Labelled, Task
 from umbra.encoders.encoder import Encoder
 
@@ -21,24 +20,29 @@ from umbra.encoders.encoder import Encoder
 def finetune(task: Task, encoder: Encoder, chosen: np.ndarray, config: TransferConfig) -> Fitted:
     """Trains encoder and linear head on the `chosen` train records; selects the learning rate and epoch on val."""
     best: Fitted | None = None
+    kind = kind_of(task.kind, task.train.target[chosen])
     for lr in config.finetune.lr:
-        model = _with_head(copy.deepcopy(encoder), len(task.classes), config.seed)
-        for epoch, state in enumerate(_epochs(model, task.train.take(chosen), lr, config), start=1):
-            value = macro_auroc(task.val.label, _probabilities(state, task.val, config.batch))
-            if best is None or value > best.val_auroc:
-                best = Fitted({"lr": lr, "epoch": epoch}, value, _probabilities(state, task.test, config.batch))
+        model = _with_head(copy.deepcopy(encoder), len(task.names), config.seed)
+        for epoch, state in enumerate(_epochs(model, task.train.take(chosen), kind, lr, config), start=1):
+            val = kind.predict(embed(state, task.val, config.batch))
+            value = kind.value(task.val.target, val)
+            if best is None or value > best.val_value:
+                test = kind.predict(embed(state, task.test, config.batch))
+                best = Fitted({"lr": lr, "epoch": epoch}, value, val, test)
     assert best is not None
     return best
 
 
-def _with_head(encoder: Encoder, classes: int, seed: int) -> nn.Sequential:
+def _with_head(encoder: Encoder, outputs: int, seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = nn.Linear(encoder.config.dim, classes)
+        head = nn.Linear(encoder.config.dim, outputs)
     return nn.Sequential(encoder, head.to(next(encoder.parameters()).device))
 
 
-def _epochs(model: nn.Sequential, train: Labelled, lr: float, config: TransferConfig) -> Iterator[nn.Sequential]:
+def _epochs(
+    model: nn.Sequential, train: Labelled, kind: Kind, lr: float, config: TransferConfig
+) -> Iterator[nn.Sequential]:
     """Trains in place and yields the model after every epoch."""
     tune = config.finetune
     device = next(model.parameters()).device
@@ -52,15 +56,10 @@ def _epochs(model: nn.Sequential, train: Labelled, lr: float, config: TransferCo
         order = rng.permutation(len(train))
         for start in range(0, len(train) - batch + 1, batch):
             part = train.take(order[start : start + batch])
-            loss = functional.cross_entropy(model(signals(part, device)), torch.from_numpy(part.label).to(device))
+            loss = kind.loss(model(signals(part, device)), torch.from_numpy(part.target).to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), tune.clip)
             optimizer.step()
             schedule.step()
         yield model
-
-
-def _probabilities(model: nn.Sequential, data: Labelled, batch: int) -> np.ndarray:
-    score = torch.from_numpy(embed(model, data, batch))
-    return score.double().softmax(1).numpy()

@@ -24,11 +24,11 @@ from tqdm import tqdm
 from trainer.config import PretrainConfig
 from trainer.data.remote.store import local_root
 from trainer.data.shards import Shards
+from trainer.evaluate import target
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.delineation import WAVES, Delineation, delineate
 from trainer.evaluate.result import plain
 from trainer.evaluate.scores import interval, patient_resamples
-from trainer.evaluate.task import class_of
 from trainer.game.masking import binarise, soft_masks
 from trainer.game.players import make_players
 from trainer.observe.mask_figure import bands, ecg_with_masks
@@ -214,6 +214,8 @@ def _task(task: str, table: Any) -> TransferConfig | None:
     cfg = load(TransferConfig, path)
     if cfg.column not in table.column_names:
         raise UserError(f"by={task}: samples.parquet has no column '{cfg.column}'; set by='' for one table of all")
+    if cfg.kind == "number":
+        raise UserError(f"by={task}: it tells a number and has no classes; set by='' for one table of all")
     return cfg
 
 
@@ -221,9 +223,9 @@ def _classes(task: str, table: Any, kept: NDArray[np.int64]) -> dict[str, Bools]
     """The ECGs of each class of a transfer task that has at least `LEAST_ECGS` of them."""
     if (cfg := _task(task, table)) is None:
         return {}
-    names = np.array([str(class_of(v, cfg.classes)) for v in table.column(cfg.column).to_pylist()])[kept]
-    found = {name: names == name for name in sorted(set(names.tolist()) - {"None"})}
-    return {name: some for name, some in found.items() if some.sum() >= LEAST_ECGS}
+    names, read = target.read(cfg, {"all": table}, f"by={task}")
+    found = dict(zip(names, (read["all"][kept] > 0).T))
+    return {name: found[name] for name in sorted(names) if found[name].sum() >= LEAST_ECGS}
 
 
 def lift(masks: NDArray[np.float32], wave: Bools, patient: NDArray[np.int64], count: int) -> tuple[float, float, float]:

@@ -5,22 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from trainer.evaluate.config import ProbeConfig
 from trainer.evaluate.embed import embed
-from trainer.evaluate.scores import macro_auroc
+from trainer.evaluate.fitted import Fitted
+from trainer.evaluate.kinds import kind_of
 from trainer.evaluate.task import Task
 from umbra.encoders.encoder import Encoder
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Settings selected on val, their macro AUROC there, and class probabilities of the test records `[n, K]`."""
-
-    chosen: dict[str, float]
-    val_auroc: float
-    probability: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -40,12 +32,39 @@ def features(encoder: Encoder, task: Task, batch: int) -> Features:
 
 
 def probe(task: Task, given: Features, chosen: np.ndarray, config: ProbeConfig) -> Fitted:
-    """Logistic regression on the `chosen` train records; selects C on val (the smaller one if two are equal)."""
+    """A linear head on the `chosen` train records; selects C on val (the smaller one if two are equal).
+
+    Multinomial logistic regression for classes, one logistic regression a label, ridge regression for numbers.
+    """
+    target = task.train.target[chosen]
+    kind = kind_of(task.kind, target)
+    fit = {"classes": _classes, "labels": _labels, "number": _numbers}[task.kind]
     best: Fitted | None = None
     for c in sorted(config.C):
-        model = LogisticRegression(C=c, max_iter=2000).fit(given.train[chosen], task.train.label[chosen])
-        value = macro_auroc(task.val.label, model.predict_proba(given.val))
-        if best is None or value > best.val_auroc:
-            best = Fitted({"C": c}, value, model.predict_proba(given.test))
+        val, test = fit(given.train[chosen], target, c, [given.val, given.test])
+        value = kind.value(task.val.target, val)
+        if best is None or value > best.val_value:
+            best = Fitted({"C": c}, value, val, test)
     assert best is not None
     return best
+
+
+def _classes(x: np.ndarray, target: np.ndarray, c: float, others: list[np.ndarray]) -> list[np.ndarray]:
+    model = LogisticRegression(C=c, max_iter=2000).fit(x, target.argmax(1))
+    return [model.predict_proba(other) for other in others]
+
+
+def _labels(x: np.ndarray, target: np.ndarray, c: float, others: list[np.ndarray]) -> list[np.ndarray]:
+    parts = []
+    for column in target.T:
+        if (column == column[0]).all():
+            parts.append([np.full(len(other), float(column[0])) for other in others])
+            continue
+        model = LogisticRegression(C=c, max_iter=2000).fit(x, column > 0)
+        parts.append([model.predict_proba(other)[:, 1] for other in others])
+    return [np.column_stack(of) for of in zip(*parts)]
+
+
+def _numbers(x: np.ndarray, target: np.ndarray, c: float, others: list[np.ndarray]) -> list[np.ndarray]:
+    model = Ridge(alpha=1 / c).fit(x, target.astype(np.float64))
+    return [model.predict(other).reshape(len(other), -1) for other in others]

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.finetune import finetune
-from trainer.evaluate.probe import Features, Fitted, features, probe
-from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, scorable
-from trainer.evaluate.task import Task, fraction_of
+from trainer.evaluate.fitted import Fitted
+from trainer.evaluate.probe import Features, features, probe
+from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, r2, scorable
+from trainer.evaluate.task import Task
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
 from umbra.files import atomic, make_folder, read_json_as, write_text
@@ -25,6 +26,7 @@ from umbra.schema import SPLITS
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
+SHOWN = {"auroc": "AUROC", "r2": "R2"}
 
 
 def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
@@ -33,41 +35,62 @@ def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | 
     `given`: precomputed features of this encoder and task (probe only).
     """
     began = time.monotonic()
-    chosen = fraction_of(task.train.label, task.train.patient, config.fraction, config.seed)
+    chosen = task.choose(config.fraction, config.seed)
     if config.mode == "probe":
         fitted = probe(task, given or features(encoder, task, config.batch), chosen, config.probe)
     else:
         fitted = finetune(task, encoder, chosen, config)
     result = _result(config, task, chosen, fitted) | {"seconds": round(time.monotonic() - began, 2)}
-    _write(Path(config.output), task, fitted.probability, result)
+    _write(Path(config.output), task, fitted.prediction, result)
     return result
 
 
 def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitted) -> dict[str, Any]:
-    label, score, patient = task.test.label, fitted.probability, task.test.patient
-    scored = scorable(label, len(task.classes))
-    resampled = bootstrap_auroc(label, score, patient, config.bootstrap, config.seed)
-    low, high = interval(resampled.mean(1))
-    per_class = {}
-    for column, k in enumerate(scored):
-        ends = interval(resampled[:, column])
-        value = auroc(label == k, score[:, k])
-        per_class[task.classes[k]] = {"auroc": value, "low": ends[0], "high": ends[1]}
     manifest = task.test.shards.manifest
     return {
         "task": task.name,
+        "kind": task.kind,
         "mode": config.mode,
         "encoder": config.encoder,
         "like": config.like,
         "data": {"fingerprint": manifest.fingerprint, "key_id": manifest.key_id},
         "fraction": config.fraction,
         "seed": config.seed,
-        "classes": task.classes,
+        "classes": task.names,
         "counts": task.counts(task.train.take(chosen)),
         "notes": task.notes,
         "chosen": fitted.chosen,
-        "val_auroc": fitted.val_auroc,
-        "auroc": macro_auroc(label, score),
+        **(_numbers(task, fitted) if task.kind == "number" else _aurocs(config, task, fitted)),
+    }
+
+
+def _numbers(task: Task, fitted: Fitted) -> dict[str, Any]:
+    values = r2(task.test.target, fitted.prediction)
+    each = {name: {"r2": float(value), "low": None, "high": None} for name, value in zip(task.names, values)}
+    return {
+        "metric": "r2",
+        "val_r2": fitted.val_value,
+        "r2": float(values.mean()),
+        "low": None,
+        "high": None,
+        "per_class": each,
+    }
+
+
+def _aurocs(config: TransferConfig, task: Task, fitted: Fitted) -> dict[str, Any]:
+    target, score, patient = task.test.target, fitted.prediction, task.test.patient
+    scored = scorable(target)
+    resampled = bootstrap_auroc(target, score, patient, config.bootstrap, config.seed)
+    low, high = interval(resampled.mean(1))
+    per_class = {}
+    for column, k in enumerate(scored):
+        ends = interval(resampled[:, column])
+        value = auroc(target[:, k] > 0, score[:, k])
+        per_class[task.names[k]] = {"auroc": value, "low": ends[0], "high": ends[1]}
+    return {
+        "metric": "auroc",
+        "val_auroc": fitted.val_value,
+        "auroc": macro_auroc(target, score),
         "low": low,
         "high": high,
         "resamples": int(np.isfinite(resampled.mean(1)).sum()),
@@ -78,8 +101,11 @@ def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitt
 def _write(output: Path, task: Task, probability: np.ndarray, result: dict[str, Any]) -> None:
     make_folder(output, "output")
     columns: dict[str, Any] = {"row": task.test.row, "patient": task.test.patient}
-    columns["label"] = [task.classes[k] for k in task.test.label]
-    columns |= {f"p_{name}": probability[:, k] for k, name in enumerate(task.classes)}
+    if task.kind == "classes":
+        columns["label"] = [task.names[k] for k in task.test.target.argmax(1)]
+    else:
+        columns |= {f"y_{name}": task.test.target[:, k] for k, name in enumerate(task.names)}
+    columns |= {f"p_{name}": probability[:, k] for k, name in enumerate(task.names)}
     with atomic(output / PREDICTIONS) as temporary:
         pq.write_table(pa.table(columns), temporary)
     write_text(output / RESULT, json.dumps(plain(result), indent=1) + "\n")
@@ -100,7 +126,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['task']}: {result['mode']} of {result['encoder']}, {result['fraction']:.4g} of the labels, "
         f"seed {result['seed']}, chosen {', '.join(f'{k}={v:g}' for k, v in result['chosen'].items())}"
     )
-    lines = [head, f"{'class':<12}{'train':>7}{'val':>7}{'test':>7}  AUROC (95 % by patients)"]
+    lines = [head, f"{'class':<12}{'train':>7}{'val':>7}{'test':>7}  {SHOWN[result['metric']]} (95 % by patients)"]
     for name in result["classes"]:
         counts = [result["counts"][split].get(name, 0) for split in SPLITS]
         lines.append(_line(name, counts, result["per_class"].get(name)))
@@ -141,7 +167,9 @@ def _score(scored: dict[str, Any]) -> str:
     """AUROC with its interval, which is missing without resamples."""
     low, high = scored["low"], scored["high"]
     known = None not in (low, high) and math.isfinite(low + high)
-    return f"{scored['auroc']:.3f} " + (f"({low:.3f} to {high:.3f})" if known else "(no interval)")
+    return f"{scored['auroc' if 'auroc' in scored else 'r2']:.3f} " + (
+        f"({low:.3f} to {high:.3f})" if known else "(no interval)"
+    )
 
 
 def _line(name: str, counts: Sequence[int], scored: dict[str, Any] | None) -> str:

@@ -8,14 +8,28 @@ from collections.abc import Iterator
 import numpy as np
 
 
-def scorable(label: np.ndarray, classes: int) -> list[int]:
-    """The classes with both positive and negative records in `label`, for which the AUROC is defined."""
-    return [k for k in range(classes) if 0 < (label == k).sum() < len(label)]
+def one_hot(label: np.ndarray, classes: int) -> np.ndarray:
+    """Class numbers `[n]` as bool `[n, classes]`; a row of False for a number that is no class."""
+    return np.asarray(label[:, None] == np.arange(classes))
 
 
-def macro_auroc(label: np.ndarray, score: np.ndarray) -> float:
-    """Mean one-vs-rest AUROC of scores `[n, K]` over the `scorable` classes of `label` `[n]`."""
-    return float(np.mean([auroc(label == k, score[:, k]) for k in scorable(label, score.shape[1])]))
+def scorable(target: np.ndarray) -> list[int]:
+    """The columns of `target` `[n, K]` with both positive and negative records, for which the AUROC is defined."""
+    return [k for k, count in enumerate((target > 0).sum(0)) if 0 < count < len(target)]
+
+
+def macro_auroc(target: np.ndarray, score: np.ndarray) -> float:
+    """Mean AUROC of scores `[n, K]` over the `scorable` columns of `target` `[n, K]`; NaN if there is none."""
+    values = [auroc(target[:, k] > 0, score[:, k]) for k in scorable(target)]
+    return float(np.mean(values)) if values else math.nan
+
+
+def r2(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """R2 of each column of numbers `[n, K]`, `[K]`: 1 - squared error / squared deviation from the mean of `target`;
+    NaN where `target` does not vary."""
+    of, to = target.astype(np.float64), prediction.astype(np.float64)
+    spread = ((of - of.mean(0)) ** 2).sum(0)
+    return 1 - np.divide(((of - to) ** 2).sum(0), spread, out=np.full(of.shape[1], np.nan), where=spread > 0)
 
 
 def auroc(positive: np.ndarray, score: np.ndarray) -> float:
@@ -51,11 +65,13 @@ def patient_resamples(patient: np.ndarray, count: int, seed: int) -> Iterator[np
         yield draws[:, inverse]
 
 
-def bootstrap_auroc(label: np.ndarray, score: np.ndarray, patient: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Macro AUROC of `count` patient resamples, `[count, scorable classes]`; NaN where a resample lacks a class."""
-    scored = scorable(label, score.shape[1])
+def bootstrap_auroc(
+    target: np.ndarray, score: np.ndarray, patient: np.ndarray, count: int, seed: int = 0
+) -> np.ndarray:
+    """AUROC of `count` patient resamples, `[count, scorable columns of target]`; NaN where a resample lacks a class."""
+    scored = scorable(target)
     blocks = [
-        np.stack([weighted_auroc(label == k, score[:, k], weight) for k in scored], axis=1)
+        np.stack([weighted_auroc(target[:, k] > 0, score[:, k], weight) for k in scored], axis=1)
         for weight in patient_resamples(patient, count, seed)
     ]
     return np.concatenate(blocks) if blocks else np.empty((0, len(scored)))

@@ -145,6 +145,8 @@ class StudyConfig:
             cfg.check()
             if cfg.mode == "scratch":
                 raise UserError("mode=scratch would train every method from scratch: name `scratch` among the methods")
+            if cfg.kind != "classes":
+                raise UserError(f"task {task} has kind={cfg.kind}: a study pools tasks of kind=classes")
             device_of(cfg.device)
 
     def words(self, method: str) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from trainer.evaluate.result import PREDICTIONS
-from trainer.evaluate.scores import bootstrap_auroc, interval, macro_auroc
+from trainer.evaluate.scores import bootstrap_auroc, interval, macro_auroc, one_hot
 from trainer.study.config import Cell, StudyConfig
 from umbra.errors import UserError
 from umbra.parquet import Table
@@ -29,6 +29,11 @@ class Pooled:
     rotation: np.ndarray
     probability: np.ndarray
 
+    @property
+    def target(self) -> np.ndarray:
+        """Bool `[n, K]`."""
+        return one_hot(self.label, len(self.classes))
+
     def ranks(self) -> np.ndarray:
         """Scores `[n, K]` that can be pooled: a record's mid-rank among the test records of its rotation, in (0, 1).
 
@@ -43,7 +48,7 @@ class Pooled:
 
     def mean_over_rotations(self) -> float:
         parts = (self.rotation == r for r in np.unique(self.rotation))
-        return float(np.mean([macro_auroc(self.label[p], self.probability[p]) for p in parts]))
+        return float(np.mean([macro_auroc(self.target[p], self.probability[p]) for p in parts]))
 
 
 def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float) -> Pooled:
@@ -67,9 +72,9 @@ def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float
 def score(config: StudyConfig, method: str, task: str, fraction: float) -> tuple[dict[str, Any], np.ndarray]:
     """The row of one method in the table, and its macro AUROC per patient resample `[bootstrap]` (mean over seeds)."""
     pooled = [pool(config, method, seed, task, fraction) for seed in config.seeds]
-    by_seed = [macro_auroc(p.label, p.ranks()) for p in pooled]
+    by_seed = [macro_auroc(p.target, p.ranks()) for p in pooled]
     resampled = np.mean(
-        [bootstrap_auroc(p.label, p.ranks(), p.patient, config.bootstrap).mean(1) for p in pooled], axis=0
+        [bootstrap_auroc(p.target, p.ranks(), p.patient, config.bootstrap).mean(1) for p in pooled], axis=0
     )
     low, high = interval(resampled)
     row = {
@@ -80,7 +85,7 @@ def score(config: StudyConfig, method: str, task: str, fraction: float) -> tuple
         "low": low,
         "high": high,
         "by_seed": by_seed,
-        "pooled_probabilities": float(np.mean([macro_auroc(p.label, p.probability) for p in pooled])),
+        "pooled_probabilities": float(np.mean([macro_auroc(p.target, p.probability) for p in pooled])),
         "mean_over_rotations": float(np.mean([p.mean_over_rotations() for p in pooled])),
         "records": len(pooled[0].label),
         "patients": len(np.unique(pooled[0].patient)),

@@ -11,8 +11,8 @@ from pathlib import Path
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import open_encoder
 from trainer.evaluate.probe import features
+from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import RESULT, run
-from trainer.evaluate.task import read_task
 from trainer.export import export
 from trainer.run.record import RECORD, read_record
 from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of

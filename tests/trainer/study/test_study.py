@@ -261,6 +261,7 @@ def _made(path):
         (["shard.column="], "shard.column is empty"),
         (["transfer=[mode=foo]"], "transfer: mode=foo is unknown; use probe, finetune, scratch"),
         (["transfer=[mode=scratch]"], "transfer: mode=scratch would train every method from scratch"),
+        (["transfer=[kind=labels]"], "transfer: task rhythm has kind=labels: a study pools tasks of kind=classes"),
         (["transfer=[fraction=0.5]"], "transfer: the study sets fraction itself: leave it out"),
         (["transfer=[bootstrap=1]"], "transfer: bootstrap=1 is too few for an interval"),
         (["transfer=[device=cuda:99]"], "transfer: device=cuda:99 is not available"),
