@@ -1,6 +1,6 @@
-"""The public Python API: `load_encoder`, the `Encoder` that it returns, and the version.
+"""The public Python API: `load_encoder` with its `Encoder`, `load_predictor` with its `Predictor`, and the version.
 
-Imports are lazy: torch is loaded only with `load_encoder`.
+Imports are lazy: torch is loaded only with what needs it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from umbra.encoders.encoder import Encoder
     from umbra.hub import load_encoder
+    from umbra.predictor import Predictor, load_predictor
 
     __version__: str
 
-__all__ = ["Encoder", "__version__", "load_encoder"]
+__all__ = ["Encoder", "Predictor", "__version__", "load_encoder", "load_predictor"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from umbra.hub import load_encoder
 
         return load_encoder
+    if name in ("Predictor", "load_predictor"):
+        from umbra import predictor
+
+        return getattr(predictor, name)
     if name == "Encoder":
         from umbra.encoders.encoder import Encoder
 
