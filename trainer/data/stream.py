@@ -46,7 +46,7 @@ class Batch:
 
 
 class Plan(Protocol):
-    """Which samples when, as `Order` says it: the `steps`' samples [n, micro, share], and the `shards` to read ahead."""
+    """Which samples when, as `Order` says it: those of `steps` [n, micro, share], and the `shards` to read ahead."""
 
     def steps(self, step: int, count: int, rank: int, world: int) -> NDArray[np.int64]: ...
 
