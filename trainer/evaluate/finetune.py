@@ -1,7 +1,7 @@
 """Fine-tuning and training from scratch: encoder and linear head together, selected on val alone.
 
-A seed trains once with each candidate learning rate and keeps the epoch that is best on val; what it has kept looks at
-the test records, once. A fit stops when val has not improved for `patience` epochs.
+A seed trains once with each candidate learning rate and keeps the epoch that is best on val; what it has kept looks
+at the test records, once. A fit stops when val has not improved for `patience` epochs.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,12 +39,24 @@ from umbra.errors import UserError
 from umbra.hub import initialise
 
 
+class Model(nn.Module):
+    """mV [B, leads, samples] -> outputs [B, K] (see `Kind`)."""
+
+    def __init__(self, encoder: Encoder, head: nn.Linear) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.encoder(x))
+        return output
+
+
 @dataclass(frozen=True)
 class Tuned(Fitted):
-    """What one seed has kept, or of several the one that is best on val: `model` is its encoder and head."""
+    """What one seed has kept, or of several the one that is best on val: with its `model`."""
 
     seed: int
-    model: nn.Sequential
+    model: Model
     kind: Kind
     notes: list[str]
 
@@ -68,13 +83,27 @@ class Epoch:
     speed: float
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best epoch of a fit: its value on val, its number, the model's weights."""
+
+    value: float
+    epoch: int
+    state: dict[str, Tensor]
+
+
 def finetune(task: Task, encoder: Encoder, chosen: np.ndarray, config: TransferConfig) -> list[Tuned]:
     """Trains encoder and linear head on the `chosen` train records, once a seed; what each seed has kept.
 
     Raises `UserError` if these records have all the same target, or if no learning rate gives a finite loss.
     """
     shared = share(task, chosen, config, next(encoder.parameters()).device)
-    return [_of_seed(shared, encoder, seed) for seed in config.finetune.seeds or [config.seed]]
+    seeds, rates = config.finetune.seeds or [config.seed], config.finetune.lr
+    models = {seed: with_head(encoder, len(task.names), seed, config) for seed in seeds}
+    line, halt = Line(), threading.Event()
+    fits = [partial(fit, shared, models[seed], lr, seed, line, halt) for seed in seeds for lr in rates]
+    found = iter(_side_by_side(fits, halt, shared.train.device))
+    return [_kept(shared, models[seed], seed, {lr: next(found) for lr in rates}) for seed in seeds]
 
 
 def share(task: Task, chosen: np.ndarray, config: TransferConfig, device: torch.device) -> Shared:
@@ -92,52 +121,66 @@ def share(task: Task, chosen: np.ndarray, config: TransferConfig, device: torch.
     return Shared(task, train, val, kind_of(task.kind, part.target), views, config)
 
 
-def _of_seed(shared: Shared, encoder: Encoder, seed: int) -> Tuned:
-    tune, line, notes = shared.config.finetune, Line(), []
-    kept: tuple[float, dict[str, Any], dict[str, Tensor]] = (-math.inf, {}, {})
-    model = with_head(encoder, len(shared.task.names), seed, shared.config)
-    start = copy.deepcopy(model.state_dict())
-    for lr in tune.lr:
-        model.load_state_dict(start)
-        best, diverged = kept, False
-        for epoch in epochs(shared, model, lr, seed):
-            diverged = not math.isfinite(epoch.loss + epoch.value)
-            if epoch.value > best[0]:
-                best = (epoch.value, {"lr": lr, "epoch": epoch.number}, copy.deepcopy(model.state_dict()))
-            line.show(_progress(shared, seed, lr, epoch, best))
-        line.keep()
-        if diverged:
-            notes.append(f"finetune.lr={lr:g} is left out: its loss was not finite (seed {seed})")
-        else:
-            kept = best
-    if not kept[1]:
+def _side_by_side(fits: Sequence[Callable[[], Best | None]], halt: threading.Event, device: torch.device) -> list[Any]:
+    """The results of all fits. On a CPU as many at a time as there are threads, which they share: small networks gain
+    little from several threads each. On a GPU one by one."""
+    threads = torch.get_num_threads()
+    workers = min(len(fits), threads) if device.type == "cpu" else 1
+    with ThreadPoolExecutor(workers, "fit", torch.set_num_threads, (max(1, threads // workers),)) as pool:
+        try:
+            return [future.result() for future in [pool.submit(one) for one in fits]]
+        finally:  # also after Ctrl-C: those that still train stop at their next step
+            halt.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def fit(shared: Shared, start: Model, lr: float, seed: int, line: Line, halt: threading.Event) -> Best | None:
+    """Trains a copy of `start`; its best epoch on val, or None if the loss became infinite or not a number."""
+    model, best = copy.deepcopy(start), Best(-math.inf, 0, {})
+    for epoch in epochs(shared, model, lr, seed, halt):
+        if epoch.value > best.value:
+            best = Best(epoch.value, epoch.number, copy.deepcopy(model.state_dict()))
+        line.show(_progress(shared, seed, lr, epoch, best))
+        if not math.isfinite(epoch.loss + epoch.value):
+            return None
+    line.keep()
+    return best
+
+
+def _kept(shared: Shared, model: Model, seed: int, found: dict[float, Best | None]) -> Tuned:
+    """The best of a seed's fits (the first of equal ones), and what it says of val and test."""
+    fine = {lr: best for lr, best in found.items() if best is not None}
+    if not fine:
         raise UserError(
-            f"finetune.lr={tune.lr}: the loss is not finite (seed {seed}); give a smaller one, such as "
-            f"finetune.lr=[{min(tune.lr) / 10:g}]"
+            f"finetune.lr={[*found]}: the loss became infinite or not a number (seed {seed}); give a smaller one, such "
+            f"as finetune.lr=[{min(found) / 10:g}]"
         )
-    model.load_state_dict(kept[2])
+    lost = [f"finetune.lr={lr:g} is left out: its loss was not finite (seed {seed})" for lr in found if lr not in fine]
+    lr, best = max(fine.items(), key=lambda item: item[1].value)
+    model.load_state_dict(best.state)
     val = shared.kind.predict(_outputs(model, shared))
     test = shared.kind.predict(embed(model, shared.task.test, shared.config.batch))
-    return Tuned(kept[1], kept[0], val, test, seed, model, shared.kind, notes)
+    return Tuned({"lr": lr, "epoch": best.epoch}, best.value, val, test, seed, model, shared.kind, lost)
 
 
-def with_head(encoder: Encoder, outputs: int, seed: int, config: TransferConfig) -> nn.Sequential:
+def with_head(encoder: Encoder, outputs: int, seed: int, config: TransferConfig) -> Model:
     """A copy of the encoder and a new linear head, drawn from `seed`, as is an encoder that was not pre-trained."""
     device = next(encoder.parameters()).device
     body = copy.deepcopy(encoder) if config.pretrained else initialise(encoder.config, seed).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = nn.Linear(encoder.config.dim, outputs)
-    return nn.Sequential(body, head.to(device))
+    return Model(body, head.to(device))
 
 
-def epochs(shared: Shared, model: nn.Sequential, lr: float, seed: int) -> Iterator[Epoch]:
+def epochs(shared: Shared, model: Model, lr: float, seed: int, halt: threading.Event | None = None) -> Iterator[Epoch]:
     """Trains `model` in place and yields after each epoch, until the last one, `patience`, or a loss that is not
-    finite."""
+    finite; raises `CancelledError` when asked to `halt`."""
     tune, train = shared.config.finetune, shared.train
     turns = Turns(len(train), min(tune.batch, len(train)), seed)
     decay = tune.layer_decay if shared.config.pretrained else 1.0
-    groups = parameter_groups(model[0].backbone, model[1], lr, decay, tune.weight_decay)
+    groups = parameter_groups(model.encoder.backbone, model.head, lr, decay, tune.weight_decay)
     optimizer, total = torch.optim.AdamW(groups, fused=True), tune.epochs * turns.steps
     rates = OptimConfig(warmup=tune.warmup)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(rates, 1.0, step, total))
@@ -147,6 +190,8 @@ def epochs(shared: Shared, model: nn.Sequential, lr: float, seed: int) -> Iterat
             began, losses = time.perf_counter(), []
             model.train()
             for batch in batches:
+                if halt and halt.is_set():
+                    raise CancelledError
                 losses.append(_loss(shared, model, batch, Key(seed, number, batch.row)))
                 optimizer.zero_grad(set_to_none=True)
                 losses[-1].backward()
@@ -163,9 +208,9 @@ def epochs(shared: Shared, model: nn.Sequential, lr: float, seed: int) -> Iterat
                 return
 
 
-def _loss(shared: Shared, model: nn.Sequential, batch: Batch, key: Key) -> Tensor:
+def _loss(shared: Shared, model: Model, batch: Batch, key: Key) -> Tensor:
     """The loss of a batch of train records, seen through the views."""
-    encoder, head = model
+    encoder, head = model.encoder, model.head
     rate, device = encoder.config.rate, batch.signals.device
     x = shared.views.signal_views(batch.signals, key, rate)
     x = shared.views.mask_views(encoder.scaling(x), key, rate)
@@ -174,25 +219,25 @@ def _loss(shared: Shared, model: nn.Sequential, batch: Batch, key: Key) -> Tenso
     return shared.kind.loss(output.float(), batch.target)
 
 
-def _value(shared: Shared, model: nn.Sequential) -> float:
+def _value(shared: Shared, model: Model) -> float:
     """The value on val (see `Kind.value`); NaN if the predictions are not finite."""
     val = shared.kind.predict(_outputs(model, shared))
     return shared.kind.value(shared.task.val.target, val) if np.isfinite(val).all() else math.nan
 
 
-def _outputs(model: nn.Sequential, shared: Shared) -> np.ndarray:
+def _outputs(model: Model, shared: Shared) -> np.ndarray:
     """What the model says of val, float32 `[n, K]`."""
     model.eval()
     with torch.inference_mode():
         return torch.cat([model(x) for x in shared.val.in_order(shared.config.batch)]).float().cpu().numpy()
 
 
-def _progress(shared: Shared, seed: int, lr: float, epoch: Epoch, best: tuple[float, dict[str, Any]]) -> str:
+def _progress(shared: Shared, seed: int, lr: float, epoch: Epoch, best: Best) -> str:
     tune, score = shared.config.finetune, "R2" if shared.task.kind == "number" else "AUROC"
     fit = f"seed {seed}, lr {lr:g}" if len(tune.seeds) > 1 else f"lr {lr:g}"
     return (
         f"{fit}: epoch {epoch.number}/{tune.epochs}  loss {epoch.loss:.3f}  val {score} {epoch.value:.3f} "
-        f"(best {best[0]:.3f})  {epoch.speed:,.0f} ECG/s"
+        f"(best {best.value:.3f})  {epoch.speed:,.0f} ECG/s"
     )
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.evaluate.config import TransferConfig
-from trainer.evaluate.finetune import finetune
+from trainer.evaluate.finetune import finetune, spread
 from trainer.evaluate.fitted import Fitted
+from trainer.evaluate.keep import MODEL, keep
 from trainer.evaluate.probe import Features, features, probe
 from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, r2, scorable
 from trainer.evaluate.task import Task
@@ -36,13 +37,23 @@ def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | 
     """
     began = time.monotonic()
     chosen = task.choose(config.fraction, config.seed)
+    more: dict[str, Any] = {}
     if config.mode == "probe":
         fitted = probe(task, given or features(encoder, task, config.batch), chosen, config.probe)
     else:
-        fitted = finetune(task, encoder, chosen, config)
-    result = _result(config, task, chosen, fitted) | {"seconds": round(time.monotonic() - began, 2)}
+        fitted, more = _trained(config, task, encoder, chosen)
+    result = _result(config, task, chosen, fitted) | more | {"seconds": round(time.monotonic() - began, 2)}
     _write(Path(config.output), task, fitted.prediction, result)
     return result
+
+
+def _trained(config: TransferConfig, task: Task, encoder: Encoder, chosen: np.ndarray) -> tuple[Fitted, dict[str, Any]]:
+    """The fit of the seed that is best on val, whose model is kept, and what the result says of all seeds."""
+    fits = finetune(task, encoder, chosen, config)
+    best = max(fits, key=lambda fit: fit.val_value)
+    keep(Path(config.output) / MODEL, task, best, config)
+    notes = task.notes + [note for fit in fits for note in fit.notes]
+    return best, {"notes": notes, "seeds": spread(fits, task.test.target) | {"kept": best.seed}}
 
 
 def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitted) -> dict[str, Any]:
@@ -131,7 +142,18 @@ def table(result: dict[str, Any]) -> str:
         counts = [result["counts"][split].get(name, 0) for split in SPLITS]
         lines.append(_line(name, counts, result["per_class"].get(name)))
     lines.append(_line("macro", [sum(result["counts"][s].values()) for s in SPLITS], result))
+    lines += _seeds(result["seeds"]) if "seeds" in result else []
     return "\n".join(lines)
+
+
+def _seeds(seeds: dict[str, Any]) -> list[str]:
+    """The spread over the seeds, if there are several, in a line."""
+    if seeds["sd"] is None:
+        return []
+    each = ", ".join(f"{one['test']:.3f} ({one['seed']})" for one in seeds["each"])
+    return [
+        f"seeds: mean {seeds['mean']:.3f}, SD {seeds['sd']:.3f}: {each}; above and kept: {seeds['kept']}, best on val"
+    ]
 
 
 def comparison(paths: Sequence[str]) -> str:
