@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,25 @@ def test_a_log_has_a_line_per_epoch(data, encoder, tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition("  ")[0] for line in lines] == ["lr 0.003: epoch 1/2", "lr 0.003: epoch 2/2"]
     assert all("val AUROC" in line and "ECG/s" in line for line in lines)
+
+
+def test_ctrl_c_stops_the_fits_that_still_train(prepared, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    config, task, given = prepared("finetune.epochs=1000", "finetune.seeds=[0,1]", "finetune.patience=0")
+    monkeypatch.setattr(module, "_kept", lambda *_: pytest.fail("nothing is kept"))
+    seen, value = [], module._value
+
+    def interrupted(shared, model):
+        seen.append(threading.get_ident())
+        if len(seen) > 2:
+            raise KeyboardInterrupt
+        return value(shared, model)
+
+    monkeypatch.setattr(module, "_value", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(task, given, np.arange(len(task.train)), config)
+    assert len(seen) < 20
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fit")]
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------------
