@@ -102,7 +102,10 @@ def finetune(task: Task, encoder: Encoder, chosen: np.ndarray, config: TransferC
     models = {seed: with_head(encoder, len(task.names), seed, config) for seed in seeds}
     line, halt = Line(), threading.Event()
     fits = [partial(fit, shared, models[seed], lr, seed, line, halt) for seed in seeds for lr in rates]
-    found = iter(_side_by_side(fits, halt, shared.train.device))
+    try:
+        found = iter(_side_by_side(fits, halt, shared.train.device))
+    finally:
+        line.keep()
     return [_kept(shared, models[seed], seed, {lr: next(found) for lr in rates}) for seed in seeds]
 
 
@@ -144,7 +147,6 @@ def fit(shared: Shared, start: Model, lr: float, seed: int, line: Line, halt: th
         line.show(_progress(shared, seed, lr, epoch, best))
         if not math.isfinite(epoch.loss + epoch.value):
             return None
-    line.keep()
     return best
 
 

@@ -207,6 +207,20 @@ def test_stopping_early_changes_nothing_of_what_was_trained_until_then(prepared,
     assert same(early, late)
 
 
+def test_what_is_kept_is_the_best_epoch_and_not_the_last(prepared):
+    config, task, given = prepared("finetune.lr=[1e-3,3e-2]", "finetune.epochs=4", "finetune.patience=0")
+    shared, found = share(task, np.arange(len(task.train)), config, CPU), {}
+    for lr in config.finetune.lr:
+        model = with_head(given, len(task.names), 0, config)
+        for epoch in epochs(shared, model, lr, 0):
+            found[lr, epoch.number] = epoch.value, weights(model)
+    [kept] = finetune(task, given, np.arange(len(task.train)), config)
+    value, state = found[kept.chosen["lr"], kept.chosen["epoch"]]
+    assert value == max(value for value, _ in found.values()) == kept.val_value
+    assert torch.equal(weights(kept.model), state)
+    assert kept.kind.value(task.val.target, kept.val) == value
+
+
 def test_test_records_do_not_change_what_is_kept(prepared):
     config, task, given = prepared("finetune.seeds=[0,1]", "finetune.epochs=2")
     chosen = np.arange(len(task.train))
