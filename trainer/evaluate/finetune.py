@@ -70,6 +70,7 @@ class Shared:
     val: Records
     kind: Kind
     views: Views
+    bf16: bool
     config: TransferConfig
 
 
@@ -110,7 +111,11 @@ def finetune(task: Task, encoder: Encoder, chosen: np.ndarray, config: TransferC
 
 
 def share(task: Task, chosen: np.ndarray, config: TransferConfig, device: torch.device) -> Shared:
-    """Puts the chosen train records and those of val on the device. Raises `UserError` as `finetune` does."""
+    """Puts the chosen train records and those of val on the device.
+
+    Raises `UserError` if the chosen records have all the same target, for views that are none, and for bf16 on a GPU
+    without it.
+    """
     part, tune = task.train.take(chosen), config.finetune
     if (part.target == part.target[0]).all():
         raise UserError(
@@ -121,7 +126,8 @@ def share(task: Task, chosen: np.ndarray, config: TransferConfig, device: torch.
     train = Records(part, device, room)
     val = Records(task.val, device, room - (train.bytes if train.held is not None else 0))
     views = build(tune.views, part.shards.manifest.leads)
-    return Shared(task, train, val, kind_of(task.kind, part.target), views, config)
+    kind, bf16 = kind_of(task.kind, part.target), uses_bf16(tune.precision, device)
+    return Shared(task, train, val, kind, views, bf16, config)
 
 
 def _side_by_side(fits: Sequence[Callable[[], Best | None]], halt: threading.Event, device: torch.device) -> list[Any]:
@@ -213,10 +219,10 @@ def epochs(shared: Shared, model: Model, lr: float, seed: int, halt: threading.E
 def _loss(shared: Shared, model: Model, batch: Batch, key: Key) -> Tensor:
     """The loss of a batch of train records, seen through the views."""
     encoder, head = model.encoder, model.head
-    rate, device = encoder.config.rate, batch.signals.device
+    rate = encoder.config.rate
     x = shared.views.signal_views(batch.signals, key, rate)
     x = shared.views.mask_views(encoder.scaling(x), key, rate)
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(shared.config.finetune.precision, device)):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=shared.bf16):
         output = head(encoder.backbone(x))
     return shared.kind.loss(output.float(), batch.target)
 
