@@ -5,7 +5,7 @@ e61346f: each batch read and converted on the host before its step, one learning
 at each better epoch. Both train all epochs of all learning rates on the same records of noise, in rounds, the sides in
 turn; medians. Samples are the train records of all steps. `parts` says where the seconds of the older one go: `network`
 is what both have to compute. `ratio` is of samples per second, `ratio_cpu` of samples per second of CPU time, which
-other work on the machine matters less to, and in which doing things side by side is no gain.
+other work on the machine matters less to.
 """
 
 from __future__ import annotations

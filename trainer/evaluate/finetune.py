@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,15 +96,11 @@ def finetune(task: Task, encoder: Encoder, chosen: np.ndarray, config: TransferC
     Raises `UserError` if these records have all the same target, or if no learning rate gives a finite loss.
     """
     shared = share(task, chosen, config, next(encoder.parameters()).device)
-    seeds, rates = config.finetune.seeds or [config.seed], config.finetune.lr
-    models = {seed: with_head(encoder, len(task.names), seed, config) for seed in seeds}
-    line, halt = Line(), threading.Event()
-    fits = [partial(fit, shared, models[seed], lr, seed, line, halt) for seed in seeds for lr in rates]
+    line = Line()
     try:
-        found = iter(_side_by_side(fits, halt, shared.train.device))
+        return [_of_seed(shared, encoder, seed, line) for seed in config.finetune.seeds or [config.seed]]
     finally:
         line.keep()
-    return [_kept(shared, models[seed], seed, {lr: next(found) for lr in rates}) for seed in seeds]
 
 
 def share(task: Task, chosen: np.ndarray, config: TransferConfig, device: torch.device) -> Shared:
@@ -130,46 +123,36 @@ def share(task: Task, chosen: np.ndarray, config: TransferConfig, device: torch.
     return Shared(task, train, val, kind, views, bf16, config)
 
 
-def _side_by_side(fits: Sequence[Callable[[], Best | None]], halt: threading.Event, device: torch.device) -> list[Any]:
-    """The results of all fits. On a CPU as many at a time as there are threads, which they share: small networks gain
-    little from several threads each. On a GPU one by one."""
-    threads = torch.get_num_threads()
-    workers = min(len(fits), threads) if device.type == "cpu" else 1
-    with ThreadPoolExecutor(workers, "fit", torch.set_num_threads, (max(1, threads // workers),)) as pool:
-        try:
-            return [future.result() for future in [pool.submit(one) for one in fits]]
-        finally:  # also after Ctrl-C: those that still train stop at their next step
-            halt.set()
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
-
-
-def fit(shared: Shared, start: Model, lr: float, seed: int, line: Line, halt: threading.Event) -> Best | None:
-    """Trains a copy of `start`; its best epoch on val, or None if the loss became infinite or not a number."""
-    model, best = copy.deepcopy(start), Best(-math.inf, 0, {})
-    for epoch in epochs(shared, model, lr, seed, halt):
-        if epoch.value > best.value:
-            best = Best(epoch.value, epoch.number, copy.deepcopy(model.state_dict()))
-        line.show(_progress(shared, seed, lr, epoch, best))
-        if not math.isfinite(epoch.loss + epoch.value):
-            return None
-    return best
-
-
-def _kept(shared: Shared, model: Model, seed: int, found: dict[float, Best | None]) -> Tuned:
-    """The best of a seed's fits (the first of equal ones), and what it says of val and test."""
+def _of_seed(shared: Shared, encoder: Encoder, seed: int, line: Line) -> Tuned:
+    """What one seed keeps of its learning rates (the first of equal ones), and what that says of val and test."""
+    model = with_head(encoder, len(shared.task.names), seed, shared.config)
+    rates = shared.config.finetune.lr
+    found = {lr: fit(shared, model, lr, seed, line) for lr in rates}
     fine = {lr: best for lr, best in found.items() if best is not None}
     if not fine:
         raise UserError(
-            f"finetune.lr={[*found]}: the loss became infinite or not a number (seed {seed}); give a smaller one, such "
-            f"as finetune.lr=[{min(found) / 10:g}]"
+            f"finetune.lr={rates}: the loss became infinite or not a number (seed {seed}); give a smaller one, such as "
+            f"finetune.lr=[{min(rates) / 10:g}]"
         )
-    lost = [f"finetune.lr={lr:g} is left out: its loss was not finite (seed {seed})" for lr in found if lr not in fine]
+    lost = [f"finetune.lr={lr:g} is left out: its loss was not finite (seed {seed})" for lr in rates if lr not in fine]
     lr, best = max(fine.items(), key=lambda item: item[1].value)
     model.load_state_dict(best.state)
     val = shared.kind.predict(_outputs(model, shared))
     test = shared.kind.predict(embed(model, shared.task.test, shared.config.batch))
     return Tuned({"lr": lr, "epoch": best.epoch}, best.value, val, test, seed, model, shared.kind, lost)
+
+
+def fit(shared: Shared, start: Model, lr: float, seed: int, line: Line) -> Best | None:
+    """Trains a copy of `start`; its best epoch on val, or None if the loss became infinite or not a number."""
+    model, best = copy.deepcopy(start), Best(-math.inf, 0, {})
+    for epoch in epochs(shared, model, lr, seed):
+        if epoch.value > best.value:
+            best = Best(epoch.value, epoch.number, copy.deepcopy(model.state_dict()))
+        line.show(_progress(shared, seed, lr, epoch, best))
+        if not math.isfinite(epoch.loss + epoch.value):
+            return None
+    line.keep()
+    return best
 
 
 def with_head(encoder: Encoder, outputs: int, seed: int, config: TransferConfig) -> Model:
@@ -182,9 +165,9 @@ def with_head(encoder: Encoder, outputs: int, seed: int, config: TransferConfig)
     return Model(body, head.to(device))
 
 
-def epochs(shared: Shared, model: Model, lr: float, seed: int, halt: threading.Event | None = None) -> Iterator[Epoch]:
+def epochs(shared: Shared, model: Model, lr: float, seed: int) -> Iterator[Epoch]:
     """Trains `model` in place and yields after each epoch, until the last one, `patience`, or a loss that is not
-    finite; raises `CancelledError` when asked to `halt`."""
+    finite."""
     tune, train = shared.config.finetune, shared.train
     turns = Turns(len(train), min(tune.batch, len(train)), seed)
     decay = tune.layer_decay if shared.config.pretrained else 1.0
@@ -198,8 +181,6 @@ def epochs(shared: Shared, model: Model, lr: float, seed: int, halt: threading.E
             began, losses = time.perf_counter(), []
             model.train()
             for batch in batches:
-                if halt and halt.is_set():
-                    raise CancelledError
                 losses.append(_loss(shared, model, batch, Key(seed, number, batch.row)))
                 optimizer.zero_grad(set_to_none=True)
                 losses[-1].backward()

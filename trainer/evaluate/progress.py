@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class Line:
-    """`show` a text; `keep` leaves the last one on the terminal. Several threads may use it."""
+    """`show` a text; `keep` leaves the last one on the terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
