@@ -106,8 +106,8 @@ def make_task(config: BenchConfig, root: Path) -> Task:
     index = rng.permutation(shards.count)[:wanted]
     target = np.eye(CLASSES, dtype=np.float32)[rng.integers(0, CLASSES, wanted)]
     ends = np.cumsum([config.train, config.val])
-    splits = [Labelled(shards, i, t, i) for i, t in zip(np.split(index, ends), np.split(target, ends))]
-    return Task("noise", "classes", [str(k) for k in range(CLASSES)], *splits, notes=[])
+    train, val, test = (Labelled(shards, i, t, i) for i, t in zip(np.split(index, ends), np.split(target, ends)))
+    return Task("noise", "classes", [str(k) for k in range(CLASSES)], train, val, test, [])
 
 
 def make_encoder(config: BenchConfig, shards: Shards) -> Encoder:
