@@ -3,8 +3,8 @@
 `python -m trainer.transfer configs/transfer/rhythm.yaml encoder=DIR|random data=DIR output=DIR [fraction=0.1]
 [mode=probe|finetune|scratch] [seed=0] [like=DIR]`; `python -m trainer.transfer compare RESULT.json ...` tabulates.
 
-Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json
-and predictions.parquet to `output`. The tasks are in configs/transfer/, the keys in docs/keys/transfer.md.
+Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json,
+predictions.parquet and, of what was trained, model/ to `output`. The tasks are in configs/transfer/, the keys in docs/keys/transfer.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from trainer import threads
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, open_encoder
 from trainer.evaluate.reading import read_task
+from trainer.evaluate.keep import MODEL
 from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
 from umbra.config import command, load, split_words
 from umbra.files import claim_folder
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
         return
     config = load(TransferConfig, *split_words(argv))
     config.check()
-    claim_folder(config.output, "output")
+    claim_folder(config.output, "output", (RESULT, PREDICTIONS, MODEL))
     threads.settle()
     device_of(config.device)
     task = read_task(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -162,13 +162,13 @@ def comparison(paths: Sequence[str]) -> str:
         raise UserError("name the results to compare: python -m trainer.transfer compare RESULT.json ...")
     lines = [f"{'task':<12}{'labels':>8}  {'macro AUROC (95 % by patients)':<32}encoder"]
     for path in paths:
-        r = _read_result(Path(path))
-        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {_score(r):<32}{r['encoder']}")
+        r = read_scored(Path(path))
+        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {score_text(r):<32}{r['encoder']}")
     return "\n".join(lines)
 
 
-class _Scored(TypedDict):
-    """What `comparison` needs of a result.json."""
+class Scored(TypedDict):
+    """What a comparison needs of a result.json."""
 
     task: str
     encoder: str
@@ -178,14 +178,15 @@ class _Scored(TypedDict):
     high: float | None
 
 
-def _read_result(path: Path) -> dict[str, Any]:
+def read_scored(path: Path) -> Scored:
+    """Reads a result.json. Raises `UserError` if it is missing or damaged."""
     fix = "give result.json files that `python -m trainer.transfer` wrote"
     if not path.exists():
         raise UserError(f"{path} does not exist: {fix}")
-    return dict(read_json_as(_Scored, path, fix))
+    return read_json_as(Scored, path, fix)
 
 
-def _score(scored: dict[str, Any]) -> str:
+def score_text(scored: Mapping[str, Any]) -> str:
     """AUROC with its interval, which is missing without resamples."""
     low, high = scored["low"], scored["high"]
     known = None not in (low, high) and math.isfinite(low + high)
@@ -195,5 +196,5 @@ def _score(scored: dict[str, Any]) -> str:
 
 
 def _line(name: str, counts: Sequence[int], scored: dict[str, Any] | None) -> str:
-    value = _score(scored) if scored else "not scored"
+    value = score_text(scored) if scored else "not scored"
     return f"{name:<12}{counts[0]:>7}{counts[1]:>7}{counts[2]:>7}  {value}"
