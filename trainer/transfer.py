@@ -4,7 +4,8 @@
 [mode=probe|finetune|scratch] [seed=0] [like=DIR]`; `python -m trainer.transfer compare RESULT.json ...` tabulates.
 
 Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json,
-predictions.parquet and, of what was trained, model/ to `output`. The tasks are in configs/transfer/, the keys in docs/keys/transfer.md.
+predictions.parquet and, of what was trained, model/ to `output`. The tasks are in configs/transfer/, the keys in
+docs/keys/transfer.md.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 from trainer import threads
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, open_encoder
-from trainer.evaluate.reading import read_task
 from trainer.evaluate.keep import MODEL
+from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
 from umbra.config import command, load, split_words
 from umbra.files import claim_folder

@@ -116,6 +116,11 @@ def test_a_model_cut_off_while_it_is_written_leaves_the_older_one(data, encoder,
         transfer.main([RHYTHM, *words, "seed=1"])
     assert (tmp_path / "model" / "head.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "predictions.parquet", "result.json"]
+    for name in ("result.json", "predictions.parquet"):
+        (tmp_path / name).unlink()
+    monkeypatch.undo()
+    transfer.main([RHYTHM, *words, "seed=1"])
+    assert (tmp_path / "result.json").exists(), "a folder that has only the model yet is one of this command"
 
 
 def test_a_log_has_a_line_per_epoch(data, encoder, tmp_path, capsys):
