@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from umbra.directory import mismatch, read_weights, save_weights
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
 from umbra.files import damaged, read_json, write_text
-from umbra.hub import load_encoder, mismatch, read_weights, save_weights
+from umbra.hub import load_encoder
 from umbra.typed import typed
 
 HEAD, HEAD_WEIGHTS = "head.json", "head.safetensors"
@@ -73,7 +74,7 @@ class Predictor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.head(self.encoder(x))
         if self.config.kind == "classes":
-            return output.softmax(1)
+            return output.softmax(-1)
         return output.sigmoid() if self.config.kind == "labels" else self.mean + self.std * output
 
 

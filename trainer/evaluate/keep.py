@@ -11,8 +11,9 @@ from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.finetune import Tuned
 from trainer.evaluate.kinds import Numbers
 from trainer.evaluate.task import Task
+from umbra import golden
+from umbra.directory import CONFIG, GOLDEN, WEIGHTS, save_weights
 from umbra.files import atomic_folder, write_text
-from umbra.hub import CONFIG, WEIGHTS, save_weights
 from umbra.predictor import HeadConfig, save_head
 
 MODEL = "model"
@@ -29,6 +30,7 @@ def keep(folder: Path, task: Task, fit: Tuned, config: TransferConfig) -> None:
     mean, std = (kind.mean.tolist(), kind.std.tolist()) if isinstance(kind, Numbers) else ([], [])
     with atomic_folder(folder) as place:
         save_weights(place / WEIGHTS, encoder.state_dict())
+        save_weights(place / GOLDEN, golden.make(encoder))
         save_head(place, fit.model.head, HeadConfig(task.kind, task.names, task.name, mean, std))
         write_text(place / "README.md", card(task, origin))
         write_text(place / CONFIG, about.to_json())

@@ -20,6 +20,7 @@ from trainer.evaluate.keep import MODEL, keep
 from trainer.evaluate.probe import Features, features, probe
 from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, r2, scorable
 from trainer.evaluate.task import Task
+from umbra.card import Evaluation
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
 from umbra.files import atomic, make_folder, read_json_as, write_text
@@ -27,13 +28,20 @@ from umbra.schema import SPLITS
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
+FIX = "give result.json files that `python -m trainer.transfer` wrote"
 SHOWN = {"auroc": "AUROC", "r2": "R2"}
 
 
-def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
+def run(
+    config: TransferConfig,
+    task: Task,
+    encoder: Encoder,
+    given: Features | None = None,
+    leaks: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains, selects, tests, writes predictions.parquet and then result.json to `config.output`; returns the result.
 
-    `given`: precomputed features of this encoder and task (probe only).
+    `given`: precomputed features of this encoder and task (probe only); `leaks`: what `leaks.check` returned.
     """
     began = time.monotonic()
     chosen = task.choose(config.fraction, config.seed)
@@ -42,7 +50,8 @@ def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | 
         fitted = probe(task, given or features(encoder, task, config.batch), chosen, config.probe)
     else:
         fitted, more = _trained(config, task, encoder, chosen)
-    result = _result(config, task, chosen, fitted) | more | {"seconds": round(time.monotonic() - began, 2)}
+    more |= {"leaks": leaks, "seconds": round(time.monotonic() - began, 2)}
+    result = _result(config, task, chosen, fitted) | more
     _write(Path(config.output), task, fitted.prediction, result)
     return result
 
@@ -180,10 +189,50 @@ class Scored(TypedDict):
 
 def read_scored(path: Path) -> Scored:
     """Reads a result.json. Raises `UserError` if it is missing or damaged."""
-    fix = "give result.json files that `python -m trainer.transfer` wrote"
     if not path.exists():
-        raise UserError(f"{path} does not exist: {fix}")
-    return read_json_as(Scored, path, fix)
+        raise UserError(f"{path} does not exist: {FIX}")
+    return read_json_as(Scored, path, FIX)
+
+
+class _OfTask(TypedDict):
+    """What a model card says of a result.json; the values are under the name of its `metric` (none: auroc)."""
+
+    task: str
+    mode: str
+    encoder: str
+    fraction: float
+    seed: int
+    data: dict[str, str]
+    low: float | None
+    high: float | None
+    per_class: dict[str, dict[str, float | None]]
+
+
+def read_evaluation(path: Path) -> tuple[Evaluation, str]:
+    """What a model card says of a result.json, and the encoder that it names.
+
+    Raises `UserError` if it cannot be read, or is not of trained weights.
+    """
+    r = read_json_as(_OfTask, path, FIX)
+    if r["mode"] == "scratch" or r["encoder"] == "random":
+        raise UserError(f"{path} is of random weights (mode={r['mode']}, encoder={r['encoder']}): leave it out")
+    metric = str(r.get("metric", "auroc"))
+    value = r.get(metric)
+    if metric not in SHOWN or not isinstance(value, float | int) or "fingerprint" not in r["data"]:
+        raise UserError(f"{path} has no {' or '.join(SHOWN.values())} or names no data: {FIX}")
+    per_class = {name: score for name, one in r["per_class"].items() if (score := one.get(metric)) is not None}
+    return Evaluation(
+        r["task"],
+        r["mode"],
+        r["fraction"],
+        r["seed"],
+        r["data"]["fingerprint"],
+        SHOWN[metric],
+        value,
+        r["low"],
+        r["high"],
+        per_class,
+    ), r["encoder"]
 
 
 def score_text(scored: Mapping[str, Any]) -> str:
