@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sharding.sources import protocol
 from sharding.sources.protocol import FORMATS, ArrayConfig, Rejected, SourceConfig
 from umbra import leads as lead_names
 from umbra.errors import UserError, near_miss
+from umbra.typed import typed
 
 STATED = ("wfdb", "clinical")  # formats that state rate, leads and units themselves
 
@@ -81,7 +82,11 @@ def _options(path: str, name: str, stated: dict[str, Any], wanted: Sequence[str]
     known = [field.name for field in fields(ArrayConfig)]
     if unknown := [key for key in stated if key not in known]:
         raise UserError(f"source: '{unknown[0]}' is unknown{near_miss(unknown[0], known)}")
-    return SourceConfig(format=name, array=ArrayConfig(**{"leads": list(wanted), **stated}))
+    try:
+        array = typed(ArrayConfig, {**asdict(ArrayConfig()), "leads": list(wanted), **stated})
+    except ValueError as error:
+        raise UserError(f"source: {error}") from error
+    return SourceConfig(format=name, array=array)
 
 
 def _spans(source: protocol.Source, head: protocol.Head) -> list[tuple[tuple[int, int], ...]]:

@@ -174,6 +174,8 @@ def test_a_long_record_is_cut_as_a_whole(encoder, monkeypatch):
     whole = quiet(encoder, x, rate=250, pool=None)
     assert whole.shape == (6, encoder.dim)
     np.testing.assert_allclose(quiet(encoder, x, rate=250, pool=None, batch=2), whole, atol=1e-6)
+    monkeypatch.setattr("umbra.encoders.embed.MOST_VALUES", 12 * 2500 * 2)
+    np.testing.assert_allclose(quiet(encoder, np.stack([x, x]), rate=250, pool=None)[1], whole, atol=1e-6)
 
 
 def test_a_short_ecg_is_padded_with_zeros_and_one_below_a_second_refused(encoder):
@@ -328,6 +330,10 @@ def test_files_are_read_as_a_build_reads_them(encoder, tmp_path):
     np.testing.assert_allclose(found, [expected, expected], atol=1e-6)
     with pytest.raises(UserError, match=r"^source: 'lead_last' is unknown; did you mean 'leads_last'"):
         encoder.embed(tmp_path / "d.npy", source={"lead_last": True}, **array)
+    with pytest.raises(UserError, match=r"^source: .*'leads_last' must be true or false, not 'yes'"):
+        encoder.embed(tmp_path / "d.npy", source={"leads_last": "yes"}, **array)
+    with pytest.raises(UserError, match=r"^units='mmHg' must be"):
+        encoder.embed(tmp_path / "d.npy", rate=100, units="mmHg")
     with pytest.raises(UserError, match=r"^rate is not given: .* of the array in .*b.csv"):
         encoder.embed(tmp_path / "b.csv")
     with pytest.raises(UserError, match=r"^rate= has no effect: .*a states rate"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 POOLS = ("mean", "tokens", None)
 POLICIES = ("refuse", "fill")
 MIN_SECONDS = 1.0
+MOST_VALUES = 1 << 25  # of a recording that are resampled at once
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,14 @@ def _windows(prepared: Sequence[_Prepared], encoder: Encoder, most: int, reasons
     for part in prepared:
         group, length = part.group, config.samples
         up, down = ratio(group.rate, config.rate)
-        rows, at_once = list(part.place.rows), max(most // part.windows, 1)
+        rows = list(part.place.rows)
+        step = max(min(most, MOST_VALUES * up // (len(rows) * length * down)), 1)
+        at_once = max(step // part.windows, 1)
         for first in range(0, len(group.x), at_once):
             x = group.x[first : first + at_once]
             x = x if rows == list(range(x.shape[1])) else x[:, rows]
-            for begin in range(0, part.windows, most):
-                end = min(begin + most, part.windows)
+            for begin in range(0, part.windows, step):
+                end = min(begin + step, part.windows)
                 stop = min(end * length, part.total)
                 mv = resample(x, up, down, begin * length, stop, device, precise) * group.factor
                 mv = F.pad(mv.float(), (0, end * length - stop))

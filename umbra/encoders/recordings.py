@@ -158,7 +158,8 @@ def _from_file(path: str | os.PathLike[str], stated: Stated) -> Group:
     except (ImportError, SystemExit) as error:  # the latter where a package that sharding needs is missing
         raise UserError(f"ecg={str(path)!r} is a path, and reading files needs: pip install 'umbra[shard]'") from error
     names = None if stated.leads is None else list(_names(stated))
-    units = stated.units if isinstance(stated.units, str | None) else repr(factor_of(stated.units))
+    factor = factor_of(stated.units)
+    units = stated.units if isinstance(stated.units, str | None) else repr(factor)
     rate = None if stated.rate is None else _rate(stated.rate)
     mv, found, at = reader.read(os.fspath(path), stated.wanted, rate, names, units, dict(stated.source))
     return Group(torch.from_numpy(mv)[None], tuple(found), at, 1.0)
