@@ -5,8 +5,9 @@
 features are computed once and each has its folder in `output`. `python -m trainer.transfer compare RESULT.json ...
 [output=DIR] [--markdown]` tabulates results and gives paired differences.
 
-Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json
-and predictions.parquet to `output`. The tasks are in configs/transfer/, the keys in docs/keys/transfer.md.
+Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json,
+predictions.parquet and, of what was trained, model/ to `output`. The tasks are in configs/transfer/, the keys in
+docs/keys/transfer.md.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from trainer import threads
 from trainer.evaluate.comparison import comparison
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of
+from trainer.evaluate.keep import MODEL
 from trainer.evaluate.many import run_all
 from trainer.evaluate.result import PREDICTIONS, RESULT
 from trainer.evaluate.show import table
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> None:
         return
     configs = read_configs(argv)
     for config in configs:
-        claim_folder(config.output, "output", (RESULT, PREDICTIONS))
+        claim_folder(config.output, "output", (RESULT, PREDICTIONS, MODEL))
     threads.settle()
     device_of(configs[0].device)
     for config, result in run_all(configs, print):

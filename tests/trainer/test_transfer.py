@@ -1,4 +1,3 @@
-import copy
 import json
 import math
 
@@ -17,8 +16,7 @@ from trainer.evaluate import target
 from trainer.evaluate.comparison import comparison
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, embed, open_encoder
-from trainer.evaluate.finetune import _epochs, _with_head, finetune
-from trainer.evaluate.kinds import Classes
+from trainer.evaluate.finetune import epochs, finetune, share, with_head
 from trainer.evaluate.probe import features, probe
 from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import run
@@ -191,10 +189,11 @@ def test_fine_tuning_trains_with_the_statistics_of_its_batches_and_leaves_those_
     task = read_task(config)
     given = open_encoder(config, task.train)
     before = {k: v.clone() for k, v in given.state_dict().items()}
-    model, found = _with_head(copy.deepcopy(given), len(task.names), 0), []
+    config.mode = "finetune"
+    model, found = with_head(given, len(task.names), 0, config), []
     first = given.backbone.stem[0](given.scaling(torch.from_numpy(task.train.shards.read_mv(task.train.index))))
-    for state in _epochs(model, task.train, Classes(), 1e-9, config):
-        found.append(state[0].backbone.stem[1].running_mean.clone())
+    for _ in epochs(share(task, np.arange(len(task.train)), config, torch.device("cpu")), model, 1e-9, seed=0):
+        found.append(model.encoder.backbone.stem[1].running_mean.clone())
     for epoch, mean in enumerate(found, start=1):  # 4 steps an epoch, each a tenth of the way to its batch's mean
         torch.testing.assert_close(mean, (1 - 0.9 ** (4 * epoch)) * first.mean((0, 2)).detach(), rtol=0.1, atol=1e-3)
     finetune(task, given, np.arange(32), config)
@@ -250,7 +249,7 @@ def test_a_class_can_be_left_out(data):
 
 
 def test_every_number_of_the_config_has_a_range():
-    numbers = {k for k, kind in keys(TransferConfig) if kind in (int, float, list[float])}
+    numbers = {k for k, kind in keys(TransferConfig) if kind in (int, float, list[int], list[float])}
     assert numbers == ranged(TransferConfig)
 
 

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 import umbra
 from trainer.evaluate.config import TransferConfig
-from trainer.evaluate.finetune import finetune
+from trainer.evaluate.finetune import finetune, spread
 from trainer.evaluate.fitted import Fitted
 from trainer.evaluate.groups import groups_of, scored_groups
+from trainer.evaluate.keep import MODEL, keep
 from trainer.evaluate.metrics import MAIN, Predicted, figures, thresholds_of
 from trainer.evaluate.probe import Features, features, probe
 from trainer.evaluate.store import Store, folder_of, weights_hash
@@ -50,15 +51,25 @@ def run(
     groups = groups_of(task.test, config.by)
     chosen = task.choose(config.fraction, config.seed)
     identity = identity or weights_hash(encoder)
+    more: dict[str, Any] = {}
     if config.mode == "probe":
         store = Store(encoder, config.batch, folder_of(config), identity)
         fitted = probe(task, given or features(task, store), chosen, config.probe)
     else:
-        fitted = finetune(task, encoder, chosen, config)
-    result = _result(config, task, chosen, fitted, groups)
-    result |= {"leaks": leaks, "encoder_sha256": identity, "seconds": round(time.monotonic() - began, 2)}
+        fitted, more = _trained(config, task, encoder, chosen)
+    more |= {"leaks": leaks, "encoder_sha256": identity, "seconds": round(time.monotonic() - began, 2)}
+    result = _result(config, task, chosen, fitted, groups) | more
     _write(config, task, fitted.prediction, result)
     return result
+
+
+def _trained(config: TransferConfig, task: Task, encoder: Encoder, chosen: np.ndarray) -> tuple[Fitted, dict[str, Any]]:
+    """The fit of the seed that is best on val, whose model is kept, and what the result says of all seeds."""
+    fits = finetune(task, encoder, chosen, config)
+    best = max(fits, key=lambda fit: fit.val_value)
+    keep(Path(config.output) / MODEL, task, best, config)
+    notes = task.notes + [note for fit in fits for note in fit.notes]
+    return best, {"notes": notes, "seeds": spread(fits, task.test.target) | {"kept": best.seed}}
 
 
 def _result(

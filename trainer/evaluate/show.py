@@ -38,6 +38,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append(_line("mean" if metric == "r2" else "macro", wide, totals, over_all, metric))
     if "accuracy" in means:
         lines.append(f"accuracy {means['accuracy']:.3f}, balanced accuracy {means['balanced_accuracy']:.3f}")
+    lines += _seeds(result["seeds"]) if "seeds" in result else []
     for column, groups in result["by"].items():
         lines += [f"by {column}", *(_group(name, wide, row, metric) for name, row in groups.items())]
     return "\n".join(lines)
@@ -48,6 +49,16 @@ def scored(row: Mapping[str, Any], metric: str) -> str:
     low, high = row.get("low"), row.get("high")
     known = low is not None and high is not None and math.isfinite(low + high)
     return f"{row[metric]:.3f} " + (f"({low:.3f} to {high:.3f})" if known else "(no interval)")
+
+
+def _seeds(seeds: Mapping[str, Any]) -> list[str]:
+    """The spread over the seeds, if there are several, in a line."""
+    if seeds["sd"] is None:
+        return []
+    each = ", ".join(f"{one['test']:.3f} ({one['seed']})" for one in seeds["each"])
+    return [
+        f"seeds: mean {seeds['mean']:.3f}, SD {seeds['sd']:.3f}: {each}; above and kept: {seeds['kept']}, best on val"
+    ]
 
 
 def _line(name: str, wide: int, counts: Sequence[int], row: Mapping[str, Any] | None, metric: str) -> str:
