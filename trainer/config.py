@@ -156,6 +156,16 @@ class CheckpointConfig:
 
 
 @dataclass
+class HangConfig:
+    """When a run that stands still is ended, with exit code 75 and a line that names the processes that hang."""
+
+    minutes: float = setting(10.0, "> 0 and <= 10000")
+    """Minutes without progress after which every process ends."""
+    start_minutes: float = setting(30.0, "> 0 and <= 10000")
+    """The same until the first step is done and while remote shards are on their way (at least `minutes`)."""
+
+
+@dataclass
 class PretrainConfig:
     """A pre-training run."""
 
@@ -207,6 +217,8 @@ class PretrainConfig:
     """How often a run is logged."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """How often a run is saved."""
+    hang: HangConfig = field(default_factory=HangConfig)
+    """When a run that stands still is ended."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """The copy of the log at Weights & Biases."""
 

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from trainer import threads
+from trainer import heartbeat, threads
 from umbra.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def collective(function: Callable[P, R]) -> Callable[P, R]:
+    """A function in which each process waits for the others, and is seen to."""
+
+    @functools.wraps(function)
+    def marked(*args: P.args, **kwargs: P.kwargs) -> R:
+        with heartbeat.waiting():
+            return function(*args, **kwargs)
+
+    return marked
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,10 @@ class World:
 
 
 def initialise(timeout_s: float = 600) -> World:
-    """Joins the process group of the launcher (deepspeed, torchrun or srun); without a launcher, a group of one."""
+    """Joins the process group of the launcher (deepspeed, torchrun or srun); without a launcher, a group of one.
+
+    `timeout_s`: of a collective, should `trainer.heartbeat` not have ended the process before.
+    """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -51,9 +69,10 @@ def initialise(timeout_s: float = 600) -> World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
             False  # avoids compiling a C++ extension at the first start
         )
-    deepspeed.init_distributed(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
-    )
+    with heartbeat.waiting():
+        deepspeed.init_distributed(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
+        )
     host = os.uname().nodename
     threads.settle([cores for where, cores in gather((host, os.sched_getaffinity(0))) if where == host])
     return World(dist.get_rank(), dist.get_world_size(), device)
@@ -83,6 +102,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+@collective
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -111,6 +131,7 @@ def ended() -> Iterator[None]:
     os._exit(code)
 
 
+@collective
 def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """The mean over ranks of scalar tensors, in one collective and one host read."""
     stacked = torch.stack([v.detach().float() for v in values.values()])
@@ -120,6 +141,7 @@ def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(values, stacked.tolist()))
 
 
+@collective
 def max_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     if dist.is_initialized():
@@ -127,6 +149,7 @@ def max_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, 
     return dict(zip(values, stacked.tolist()))
 
 
+@collective
 def add_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The sum over ranks, in place, on the device."""
     if dist.is_initialized():
@@ -134,6 +157,7 @@ def add_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+@collective
 def largest_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The maximum over ranks, in place, on the device."""
     if dist.is_initialized():
@@ -141,6 +165,7 @@ def largest_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+@collective
 def gather_tensors(local: torch.Tensor) -> list[torch.Tensor]:
     """The tensors of all ranks, in rank order; all have the same shape."""
     if not dist.is_initialized():
@@ -150,6 +175,7 @@ def gather_tensors(local: torch.Tensor) -> list[torch.Tensor]:
     return gathered
 
 
+@collective
 def scatter_sum(parts: list[torch.Tensor]) -> torch.Tensor:
     """Reduce-scatter: rank n gets part n, summed over ranks."""
     own = torch.empty_like(parts[0])
@@ -157,6 +183,7 @@ def scatter_sum(parts: list[torch.Tensor]) -> torch.Tensor:
     return own
 
 
+@collective
 def gather(value: object) -> list[Any]:
     """The values of all ranks, on every rank."""
     values = [value]
@@ -180,6 +207,7 @@ def ranks_of_machine(world: World) -> tuple[int, ...]:
     return tuple(ranks)
 
 
+@collective
 def agree(value: object) -> object:
     """Rank 0's value on every rank."""
     box = [value]

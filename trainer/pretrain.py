@@ -10,6 +10,7 @@ run directory.
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,13 +21,13 @@ if __name__ == "__main__":
 
     terminal.prepare()
 
-from trainer import distributed
+from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
 from trainer.observe.curves import loss_curves
 from trainer.observe.metrics import METRICS
 from trainer.run import checkpoint, directory, loop
 from trainer.run.assemble import Plan, build_run, describe, describe_cache, plan_run
-from trainer.run.record import write_record
+from trainer.run.record import set_status, write_record
 from trainer.run.resilience import Stop
 from umbra.config import command, dump, load, split_words
 from umbra.errors import UserError
@@ -43,15 +44,20 @@ def main(argv: list[str]) -> int:
         return 0
     if checkpoint.newest(cfg.run) and cfg.resume == "never":
         raise UserError(f"run={cfg.run} has checkpoints and resume=never: choose another run directory")
-    with directory.held(cfg.run, distributed.launched_rank() == 0):
-        _join(cfg, plan)
+    rank, size, limits = distributed.launched_rank(), distributed.launched_size(), cfg.hang
+    with directory.held(cfg.run, rank == 0):
+        times = 60 * limits.minutes, 60 * limits.start_minutes
+        with closing(heartbeat.Watch(Path(cfg.run), rank, size, *times, lambda: set_status(cfg.run, "failed"))):
+            _join(cfg, plan)
     return 0
 
 
 def _join(cfg: PretrainConfig, plan: Plan) -> None:
     """Joins the other processes of the run and trains."""
-    world = distributed.initialise()
+    heartbeat.doing("joining of the processes")
+    world = distributed.initialise(timeout_s=120 * (cfg.hang.minutes + cfg.hang.start_minutes))
     try:
+        heartbeat.doing("start-up")
         run = build_run(plan, world)
         if run is not None:
             if world.is_main:
@@ -83,6 +89,7 @@ def _train(run: loop.Run) -> None:
     try:
         with Stop(run.cfg.max_minutes, speaks=run.world.is_main).listening() as stop:
             done = loop.train(run, stop)
+            heartbeat.doing("end", patient=True)
             missing = loop.missing(run, done)
             if run.world.is_main and not missing:
                 write_record(run.cfg, run.record, "finished" if done == run.total else "interrupted")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed
+from trainer import distributed, heartbeat
 from trainer.game.health import embedding_figures, mask_figures
 from trainer.game.losses import nt_xent
 from trainer.game.masking import GameConfig, binarise, choose, cost, cover, soft_masks, with_random_blocks
@@ -110,20 +110,24 @@ class Game:
             all_finite.append(finite)
             if len(all_finite) == len(pairs):
                 stop = self._agree(torch.stack(all_finite).all(), stop, "no weight was changed")
+            heartbeat.doing("update")
             self.encoder.step()
             if trained is not None:
                 trained.step()
         return {name: torch.stack([f[name] for f in figures]).mean() for name in figures[0]}, stop
 
     def _play(self, pair: Pair, trained: Engine | None, accumulation: int) -> tuple[dict[str, Tensor], Tensor]:
+        heartbeat.doing("forward")
         if self.masker is None:
             loss, figures = self._contrast(self.encoder, pair, None)
+            heartbeat.doing("backward")
             self.encoder.backward(loss)
             return {"loss": loss.detach(), **figures}, loss.detach().isfinite()
         with contextlib.nullcontext() if trained is not None else torch.no_grad():
             masks, chosen = self.hide(self.masker, pair)
         hidden = chosen.detach().requires_grad_(trained is not None)
         loss, figures = self._contrast(self.encoder, pair, hidden)
+        heartbeat.doing("backward")
         self.encoder.backward(loss)
         price = cost(masks, self.dials)
         finite = loss.detach().isfinite() & price.detach().isfinite()
@@ -139,12 +143,14 @@ class Game:
         """The second half of the alternating schedule: the updated encoder, frozen and called without its engine."""
         all_finite: list[Tensor] = []
         for pair in pairs:
+            heartbeat.doing("masker's forward")
             masks, chosen = self.hide(masker, pair)
             chosen.retain_grad()
             with frozen(self.encoder.module):  # the backward too, which recomputes chunks
                 with _autocast(self.encoder):
                     loss, _ = self._contrast(self.encoder.module, pair, chosen)
                 price = cost(masks, self.dials)
+                heartbeat.doing("masker's backward")
                 masker.backward(-self.dials.strength * loss + price)
             assert chosen.grad is not None
             finite = loss.detach().isfinite() & price.detach().isfinite() & chosen.grad.isfinite().all()

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed
+from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
 from umbra import hub, resume
 from umbra.config import as_dict
@@ -43,6 +43,7 @@ def newest(run: str | Path) -> Path | None:
 
 def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, Any], keep: int) -> Path:
     """Writes the checkpoint of `step`; called by every rank. Keeps the newest `keep` committed ones."""
+    heartbeat.doing("checkpoint")
     path = run / "checkpoints" / f"step-{step}"
     main = distributed.rank() == 0
     if main:
@@ -51,10 +52,12 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
     distributed.barrier()
     weights: dict[str, Tensor] = {}
     for name, engine in engines.items():
+        heartbeat.doing("checkpoint")
         engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
         prefix = "masker." if name == "masker" else ""
         weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
     distributed.barrier()
+    heartbeat.doing("checkpoint")
     if main:
         save_weights(path / WEIGHTS, weights)
         write_text(path / STATE, json.dumps({"step": step, **state}, indent=1))

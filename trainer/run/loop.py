@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import distributed
+from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
 from trainer.data.audit import Recorder
 from trainer.data.order import Order
@@ -93,7 +94,7 @@ def train(run: Run, stop: Stop) -> int:
         partners=run.partners,
     )
     with closing(stream):
-        for batch in _timed(stream, run.throughput):
+        for batch in _timed(stream, run):
             rates = _set_rates(run, batch.step)
             try:
                 ending = _next_is_missing(run, batch.step, stop) or stop.asked
@@ -103,11 +104,13 @@ def train(run: Run, stop: Stop) -> int:
             done = batch.step + 1
             if run.recorder is not None:
                 run.recorder.add(batch.step, run.order.epoch(batch.step).number, batch.host_rows)
+            heartbeat.settled()
             run.throughput.step(cfg.batch.global_)
             for name, value in played.items():
                 sums.setdefault(name, []).append(value)
             last = done == run.total or stopping
             if done % cfg.log.every == 0 or last:
+                heartbeat.doing("log")
                 _log(run, done, sums, rates)
                 sums = {}
             if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
@@ -126,6 +129,7 @@ def missing(run: Run, step: int, wait: bool = False) -> str:
     """
     if run.cache is None:
         return ""
+    heartbeat.doing("shards", patient=True)
     error = run.cache.failure_by(step) if wait else run.cache.failure
     return next(filter(None, distributed.gather(str(error) if error and error.step <= step else "")), "")
 
@@ -134,6 +138,7 @@ def _next_is_missing(run: Run, step: int, stop: Stop) -> bool:
     """Waits for the data of the next step before this one is done, so that a run without them can save a checkpoint."""
     if run.cache is None:
         return False
+    heartbeat.doing("shards", patient=True)
     with run.throughput.waiting():
         return run.cache.failure_by(step + 1, lambda: stop.asked) is not None
 
@@ -181,10 +186,11 @@ def _empty(shards: Shards, n: int) -> np.ndarray:
     return np.empty((n, len(shards.manifest.leads), shards.manifest.samples), "<i2")
 
 
-def _timed(stream: Stream, throughput: Throughput) -> Iterator[Batch]:
-    while True:
-        throughput.found(stream.depth)
-        with throughput.waiting():
+def _timed(stream: Stream, run: Run) -> Iterator[Batch]:
+    for step in itertools.count(run.start + 1):
+        heartbeat.doing("data", step, patient=run.cache is not None)
+        run.throughput.found(stream.depth)
+        with run.throughput.waiting():
             batch = next(stream, None)
         if batch is None:
             return
