@@ -107,12 +107,14 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
     """
     cfg, train, folder = plan.cfg, plan.train, Path(plan.cfg.run)
     mfu = mfu_share(plan, world)
-    engines = make_engines(plan, world)
     found = distributed.agree(str(checkpoint.newest(folder) or ""))
     newest = Path(str(found)) if found else None
     # other processes may have seen another newest checkpoint, and the order depends on it
     order = make_order(cfg, train, checkpoint.saved_state(newest))
     state = checkpoint_state(cfg, world, order, train)
+    if newest and checkpoint.prepare(newest, _players(plan), state) and world.is_main:
+        print(f"# {newest} is of another number of processes: the optimiser state is cut anew for {world.size}")
+    engines = make_engines(plan, world)
     start = checkpoint.load(newest, engines, state) if newest else 0
     record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size)
     if start >= plan.total:
@@ -157,13 +159,16 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
 
 def make_engines(plan: Plan, world: distributed.World) -> dict[str, Any]:
     """The DeepSpeed engine of each player."""
-    players: dict[str, nn.Module] = {"encoder": plan.encoder}
-    if plan.masker is not None:
-        players["masker"] = plan.masker
+    players = _players(plan)
     if plan.cfg.compile:
         compile_networks(players.values(), world.device)
     optim = plan.cfg.optim
     return {name: make_engine(m, getattr(optim, name), plan.cfg, world.device) for name, m in players.items()}
+
+
+def _players(plan: Plan) -> dict[str, nn.Module]:
+    both: dict[str, nn.Module | None] = {"encoder": plan.encoder, "masker": plan.masker}
+    return {name: module for name, module in both.items() if module is not None}
 
 
 def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order:

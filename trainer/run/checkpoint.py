@@ -7,10 +7,11 @@ the marker `COMMITTED`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
+from trainer.run import reshape
 from umbra import hub, resume
 from umbra.config import as_dict
 from umbra.errors import UserError
@@ -114,31 +116,58 @@ def _fix(path: Path) -> str:
     return f"delete {path} to go on from the checkpoint before it"
 
 
-def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
-    """Restores both engines and returns the step. Raises `UserError`, naming what changed, if it is not the same run.
+def prepare(path: Path, players: Mapping[str, nn.Module], state: Mapping[str, Any]) -> bool:
+    """Whether the state of `path` must be cut anew for another number of processes; gives the players its weights then.
 
-    `state` is what was passed to `save`: `config` (nested), `fingerprint` of the data, `world` (number of processes);
-    `excluded` (the shards excluded, from which step on) may differ.
+    To be called before the engines are made, which partition the weights. Raises `UserError` as `load` does.
     """
     saved = saved_state(path)
     refuse_changes(path, saved, state)
-    zero = state["config"]["zero"]
-    if zero > 0 and saved["world"] != state["world"]:
-        raise UserError(
-            f"{path} was made by {saved['world']} processes, this run has {state['world']}: with zero={zero} "
-            "the optimiser state is partitioned by world size; use the same number of processes (zero=0 can change it)"
-        )
+    if not _cut_anew(saved, state):
+        return False
+    weights = read_weights(path)
+    for name, module in players.items():
+        own = {key.removeprefix("masker."): value for key, value in weights.items() if _player(key) == name}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise damaged(path / WEIGHTS, error, _fix(path)) from error
+    return True
+
+
+def _player(key: str) -> str:
+    return "masker" if key.startswith("masker.") else "encoder"
+
+
+def _cut_anew(saved: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    """Whether ZeRO's partitions are those of another number of processes."""
+    return state["config"]["zero"] > 0 and saved["world"] != state["world"]
+
+
+def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
+    """Restores both engines, of players that `prepare` has seen, and returns the step. Raises `UserError`, naming what
+    changed, if it is not the same run.
+
+    `state` is what was passed to `save`: `config` (nested), `fingerprint` of the data, `world` (number of processes);
+    the last, and `excluded` (the shards excluded, from which step on), may differ.
+    """
+    saved = saved_state(path)
+    refuse_changes(path, saved, state)
     for name, engine in engines.items():
-        _load_engine(engine, path, name)
+        with _damage_named(path, name):
+            if _cut_anew(saved, state):
+                reshape.give(engine, reshape.read(path / name / "state", saved["world"]))
+                engine.global_steps = int(saved["step"])
+            elif engine.load_checkpoint(str(path / name), tag="state")[0] is None:
+                raise ValueError("DeepSpeed found no state")
     return int(saved["step"])
 
 
-def _load_engine(engine: Any, path: Path, name: str) -> None:
-    """Restores one engine. DeepSpeed has no error of its own for a damaged file: anything may be raised."""
+@contextlib.contextmanager
+def _damage_named(path: Path, name: str) -> Iterator[None]:
+    """DeepSpeed has no error of its own for a damaged file: anything may be raised."""
     try:
-        loaded, _ = engine.load_checkpoint(str(path / name), tag="state")
-        if loaded is None:
-            raise ValueError("DeepSpeed found no state")
+        yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
