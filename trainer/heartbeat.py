@@ -52,16 +52,19 @@ class Beat:
         return f"{self.doing} of step {self.step}" if self.step else self.doing
 
 
-_now, _settled = Beat(), False
+_now, _settled, _wake = Beat(), False, threading.Event()
 
 
-def doing(what: str, step: int | None = None, patient: bool = False) -> None:
-    """Says what this process begins now, the same on every rank; `patient`: it may take the longer limit."""
+def doing(what: str, step: int | None = None, patient: bool = False, at_once: bool = False) -> None:
+    """Says what this process begins now, the same on every rank; `patient`: it may take the longer limit; `at_once`:
+    the others are told now, not with the next beat."""
     global _now
     step = _now.step if step is None else step
     _now = dataclasses.replace(
         _now, doing=what, step=step, count=_now.count + 1, waits=False, patient=patient or not _settled
     )
+    if at_once:
+        _wake.set()
 
 
 def settled() -> None:
@@ -157,6 +160,7 @@ class Watch:
         self._limits = limit_s, max(limit_s, patient_s)
         self._period = min(limit_s / 20, 30.0)
         self._closed, self._condemned, self._told = threading.Event(), threading.Event(), threading.Event()
+        self._ending = threading.Event()
         self._count, self._clock, self._since = -1, 0.0, 0.0
         self._others: dict[int, tuple[bytes, Beat | None, float]] = {}  # content, last beat, when it changed
         if rank == 0:
@@ -170,10 +174,17 @@ class Watch:
 
     def close(self) -> None:
         self._closed.set()
+        _wake.set()
         self._threads[0].join(timeout=1)
         with contextlib.suppress(OSError):
             self._path(self._rank).unlink()
             (self._run / FOLDER).rmdir()  # succeeds for the last one
+
+    def give_way(self) -> None:
+        """After an error of the main thread: does not return if it is the result of a hang that ends the process."""
+        if self._ending.is_set() or _identity(self._run / VERDICT) not in (None, self._old):
+            time.sleep(3 * GRACE)
+            os._exit(HUNG)
 
     def _path(self, rank: int) -> Path:
         return self._run / FOLDER / f"rank-{rank}"
@@ -189,7 +200,9 @@ class Watch:
                 self._look()
             if _identity(self._run / VERDICT) not in (None, self._old):
                 self._condemned.set()
-            if self._closed.wait(self._period):
+            _wake.wait(self._period)
+            _wake.clear()
+            if self._closed.is_set():
                 return
 
     def _look(self) -> None:
@@ -227,6 +240,7 @@ class Watch:
 
     def _end(self, seen: Seen, limit: float) -> None:
         """Ends this process, and says why if no other has. Files are left to another thread, which may hang."""
+        self._ending.set()
         line = seen.line(limit / 60)
         work = threading.Thread(target=self._sentence, args=(seen, line), daemon=True)
         work.start()

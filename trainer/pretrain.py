@@ -47,12 +47,14 @@ def main(argv: list[str]) -> int:
     rank, size, limits = distributed.launched_rank(), distributed.launched_size(), cfg.hang
     with directory.held(cfg.run, rank == 0):
         times = 60 * limits.minutes, 60 * limits.start_minutes
-        with closing(heartbeat.Watch(Path(cfg.run), rank, size, *times, lambda: set_status(cfg.run, "failed"))):
-            _join(cfg, plan)
+        with closing(
+            heartbeat.Watch(Path(cfg.run), rank, size, *times, lambda: set_status(cfg.run, "failed"))
+        ) as watch:
+            _join(cfg, plan, watch)
     return 0
 
 
-def _join(cfg: PretrainConfig, plan: Plan) -> None:
+def _join(cfg: PretrainConfig, plan: Plan, watch: heartbeat.Watch) -> None:
     """Joins the other processes of the run and trains."""
     heartbeat.doing("joining of the processes")
     world = distributed.initialise(timeout_s=120 * (cfg.hang.minutes + cfg.hang.start_minutes))
@@ -66,11 +68,14 @@ def _join(cfg: PretrainConfig, plan: Plan) -> None:
                     f"# run {cfg.run}: step {run.start} to {run.total} on {world.size} x {world.device.type}",
                     flush=True,
                 )
-            _train(run)
+            _train(run, watch)
         elif world.is_main:
             print(
                 f"run {Path(cfg.run)} already has its {plan.total} steps; raise epochs or steps, or set another run=DIR"
             )
+    except RuntimeError:
+        watch.give_way()
+        raise
     finally:
         distributed.finalise()
 
@@ -84,7 +89,7 @@ def read_config(words: list[str]) -> PretrainConfig:
     return cfg
 
 
-def _train(run: loop.Run) -> None:
+def _train(run: loop.Run, watch: heartbeat.Watch) -> None:
     """Trains, and closes the run's files and threads even if an error occurs."""
     try:
         with Stop(run.cfg.max_minutes, speaks=run.world.is_main).listening() as stop:
@@ -97,6 +102,7 @@ def _train(run: loop.Run) -> None:
         error.alone = True
         raise
     except RuntimeError as error:
+        watch.give_way()
         if run.world.is_main or " by peer" not in str(error):
             raise
         raise SystemExit("error: another process of the run has ended, and this one with it") from error

@@ -30,7 +30,9 @@ def run(tmp_path):
 
 def verdict(run, output):
     """The one line of all processes, which is also the first of the verdict."""
-    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    said = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, said
+    line = said[0]
     assert (run / "hang.txt").read_text().startswith(f"{line}\n\nrank 0 ")
     assert "Traceback" not in output
     return line

@@ -45,7 +45,7 @@ def newest(run: str | Path) -> Path | None:
 
 def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, Any], keep: int) -> Path:
     """Writes the checkpoint of `step`; called by every rank. Keeps the newest `keep` committed ones."""
-    heartbeat.doing("checkpoint")
+    heartbeat.doing("checkpoint", at_once=True)
     path = run / "checkpoints" / f"step-{step}"
     main = distributed.rank() == 0
     if main:
@@ -54,12 +54,12 @@ def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, A
     distributed.barrier()
     weights: dict[str, Tensor] = {}
     for name, engine in engines.items():
-        heartbeat.doing("checkpoint")
+        heartbeat.doing("checkpoint", at_once=True)
         engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
         prefix = "masker." if name == "masker" else ""
         weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
     distributed.barrier()
-    heartbeat.doing("checkpoint")
+    heartbeat.doing("checkpoint", at_once=True)
     if main:
         save_weights(path / WEIGHTS, weights)
         write_text(path / STATE, json.dumps({"step": step, **state}, indent=1))
