@@ -9,6 +9,7 @@ run directory.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -21,8 +22,11 @@ if __name__ == "__main__":
 
     terminal.prepare()
 
+import torch
+
 from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
+from trainer.game.batchnorm import batch_norms
 from trainer.observe.curves import loss_curves
 from trainer.observe.metrics import METRICS
 from trainer.run import checkpoint, directory, loop
@@ -99,10 +103,12 @@ def _train(run: loop.Run, watch: heartbeat.Watch) -> None:
             if run.world.is_main and not missing:
                 write_record(run.cfg, run.record, "finished" if done == run.total else "interrupted")
     except UserError as error:
-        error.alone = True
+        error.alone = not isinstance(error, checkpoint.NotSaved)  # which all ranks raise
         raise
     except RuntimeError as error:
         watch.give_way()
+        if is_out_of_memory(error):
+            raise _out_of_memory(run) from error
         if run.world.is_main or " by peer" not in str(error):
             raise
         raise SystemExit("error: another process of the run has ended, and this one with it") from error
@@ -115,6 +121,26 @@ def _train(run: loop.Run, watch: heartbeat.Watch) -> None:
         _stop_for_data(run, done, missing)
     if run.world.is_main:
         _end(run, done, stop.reason or "another process was asked to stop")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device or, on a CPU, torch's allocator has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _out_of_memory(run: loop.Run) -> UserError:
+    """The error of a process, perhaps the only one, that has no more memory: what to set."""
+    cfg, world, host = run.cfg, run.world, os.uname().nodename
+    share = cfg.batch.device or cfg.contrast // world.size
+    if batch_norms(run.engines["encoder"].module):
+        fix = "with batch norm use more processes, or a smaller batch.contrast"
+    elif share > 1:
+        fix = f"set batch.device={share // 2} (now {share} ECGs per forward pass), which gives the same gradients"
+    else:
+        fix = "one ECG per forward pass is too much: use a smaller encoder or masker, or zero=3 on more processes"
+    said = UserError(f"rank {world.rank} on {host} is out of memory in step {run.at + 1}: {fix}, and run it again")
+    said.alone = True  # the others may have room
+    return said
 
 
 def _end(run: loop.Run, done: int, reason: str) -> None:

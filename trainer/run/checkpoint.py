@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -43,31 +43,88 @@ def newest(run: str | Path) -> Path | None:
     return next(reversed(committed(run).values()), None)
 
 
+class NotSaved(UserError):
+    """A checkpoint could not be written, on some rank; raised on all. Those before it are as they were."""
+
+
 def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, Any], keep: int) -> Path:
-    """Writes the checkpoint of `step`; called by every rank. Keeps the newest `keep` committed ones."""
+    """Writes the checkpoint of `step`; called by every rank. Keeps the newest `keep` committed ones.
+
+    Raises `NotSaved` on every rank if one of them cannot write.
+    """
     heartbeat.doing("checkpoint", at_once=True)
-    path = run / "checkpoints" / f"step-{step}"
+    path, problems = run / "checkpoints" / f"step-{step}", _Problems()
     main = distributed.rank() == 0
     if main:
-        shutil.rmtree(path, ignore_errors=True)
-        make_folder(path, "run")
-    distributed.barrier()
+        with problems.noted():
+            shutil.rmtree(path, ignore_errors=True)
+            make_folder(path, "run")
+    _go_on(path, problems)
     weights: dict[str, Tensor] = {}
     for name, engine in engines.items():
         heartbeat.doing("checkpoint", at_once=True)
-        engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
+        with problems.of(engine):
+            engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
         prefix = "masker." if name == "masker" else ""
         weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
-    distributed.barrier()
+    _go_on(path, problems)
     heartbeat.doing("checkpoint", at_once=True)
     if main:
-        save_weights(path / WEIGHTS, weights)
-        write_text(path / STATE, json.dumps({"step": step, **state}, indent=1))
-        flush_tree(path)
-        write_text(path / MARKER, "")
-        _remove_old(run, keep)
-    distributed.barrier()
+        with problems.noted():
+            save_weights(path / WEIGHTS, weights)
+            write_text(path / STATE, json.dumps({"step": step, **state}, indent=1))
+            flush_tree(path)
+            write_text(path / MARKER, "")
+            _remove_old(run, keep)
+    _go_on(path, problems)
     return path
+
+
+class _Problems:
+    """What could not be written by this process; the collectives go on, so that all ranks come to the same end."""
+
+    def __init__(self) -> None:
+        self.first = ""
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UserError, RuntimeError) as error:  # torch's writer raises the last
+            self.first = self.first or (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+    @contextlib.contextmanager
+    def of(self, engine: Any) -> Iterator[None]:
+        """Notes what DeepSpeed cannot write in the block, instead of leaving it in the midst of its collectives."""
+        writers = ((getattr(engine, "checkpoint_engine", None), "save"), (engine, "_copy_recovery_script"))
+        replaced = [(owner, name) for owner, name in writers if hasattr(owner, name)]
+        for owner, name in replaced:
+            setattr(owner, name, self._noting(getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name in replaced:
+                delattr(owner, name)  # the method of its class again
+
+    def _noting(self, write: Callable[..., Any]) -> Callable[..., None]:
+        def noting(*args: Any, **kwargs: Any) -> None:
+            with self.noted():
+                write(*args, **kwargs)
+
+        return noting
+
+
+def _go_on(path: Path, problems: _Problems) -> None:
+    """A barrier. Raises `NotSaved` on every rank, and removes what was written, if one of them had a problem."""
+    said = distributed.gather(problems.first)
+    if not any(said):
+        return
+    rank = next(rank for rank, text in enumerate(said) if text)
+    if distributed.rank() == 0:
+        shutil.rmtree(path, ignore_errors=True)
+    before = newest(path.parents[1])
+    kept = f"{before} stays" if before else "there is none before it"
+    raise NotSaved(f"{path} could not be written by rank {rank} ({said[rank]}), {kept}: is the disk full?")
 
 
 class _Data(TypedDict):

@@ -67,6 +67,7 @@ class Run:
     recorder: Recorder | None = None
     patients: Tensor | None = None
     mfu_per_ecg: float = math.nan
+    at: int = 0  # the step that is being played, from 0
     partners: Partners | None = None
 
 
@@ -95,7 +96,7 @@ def train(run: Run, stop: Stop) -> int:
     )
     with closing(stream):
         for batch in _timed(stream, run):
-            rates = _set_rates(run, batch.step)
+            run.at, rates = batch.step, _set_rates(run, batch.step)
             try:
                 ending = _next_is_missing(run, batch.step, stop) or stop.asked
                 played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending)
@@ -115,12 +116,23 @@ def train(run: Run, stop: Stop) -> int:
                 sums = {}
             if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
                 with run.throughput.paused():
-                    if run.recorder is not None:
-                        run.recorder.flush()
-                    checkpoint.save(run.folder, done, run.engines, run.state, cfg.checkpoint.keep)
+                    _save(run, done, last)
             if stopping:
                 break
     return done
+
+
+def _save(run: Run, done: int, last: bool) -> None:
+    """Saves a checkpoint. One that cannot be written is no end of the run, unless it is the last."""
+    if run.recorder is not None:
+        run.recorder.flush()
+    try:
+        checkpoint.save(run.folder, done, run.engines, run.state, run.cfg.checkpoint.keep)
+    except checkpoint.NotSaved as error:
+        if last:
+            raise
+        if run.world.is_main:
+            print(f"# WARNING: {error} The run goes on and tries again at the next checkpoint", flush=True)
 
 
 def missing(run: Run, step: int, wait: bool = False) -> str:

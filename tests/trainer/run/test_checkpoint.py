@@ -169,3 +169,39 @@ def test_partitions_that_are_missing_or_of_another_network_are_one_line(tmp_path
 
 def saved_as(run, content):
     return checkpoint.save(run, 5, {"encoder": Engine(5), "masker": Engine(-5)}, content, 2)
+
+
+class Full:
+    """DeepSpeed's writer on a full disk."""
+
+    def save(self, *args, **kwargs):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nmore")
+
+
+@pytest.mark.parametrize("where", ["engine", "weights.safetensors", "COMMITTED"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(where, tmp_path, monkeypatch):
+    kept, engine, words = saved(tmp_path), Engine(6), "No space left on device"
+
+    def refusing(write):
+        def maybe(path, *more):
+            if path.name == where:
+                raise OSError(28, words)
+            return write(path, *more)
+
+        return maybe
+
+    for name in ("write_text", "save_weights"):
+        monkeypatch.setattr(checkpoint, name, refusing(getattr(checkpoint, name)))
+    if where == "engine":
+        words, engine.checkpoint_engine = "file write failed", Full()
+        engine.save_checkpoint = lambda *args, **kwargs: engine.checkpoint_engine.save({}, "x")
+    with pytest.raises(
+        checkpoint.NotSaved, match=rf"step-6 could not be written by rank 0 \(.*{words}\), .*step-5 stays"
+    ):
+        checkpoint.save(tmp_path, 6, {"encoder": engine}, state(), 2)
+    assert checkpoint.newest(tmp_path) == kept
+    assert not (tmp_path / "checkpoints" / "step-6").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    assert saved(tmp_path, 7) == checkpoint.newest(tmp_path)
+    assert where != "engine" or not vars(engine.checkpoint_engine)
