@@ -197,6 +197,8 @@ class PretrainConfig:
     """`auto`: resume from the newest committed checkpoint; `never`: refuse a run directory that has one."""
     max_minutes: float = setting(0.0, ">= 0 and <= 525600")
     """Stop with a checkpoint after this many minutes (0: no limit)."""
+    max_skipped: int = setting(3, ">= 0 and <= 1000")
+    """Steps in a row that are skipped because a loss is not finite; one more ends the run."""
     data: DataConfig = field(default_factory=DataConfig)
     """The data set and how it is read."""
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -23,11 +23,22 @@ from tests.multiprocess.engines_worker import (
 from trainer import distributed
 from trainer.config import BatchConfig, PretrainConfig
 from trainer.game.batchnorm import over_all_ranks
-from trainer.game.game import Game
+from trainer.game.game import Game, NonFiniteError
 from trainer.run import checkpoint, engines
 from umbra.config import as_dict
 
 BATCH, SAVED = 8, 3
+
+
+def spoil(game: Game, case: Case, world: distributed.World) -> None:
+    """A step that is skipped: one ECG of the last contrast batch, on rank 0, is not finite."""
+    pairs = [global_pair(9, micro, 2, case.dtype) for micro in range(case.accumulation)]
+    pairs[-1].x[0, 0, 0] = float("nan")
+    try:
+        game.step([mine(pair, world.rank, BATCH // world.size) for pair in pairs], SAVED)
+    except NonFiniteError:
+        return
+    raise AssertionError("the step was not skipped")
 
 
 def main() -> None:
@@ -47,9 +58,10 @@ def main() -> None:
             over_all_ranks(module)
             made[name] = engines.make_engine(module, ADAMW[name], cfg, world.device)
         start = checkpoint.load(path, made, state) if path else 0
-        game = Game(made["encoder"], made["masker"], case.game, TEMPERATURE, HOP)
+        game = Game(made["encoder"], made["masker"], case.game, TEMPERATURE, HOP, skip=engines.skip_step)
         if path:
             checkpoint.save(folder, start, made, state, 9)
+            spoil(game, case, world)  # of which nothing may be left
         for step in range(start, SAVED + 1):
             pairs = [global_pair(step, micro, 2, case.dtype) for micro in range(case.accumulation)]
             game.step([mine(pair, world.rank, BATCH // world.size) for pair in pairs], step)

@@ -1,4 +1,7 @@
-"""A checkpoint is gone on with by another number of processes: the whole state is the same, and so is the next step."""
+"""A checkpoint is gone on with by another number of processes: the whole state is the same, and so is the next step.
+
+Before it, a step that is not finite is skipped, and leaves nothing behind.
+"""
 
 import itertools
 import json

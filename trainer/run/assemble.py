@@ -33,7 +33,7 @@ from trainer.game.maskers.base import Masker
 from trainer.game.players import ContrastiveEncoder, make_players, masked_views
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, loop
-from trainer.run.engines import make_engine, uses_bf16
+from trainer.run.engines import make_engine, skip_step, uses_bf16
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
 from trainer.run.schedule import player_rate
 from trainer.views import Views, build
@@ -142,6 +142,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
             cfg.temperature,
             hop=cfg.game.hop(train.manifest.rate),
             total=plan.total,
+            skip=skip_step,
         ),
         engines=engines,
         metrics=Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start),

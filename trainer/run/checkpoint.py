@@ -182,14 +182,19 @@ def prepare(path: Path, players: Mapping[str, nn.Module], state: Mapping[str, An
     refuse_changes(path, saved, state)
     if not _cut_anew(saved, state):
         return False
-    weights = read_weights(path)
+    give_weights(players, path / WEIGHTS, _fix(path))
+    return True
+
+
+def give_weights(players: Mapping[str, nn.Module], path: Path, fix: str) -> None:
+    """Loads the plain weights in a file into the players. Raises `UserError`, ending in `fix`, if it is damaged."""
+    weights = hub.read_weights(path, fix)
     for name, module in players.items():
         own = {key.removeprefix("masker."): value for key, value in weights.items() if _player(key) == name}
         try:
             module.load_state_dict(own)
         except RuntimeError as error:
-            raise damaged(path / WEIGHTS, error, _fix(path)) from error
-    return True
+            raise damaged(path, error, fix) from error
 
 
 def _player(key: str) -> str:

@@ -28,13 +28,14 @@ from trainer.observe.example_ecg import synthetic_example
 from trainer.observe.mask_figure import bands, ecg_with_masks
 from trainer.observe.metrics import Metrics
 from trainer.observe.throughput import Throughput
-from trainer.run import checkpoint
+from trainer.run import checkpoint, faults
 from trainer.run.engines import gradient_norm, set_learning_rate
 from trainer.run.record import RunRecord
 from trainer.run.resilience import Stop
 from trainer.run.schedule import player_rate
 from trainer.views import Key, Views
 from umbra.encoders.encoder import Scaling
+from umbra.errors import UserError
 from umbra.schema import Shard
 
 
@@ -81,6 +82,7 @@ def train(run: Run, stop: Stop) -> int:
     if missing(run, start, wait=True):
         return start
     sums: dict[str, list[Tensor]] = {}
+    skipped = 0  # steps in a row
     stream = Stream(
         run.train,
         run.order,
@@ -100,8 +102,10 @@ def train(run: Run, stop: Stop) -> int:
             try:
                 ending = _next_is_missing(run, batch.step, stop) or stop.asked
                 played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending)
+                skipped = 0
             except NonFiniteError as error:
-                raise SystemExit(_non_finite(run, batch.step, error)) from error
+                played, stopping, skipped = {}, error.stop, skipped + 1
+                _keep_fault(run, batch, error, skipped)
             done = batch.step + 1
             if run.recorder is not None:
                 run.recorder.add(batch.step, run.order.epoch(batch.step).number, batch.host_rows)
@@ -110,7 +114,7 @@ def train(run: Run, stop: Stop) -> int:
             for name, value in played.items():
                 sums.setdefault(name, []).append(value)
             last = done == run.total or stopping
-            if done % cfg.log.every == 0 or last:
+            if sums and (done % cfg.log.every == 0 or last):
                 heartbeat.doing("log")
                 _log(run, done, sums, rates)
                 sums = {}
@@ -287,10 +291,22 @@ def _draw_masks(run: Run, step: int) -> None:
             run.metrics.figure(step, name, path, recording=name == "recording")
 
 
-def _non_finite(run: Run, step: int, error: Exception) -> str:
-    kept = checkpoint.newest(run.folder)
-    where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
-    return (
-        f"error: step {step}: {error}, and {where}; lower optim.encoder.lr or "
-        "game.strength, or look for damaged recordings with `python -m sharding verify`"
-    )
+def _keep_fault(run: Run, batch: Batch, error: NonFiniteError, skipped: int) -> None:
+    """Keeps what the step was made of. Ends the run if it is one too many in a row."""
+    step, shards = batch.step, run.train
+    names = [shards.name_of(rows - shards.rows.start) for rows in batch.host_rows]
+    epoch, (rank, world) = run.order.epoch(step).number, (run.world.rank, run.world.size)
+    rows = batch.host_rows.tolist()
+    fault = faults.Fault(step, run.total, epoch, run.cfg.seed, rank, world, str(error), rows, names)
+    folder = faults.keep(run.folder, fault, run.engines)
+    kept = f"`python -m trainer.replay {run.folder} step={step + 1}` plays it again"
+    if skipped > run.cfg.max_skipped:
+        newest = checkpoint.newest(run.folder)
+        where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        raise UserError(
+            f"step {step + 1}: {error}, {skipped} steps in a row, and {where}; lower optim.encoder.lr or "
+            f"game.strength, or look for damaged recordings with `python -m sharding verify`; {kept}"
+        )
+    if run.world.is_main:
+        most = f"{skipped} in a row of at most {run.cfg.max_skipped}"
+        print(f"# WARNING: step {step + 1} was skipped ({most}): {error}" + (f"; {kept}" if folder else ""), flush=True)
