@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sharding import build_state, changes, deidentify, headers, progress, trial, workers
 from sharding import plan as planning
@@ -68,9 +69,11 @@ def dry_run(config: BuildConfig) -> str:
     known = headers.survey(config, planning.wanted_split)
     with workers.worker_pool(config.workers) as pool, progress.bar(len(known.records), "record", "headers") as bar:
         plan, rows = planning.draw_up(config, key, known, pool, bar.update)
+    tables = list(rows)
+    if not plan.shards:
+        raise _none_usable(config, plan, tables)
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
     size = sum(geometry.shard_bytes(s.windows) for s in plan.shards)
-    tables = list(rows)
     shape = f"{geometry.leads} x {geometry.samples}"
     return "\n  ".join(
         [
@@ -108,10 +111,25 @@ def _new_plan(output: Path, config: BuildConfig, key: deidentify.PseudonymKey, p
     with progress.bar(len(known.records), "record", "headers") as bar:
         plan, rows = planning.draw_up(config, key, known, pool, bar.update)
     if not plan.shards:
-        why = _reasons(rows)
-        raise UserError(f"none of {plan.records} records in {config.input} can be used: {named(why)}{fix_of(why)}")
+        raise _none_usable(config, plan, list(rows))
     planning.write_plan(output, plan, rows)
     return plan
+
+
+def _none_usable(config: BuildConfig, plan: Plan, tables: Sequence[pa.Table]) -> UserError:
+    """The error for a plan without a shard: the reasons, and what to try."""
+    why = _reasons(tables)
+    fix = fix_of(why, _leads_there(config, tables))
+    return UserError(f"none of {plan.records} records in {config.input} can be used: {named(why)}{fix}")
+
+
+def _leads_there(config: BuildConfig, tables: Iterable[pa.Table]) -> list[str]:
+    """The wanted leads of most of the records without all of them; none if that is not known."""
+    absent = Counter[str]()
+    for table in tables:
+        absent.update(table.filter(pc.equal(table.column("reason"), "missing_lead")).column("detail").to_pylist())
+    names = absent.most_common(1)[0][0].split() if absent else []
+    return [lead for lead in config.leads if lead not in names] if set(names) <= set(config.leads) else []
 
 
 def _reasons(rows: Iterable[pa.Table]) -> Counter[str]:

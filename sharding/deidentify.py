@@ -47,7 +47,10 @@ def load_key(key_file: str, public: bool, root: Path) -> PseudonymKey:
     if key_file:
         if not Path(key_file).is_file():
             raise UserError(f"key_file={key_file} does not exist: name a file that holds the secret key")
-        secret, origin = Path(key_file).read_bytes().strip(), f"key_file={key_file}"
+        try:
+            secret, origin = Path(key_file).read_bytes().strip(), f"key_file={key_file}"
+        except OSError as error:
+            raise UserError(f"key_file={key_file} cannot be read: {error.strerror}") from error
     else:
         secret, origin = os.environ.get(KEY_VARIABLE, "").encode().strip(), f"the variable {KEY_VARIABLE}"
     if secret:

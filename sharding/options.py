@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,16 @@ _FIXES = {
 }
 
 
-def fix_of(reasons: Counter[str]) -> str:
-    """What to try where all was rejected, by the most frequent reason; empty if there is nothing to name."""
-    return f"; {fix}" if reasons and (fix := _FIXES.get(reasons.most_common(1)[0][0], "")) else ""
+def fix_of(reasons: Counter[str], there: Sequence[str] = ()) -> str:
+    """What to try where all was rejected, by the most frequent reason; empty if there is nothing to name.
+
+    `there`: the wanted leads that records without all of them have.
+    """
+    reason = reasons.most_common(1)[0][0] if reasons else ""
+    if reason == "missing_lead" and there:
+        names = f"leads=[{','.join(there)}]"
+        return f"; {names} builds the leads that are there, missing_leads=zero fills the others with zeros"
+    return f"; {fix}" if (fix := _FIXES.get(reason, "")) else ""
 
 
 def named(reasons: Counter[str]) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sharding import progress, watchdog
-from sharding.options import BuildConfig
+from sharding.options import BuildConfig, fix_of
 from sharding.plan import Plan
 from sharding.report.signals import TYPICAL_MV
 from sharding.shard import Tally, add_row, planned_rows
@@ -47,7 +47,7 @@ def described(config: BuildConfig, plan: Plan, tables: Sequence[pa.Table]) -> li
     chosen = np.unique(np.linspace(0, total - 1, min(RECORDS, total)).astype(np.int64))
     rows = planned_rows(pa.concat_tables(tables).take(pa.array(chosen)))
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
-    tally, source = Tally.of_leads(geometry.leads), protocol.module(config.source.format)
+    tally, source = Tally.of(config.leads, config.rate), protocol.module(config.source.format)
     with open(os.devnull, "wb") as nowhere:
         writer = _Measuring(nowhere, geometry)
         with progress.bar(len(rows), "record", "sample") as bar:
@@ -57,13 +57,13 @@ def described(config: BuildConfig, plan: Plan, tables: Sequence[pa.Table]) -> li
                 bar.update(1)
     rejected = Counter(row[2] for row in tally.rows if row[2])
     head = f"in {len(rows):,} of {total:,} records, read as the build reads them:"
-    return [head, progress.reasons_table(writer.count, rejected, tally.flags), *_units(config, writer.sizes)]
+    return [head, progress.reasons_table(writer.count, rejected, tally.flags), *_units(config, writer.sizes, rejected)]
 
 
-def _units(config: BuildConfig, sizes: Sequence[NDArray[np.int32]]) -> list[str]:
+def _units(config: BuildConfig, sizes: Sequence[NDArray[np.int32]], rejected: Counter[str]) -> list[str]:
     """The median amplitude, and a question if it is not that of an ECG in millivolts."""
     if not sizes:
-        return ["no window passed: compare the rejections above with the unit and gain of the recordings"]
+        return [f"no window passed{fix_of(rejected)}"]
     millivolts = float(np.median(np.stack(sizes))) * config.resolution_uv / 1000
     low, high = TYPICAL_MV
     line = f"median peak-to-peak amplitude of a lead: {millivolts:.3g} mV ({low:g} to {high:g} mV is typical)"

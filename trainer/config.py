@@ -171,6 +171,9 @@ class PretrainConfig:
 
     method: str = ""
     """Name of the method in results (empty: the name of the YAML)."""
+    init: str = ""
+    """An encoder directory or hub id to go on from: its weights and its scaling, with a new projector and masker. It
+    must have the architecture, leads and rate of the run. Empty: random weights from `seed`."""
     run: str = "runs/pretrain"
     """The run directory."""
     seed: int = setting(0, ">= 0 and < 1e18")

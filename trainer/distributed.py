@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,12 +51,14 @@ def initialise(timeout_s: float = 600) -> World:
     """Joins the process group of the launcher (deepspeed, torchrun or srun); without a launcher, a group of one.
 
     `timeout_s`: of a collective, should `trainer.heartbeat` not have ended the process before.
+    Raises `UserError` where the processes cannot meet because the port is taken.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500" if int(os.environ["WORLD_SIZE"]) > 1 else "0")
+    _check_port()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -76,6 +79,21 @@ def initialise(timeout_s: float = 600) -> World:
     host = os.uname().nodename
     threads.settle([cores for where, cores in gather((host, os.sched_getaffinity(0))) if where == host])
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _check_port() -> None:
+    """The first process opens the port, unless it is torchrun's own."""
+    port = int(os.environ["MASTER_PORT"])
+    if port == 0 or launched_rank() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise UserError(
+            f"port {port}, at which the processes of the run meet, cannot be opened ({why}): another run may "
+            "have it; choose another, deepspeed --master_port N, or MASTER_PORT=N without that launcher"
+        ) from error
 
 
 def launched_size() -> int:

@@ -83,7 +83,7 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
         train=train,
         heldout=None,
         order=absent,
-        scaling=Scaling(manifest.lead_mean_mv, manifest.lead_std_mv, cfg.scaling).to(device),
+        scaling=Scaling(**record.scaling).to(device),
         first=build(cfg.views.first, manifest.leads),
         second=build(cfg.views.second, manifest.leads),
         game=Game(

@@ -1,7 +1,8 @@
 """Evaluates an encoder with few labels: linear probe, fine-tuning, training from scratch.
 
 `python -m trainer.transfer configs/transfer/rhythm.yaml encoder=DIR|random data=DIR output=DIR [fraction=0.1]
-[mode=probe|finetune|scratch] [seed=0] [like=DIR]`; `python -m trainer.transfer compare RESULT.json ...` tabulates.
+[mode=probe|finetune|scratch] [seed=0] [like=DIR] [pretrained_on=DIR] [allow_leak=true]`;
+`python -m trainer.transfer compare RESULT.json ...` tabulates.
 
 Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json
 and predictions.parquet to `output`. The tasks are in configs/transfer/, the keys in docs/keys/transfer.md.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer import threads
+from trainer.evaluate import leaks
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, open_encoder
 from trainer.evaluate.reading import read_task
@@ -19,6 +21,7 @@ from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
 from umbra.config import command, load, split_words
 from umbra.files import claim_folder
 
+ALLOW = "--allow-leak"  # another spelling of allow_leak=true
 CONFIGS = {"": "trainer.evaluate.config:TransferConfig"}
 
 
@@ -26,16 +29,18 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] == "compare":
         print(comparison(argv[1:]))
         return
-    config = load(TransferConfig, *split_words(argv))
+    path, words = split_words(argv, [ALLOW])
+    config = load(TransferConfig, path, [*words, "allow_leak=true"] if ALLOW in argv else words)
     config.check()
-    claim_folder(config.output, "output")
+    claim_folder(config.output, "output", (RESULT, PREDICTIONS))
     threads.settle()
     device_of(config.device)
     task = read_task(config)
     encoder = open_encoder(config, task.train)
+    seen = leaks.check(config, encoder.config)
     for note in task.notes:
         print(f"note: {note}")
-    result = run(config, task, encoder)
+    result = run(config, task, encoder, leaks=seen)
     print(table(result))
     print(f"written: {Path(config.output) / RESULT}, {Path(config.output) / PREDICTIONS}")
 

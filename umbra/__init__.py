@@ -1,6 +1,6 @@
-"""The public Python API: `load_encoder`, the `Encoder` that it returns, and the version.
+"""The public Python API: `load_encoder`, the `Encoder` that it returns, `EncoderTransformer` of it, and the version.
 
-Imports are lazy: torch is loaded only with `load_encoder`.
+Imports are lazy: torch is loaded only with `load_encoder`, scikit-learn only with `EncoderTransformer`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from umbra.encoders.encoder import Encoder
     from umbra.hub import load_encoder
+    from umbra.transformer import EncoderTransformer as EncoderTransformer
 
     __version__: str
 
-__all__ = ["Encoder", "__version__", "load_encoder"]
+__all__ = ["Encoder", "__version__", "load_encoder"]  # not EncoderTransformer, whose package may be missing
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,14 @@ def __getattr__(name: str) -> Any:
         from umbra.encoders.encoder import Encoder
 
         return Encoder
+    if name == "EncoderTransformer":
+        try:
+            from umbra.transformer import EncoderTransformer
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("sklearn"):
+                raise
+            raise ImportError("EncoderTransformer needs scikit-learn: pip install 'umbra[sklearn]'") from error
+        return EncoderTransformer
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -36,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "EncoderTransformer"]

@@ -11,6 +11,9 @@ import dataclasses
 import functools
 import math
 import operator
+import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +30,7 @@ from umbra.plain_yaml import Dumper
 
 C = TypeVar("C")
 PATIENCE = 60.0
+YAML = (".yaml", ".yml")
 
 
 def load(
@@ -81,6 +85,11 @@ def split_words(words: Sequence[str], options: Sequence[str] = ()) -> tuple[str 
     for word in words:
         refuse_option(word, options)
     paths = [word for word in words if "=" not in word]
+    if len(paths) > 1 and (odd := [path for path in paths if not path.endswith(YAML)]):
+        raise UserError(
+            f"'{odd[0]}' is neither a config file (.yaml) nor key=value: no spaces around =, and a value with "
+            "spaces in quotes"
+        )
     if len(paths) > 1:
         raise UserError(f"one config file at a time, not {', '.join(paths)}")
     return paths[0] if paths else None, [word for word in words if "=" in word]
@@ -147,18 +156,22 @@ def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoR
     `-h` or `--help` prints `USAGE` of the module of `main`, or else its docstring, and the keys of its `CONFIGS` (see
     `umbra.reference.help_of`). `quiet` suppresses usage and error
     messages (only one of several processes should print), except errors marked `alone`: an error of a quiet process is
-    printed after `PATIENCE` seconds only, if no other process has ended the run by then.
+    printed after `PATIENCE` seconds only, if no other process has ended the run by then. Where nobody reads the output
+    any more (`| head`), the exit code is that of SIGPIPE.
     """
-    words, module = sys.argv[1:], sys.modules[main.__module__]
-    if "-h" in words or "--help" in words:
-        if not quiet:
-            from umbra.reference import help_of
-
-            print((getattr(module, "USAGE", "") or module.__doc__ or "").strip())
-            print(help_of(getattr(module, "CONFIGS", {}), words), end="")
-        sys.exit(0)
+    words = sys.argv[1:]
     try:
-        sys.exit(main(words) or 0)
+        if "-h" in words or "--help" in words:
+            code = 0 if quiet else _help(sys.modules[main.__module__], words)
+        else:
+            code = main(words) or 0
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         if not quiet:
             print("interrupted", file=sys.stderr)
@@ -168,6 +181,21 @@ def command(main: Callable[[list[str]], int | None], quiet: bool = False) -> NoR
             time.sleep(PATIENCE)  # a launcher kills all processes when one exits: let the one that prints do so first
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _help(module: Any, words: list[str]) -> int:
+    from umbra.reference import help_of
+
+    print((getattr(module, "USAGE", "") or module.__doc__ or "").strip())
+    print(help_of(getattr(module, "CONFIGS", {}), words), end="")
+    return 0
+
+
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def main(argv: list[str]) -> None:

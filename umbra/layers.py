@@ -35,7 +35,7 @@ def layers(
 ) -> Iterator[tuple[str, str, dict[Any, Any]]]:
     """(where it comes from, its dotted key or an empty string for a file, nested values) of each layer."""
     if path is not None:
-        yield str(path), "", _read_yaml(config_file(path))
+        yield str(path), "", _read_yaml(path)
     for word in overrides:
         origin = f"'{word}' {source}"
         yield origin, word.partition("=")[0], _read_word(word, schema, origin)
@@ -67,11 +67,12 @@ def _read_word(word: str, schema: type, origin: str) -> dict[Any, Any]:
         raise UserError(f"{origin}: the value is not valid YAML") from error
 
 
-def _read_yaml(path: Path) -> dict[Any, Any]:
+def _read_yaml(typed: str | Path) -> dict[Any, Any]:
+    path = config_file(typed)
     if not path.is_file():
-        near = [str(p) for p in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
-        hint = f"; available: {', '.join(near)}" if near else ""
-        raise UserError(f"config file {path} does not exist{hint}")
+        names = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = near_miss(path.name, names) if names else ""
+        raise UserError(f"config file {typed} does not exist{hint}")
     try:
         with naming(str(path)):
             refuse_surprises(path.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ _KEYS = {
     "encoder.name": ("model", "arch", "architecture", "backbone", "network"),
     "data.path": ("dataset", "data_dir", "data_path", "shards"),
     "run": ("run_dir", "checkpoint_dir", "output_dir", "output", "out", "save_dir"),
+    "init": ("pretrained", "init_from", "from_pretrained", "weights", "init_weights", "finetune_from", "load_from"),
     "steps": ("max_steps", "num_steps", "iterations"),
     "epochs": ("num_epochs", "max_epochs", "epoch"),
     "rate": ("sample_rate", "sampling_rate", "sampling_frequency", "samplerate", "frequency", "fs", "sr", "hz"),

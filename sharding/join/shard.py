@@ -58,7 +58,7 @@ def _write_tar(
     """Writes the samples `rows` -> (copies among them, tally with their numbers, samples, sha256, geometry)."""
     first = state.parts[0].manifest
     geometry = Geometry(len(first.leads), first.samples, max(part.manifest.meta_bytes for part in state.parts))
-    tally, leads = Tally.of_leads(geometry.leads), np.array(first.leads)
+    tally, leads = Tally.of(first.leads, first.rate), np.array(first.leads)
     _refuse_damaged(state, base)
     tars, present = [_Tars(part) for part in state.parts], lru_cache(partial(np.isin, leads))
     places = [rows.column(c).to_pylist() for c in ("part", "shard", "index", "key")]
@@ -145,8 +145,16 @@ class _Tars:
             data = read_at(str(path), index * self._stride, self._stride)
         except FileNotFoundError:
             data = b""
+        meta = data[self._meta].rstrip(b" \0")
         good = len(data) == self._stride and data[BLOCK : self._first] == self._header
-        if not good or not data.startswith(f"{key}.ecg.npy\0".encode()):
+        if not good or not data.startswith(f"{key}.ecg.npy\0".encode()) or not _is_metadata(meta):
             raise UserError(f"{path}: sample {key} is not where it should be: copy or build that part again")
         array = np.frombuffer(data[self._first : self._end], DTYPE).reshape(self._shape)
-        return array, data[self._meta].rstrip(b" \0")
+        return array, meta
+
+
+def _is_metadata(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -19,10 +19,12 @@ from sharding.join.parts import Part
 from sharding.join.place import Base, Placed
 from sharding.plan import Plan
 from umbra.errors import UserError
-from umbra.files import atomic, read_json_as, write_text
+from umbra.files import atomic, damaged, read_json_as, write_text
+from umbra.parquet import Table
 from umbra.schema import JOIN, PRIVATE
 
 MOVES = "moves.parquet"
+AGAIN = "delete the output and join again"
 SHOWN = 3
 
 
@@ -70,6 +72,8 @@ def resumed(output: Path, parts: Sequence[Part]) -> list[Part]:
     Raises `UserError` if one has lost its `private/` since, or if another version began the join.
     """
     begun = _begun(output)
+    if len(begun.parts) != len(parts):
+        raise damaged(output / PRIVATE / JOIN, f"it has {len(begun.parts)} of {len(parts)} parts", AGAIN)
     found = _as_begun(parts, begun)
     _write(output, found, begun.bases)
     return found
@@ -93,7 +97,11 @@ def _write(output: Path, parts: Sequence[Part], bases: list[Base]) -> None:
 
 
 def _begun(output: Path) -> Begun:
-    return read_json_as(Begun, output / PRIVATE / JOIN, "delete the output and join again")
+    path = output / PRIVATE / JOIN
+    begun = read_json_as(Begun, path, AGAIN)
+    if any(not 0 <= base.part < len(begun.parts) for base in begun.bases):
+        raise damaged(path, "it names a part that it does not have", AGAIN)
+    return begun
 
 
 def read(output: Path) -> State:
@@ -106,7 +114,7 @@ def _read(output: Path, time: int) -> State:
     """Once a process: the manifests of large parts take a while."""
     begun = _begun(output)
     parts = joined_parts.read([part.path for part in begun.parts])
-    return State(_as_begun(parts, begun), begun.bases, pq.read_table(output / PRIVATE / MOVES))
+    return State(_as_begun(parts, begun), begun.bases, Table(output / PRIVATE / MOVES, AGAIN).read())
 
 
 def draw_up(parts: Sequence[Part], placed: Placed) -> Plan:

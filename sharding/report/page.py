@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +12,10 @@ from sharding.options import FLAGS, REASONS
 from sharding.report.examples import Example
 from sharding.report.signals import QRS_SIGNS, RESIDUAL
 from umbra import leads
+from umbra.drawing.webpage import Bar, Cell, Words, document, escaped, image, table, tiles
 from umbra.schema import Manifest
 
 TOP_CODES = 30
-
-STYLE = """
-:root{--ink:#1d2329;--soft:#5b6670;--line:#e3e7ea;--accent:#2f5d8a;--bar:#c9d8e6}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:2.2rem 1.6rem 4rem;max-width:76rem;color:var(--ink);background:#fff;
- font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-h1{font-size:1.75rem;font-weight:600;margin:0}
-h2{font-size:1.2rem;font-weight:600;margin:3rem 0 .6rem;padding-top:.8rem;border-top:1px solid var(--line)}
-h3{font-size:1rem;font-weight:600;margin:1.4rem 0 .4rem}
-p{max-width:52rem;margin:.4rem 0}.soft,figcaption{color:var(--soft)}
-code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-code{background:#f4f6f8;padding:.1em .3em;border-radius:3px}
-nav{margin:.9rem 0 0}nav a{color:var(--accent);text-decoration:none;margin-right:1.1rem}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.8rem;margin:1.6rem 0}
-.tile{border:1px solid var(--line);border-radius:6px;padding:.7rem .9rem}
-.tile b{display:block;font-size:1.45rem;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
-.note{border-left:4px solid #3d8b5f;background:#f2f8f4;padding:.7rem 1rem;border-radius:0 6px 6px 0;margin:1rem 0}
-.note.bad{border-color:#c0661b;background:#fdf6ee}.note ul{margin:.3rem 0;padding-left:1.2rem}
-.note li{margin:.25rem 0}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(21rem,1fr));gap:.4rem 2.4rem;align-items:start}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
-caption{text-align:left;font-weight:600;padding:.8rem 0 .3rem}
-th{font-weight:500;color:var(--soft);text-align:right;border-bottom:1px solid var(--line)}
-td{text-align:right;border-bottom:1px solid #f0f2f4}th,td{padding:.25rem .5rem;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;padding-left:0}td.words{text-align:left;white-space:normal}
-td.bar{width:38%;min-width:6rem}td.bar i{display:block;height:.72em;background:var(--bar);border-radius:2px}
-td.off{background:#fbe5d2;font-weight:600}
-figure{margin:0}img{display:block;width:100%;height:auto;border:1px solid var(--line);border-radius:4px}
-img.plain{border:0;max-width:60rem}figcaption{font-size:.84rem;padding:.25rem 0 .9rem;overflow-wrap:anywhere}
-.ecgs{display:grid;grid-template-columns:repeat(auto-fill,minmax(31rem,1fr));gap:.6rem 1.2rem}
-@media(max-width:36rem){.ecgs{grid-template-columns:1fr}}
-@media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}h2{break-after:avoid}
- figure,.tile,tr{break-inside:avoid}.ecgs{grid-template-columns:1fr 1fr}*{print-color-adjust:exact}}
-"""
 
 
 def render(
@@ -75,32 +38,29 @@ def render(
     links = "".join(f'<a href="#{_id(title)}">{title}</a>' for title in sections)
     body = "".join(f'<h2 id="{_id(title)}">{title}</h2>{text}' for title, text in sections.items())
     versions = ", ".join(f"{k} {v}" for k, v in sorted(manifest.versions.items()))
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_text(name)}: data set report</title><style>{STYLE}</style></head><body>"
-        f"<h1>{_text(name)}</h1>"
-        f"<p class=soft>Data set report, fingerprint <code>{_text(manifest.fingerprint)}</code>. "
+    return document(
+        f"{name}: data set report",
+        f"<h1>{escaped(name)}</h1>"
+        f"<p class=soft>Data set report, fingerprint <code>{escaped(manifest.fingerprint)}</code>. "
         "This page contains record names and signals: keep it in <code>private/</code>.</p>"
         f"<nav>{links}</nav>{_headline(manifest, found)}{_findings(found)}{_notes(found)}{body}"
-        f"<p class=soft style='margin-top:3rem'>Built with {_text(versions)}.</p></body></html>\n"
+        f"<p class=soft style='margin-top:3rem'>Built with {escaped(versions)}.</p>",
     )
 
 
 def _headline(manifest: Manifest, found: Mapping[str, Any]) -> str:
-    tiles = [
+    figures = [
         (f"{found['windows']:,}", f"windows of {found['seconds']:g} s"),
         (f"{found['patients']:,}", "patients" if manifest.patient_ids else "records, each its own patient"),
         (f"{found['shards']:,}", f"shards, {_size(sum(s.bytes for s in manifest.shards))}"),
         (f"{found['rate']:g} Hz", f"{manifest.resolution_uv:g} µV per step"),
         (f"{len(found['leads'])} leads", " ".join(found["leads"])),
     ]
-    text = "".join(f"<div class=tile><b>{_text(a)}</b><span class=soft>{_text(b)}</span></div>" for a, b in tiles)
     rows = [
-        [s, _Bar(n["windows"] / found["windows"]), *(f"{n[k]:,}" for k in ("windows", "patients", "shards"))]
+        [s, Bar(n["windows"] / found["windows"]), *(f"{n[k]:,}" for k in ("windows", "patients", "shards"))]
         for s, n in found["splits"].items()
     ]
-    return f"<div class=tiles>{text}</div>{_table(['split', '', 'windows', 'patients', 'shards'], rows)}"
+    return f"{tiles(figures)}{table(['split', '', 'windows', 'patients', 'shards'], rows)}"
 
 
 def _size(count: int) -> str:
@@ -114,13 +74,13 @@ def _findings(found: Mapping[str, Any]) -> str:
     what = f"{padding}units, leads and heart rates of {sampled:,} windows drawn at random"
     if not found["findings"]:
         return f"<div class=note><b>Nothing looks wrong</b> in {what}.</div>"
-    listed = "".join(f"<li>{_text(line)}</li>" for line in found["findings"])
+    listed = "".join(f"<li>{escaped(line)}</li>" for line in found["findings"])
     return f"<div class='note bad'><b>Check this first</b> ({what}):<ul>{listed}</ul></div>"
 
 
 def _notes(found: Mapping[str, Any]) -> str:
     """What the build said in the terminal."""
-    return "".join(f"<p class=soft>{_text(line)}.</p>" for line in found["notes"])
+    return "".join(f"<p class=soft>{escaped(line)}.</p>" for line in found["notes"])
 
 
 def _contents(found: Mapping[str, Any]) -> str:
@@ -144,8 +104,8 @@ def _contents(found: Mapping[str, Any]) -> str:
 
 def _counted(title: str, cells: Sequence[tuple[str, int]], total: int) -> str:
     most = max((n for _, n in cells), default=1)
-    rows = [[cell, _Bar(n / most), f"{n:,}", f"{100 * n / max(total, 1):.1f} %"] for cell, n in cells]
-    return _table(["", "", "windows", ""], rows, title) if rows else f"<h3>{_text(title)}</h3><p class=soft>none</p>"
+    rows = [[cell, Bar(n / most), f"{n:,}", f"{100 * n / max(total, 1):.1f} %"] for cell, n in cells]
+    return table(["", "", "windows", ""], rows, title) if rows else f"<h3>{escaped(title)}</h3><p class=soft>none</p>"
 
 
 def _rejected(folder: Path, found: Mapping[str, Any], drawn: Mapping[str, Sequence[Example]] | None) -> str:
@@ -155,8 +115,8 @@ def _rejected(folder: Path, found: Mapping[str, Any], drawn: Mapping[str, Sequen
     if not reasons:
         return "<p>No records were rejected.</p>" + _flags(found)
     total = found["windows"] + sum(n for _, n in reasons)
-    rows = [[r, _Words(REASONS.get(r, "")), f"{n:,}", f"{100 * n / total:.2f} %"] for r, n in reasons]
-    text = _table(["reason", "", "rejected", "share"], rows)
+    rows = [[r, Words(REASONS.get(r, "")), f"{n:,}", f"{100 * n / total:.2f} %"] for r, n in reasons]
+    text = table(["reason", "", "rejected", "share"], rows)
     text += "<p class=soft>Records that cannot be cut into windows count once, others once per window.</p>"
     text += _flags(found)
     if drawn is None:
@@ -166,17 +126,17 @@ def _rejected(folder: Path, found: Mapping[str, Any], drawn: Mapping[str, Sequen
         )
     for reason, _ in reasons:
         pictures = "".join(_example(folder, e) for e in drawn.get(reason, []))
-        text += f"<h3>{_text(reason)}</h3><div class=ecgs>{pictures}</div>"
+        text += f"<h3>{escaped(reason)}</h3><div class=ecgs>{pictures}</div>"
     return text
 
 
 def _flags(found: Mapping[str, Any]) -> str:
     """The remarks of the build on windows that it kept."""
     rows = [
-        [f, _Words(FLAGS.get(f, "")), f"{n:,}", f"{100 * n / found['windows']:.2f} %"]
+        [f, Words(FLAGS.get(f, "")), f"{n:,}", f"{100 * n / found['windows']:.2f} %"]
         for f, n in (found["flags"] or {}).items()
     ]
-    return _table(["kept, but", "", "windows", "share"], rows) if rows else ""
+    return table(["kept, but", "", "windows", "share"], rows) if rows else ""
 
 
 def _example(folder: Path, example: Example) -> str:
@@ -184,7 +144,7 @@ def _example(folder: Path, example: Example) -> str:
     caption = f"{example.record}{window}{': ' + example.detail if example.detail else ''}"
     if not example.picture:
         why = REASONS.get(example.why_not, example.why_not)
-        return f"<p class=soft>{_text(caption)}. Cannot be drawn: {_text(why)}.</p>"
+        return f"<p class=soft>{escaped(caption)}. Cannot be drawn: {escaped(why)}.</p>"
     return _picture(folder, example.picture, caption)
 
 
@@ -194,7 +154,7 @@ def _amplitude(folder: Path, shown: Mapping[str, Mapping[str, Any]], found: Mapp
     text = (
         "<p>Maximum minus minimum of each lead in each sampled window. A source with a wrong unit or gain lies outside "
         f"the shaded range, the usual one of a source's median, or differs from the other sources.{more}</p>"
-        + _picture(folder, "amplitude.png", "", " class=plain")
+        + _picture(folder, "amplitude.png", "", "plain")
         + "<p>In mV: 1st, 50th and 99th percentile of all samples, and the median peak-to-peak amplitude.</p>"
     )
     for source, n in shown.items():
@@ -203,7 +163,7 @@ def _amplitude(folder: Path, shown: Mapping[str, Mapping[str, Any]], found: Mapp
             for i, label in enumerate(("1 %", "50 %", "99 %"))
         ]
         rows.append(["peak-to-peak", *(_number(n["lead_peak_to_peak_mv"][lead]) for lead in found["leads"])])
-        text += _table(["", *found["leads"]], rows, f"{source}, {n['sampled']:,} windows")
+        text += table(["", *found["leads"]], rows, f"{source}, {n['sampled']:,} windows")
     return text
 
 
@@ -215,8 +175,8 @@ def _heart_rate(folder: Path, shown: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         "<p>60 s over the median RR interval; R peaks are detected on all leads together (Pan and Tompkins 1985). A "
         "wrong sampling rate shifts a whole source. Shaded: the usual range of a source's median.</p>"
-        + _picture(folder, "heart-rate.png", "", " class=plain")
-        + _table(["source", "median /min", "5th percentile", "95th percentile", "not found"], rows)
+        + _picture(folder, "heart-rate.png", "", "plain")
+        + table(["source", "median /min", "5th percentile", "95th percentile", "not found"], rows)
     )
 
 
@@ -226,40 +186,37 @@ def _leads(shown: Mapping[str, Mapping[str, Any]]) -> str:
     gaps = [
         [
             s,
-            *(
-                _Cell(f"{_number(100 * n['residuals'][lead], 1)} %", n["residuals"][lead] > RESIDUAL)
-                for lead in checked
-            ),
+            *(Cell(f"{_number(100 * n['residuals'][lead], 1)} %", n["residuals"][lead] > RESIDUAL) for lead in checked),
         ]
         for s, n in shown.items()
     ]
     names = list(next(iter(shown.values()))["positive_qrs"])
     signs = [[s, *(_sign(lead, n["positive_qrs"][lead]) for lead in names)] for s, n in shown.items()]
     orders = [
-        [s, _Cell(" ".join(n["chest_order"]) or "leads are missing", " ".join(n["chest_order"]) not in ("", CHEST))]
+        [s, Cell(" ".join(n["chest_order"]) or "leads are missing", " ".join(n["chest_order"]) not in ("", CHEST))]
         for s, n in shown.items()
     ]
     text = (
         "<p>Difference of each limb lead from its value computed from I and II (Einthoven, Goldberger), relative to "
         "the leads' amplitude, in the median window. It should be close to zero.</p>"
-        + _table(["source", *(formulas[c] for c in checked)], gaps)
+        + table(["source", *(formulas[c] for c in checked)], gaps)
         if checked
         else "<p>Limb leads cannot be compared: I, II and one of III, aVR, aVL, aVF are needed.</p>"
     )
     return (
         f"{text}<p>Share of windows with a net positive QRS. In most hearts it is positive in I, II, V5 and V6, "
-        f"and negative in aVR and V1.</p>{_table(['source', *names], signs)}"
+        f"and negative in aVR and V1.</p>{table(['source', *names], signs)}"
         "<p>Chest leads in the order that makes neighbours most similar: V1 to V6 if none are swapped.</p>"
-        f"{_table(['source', 'order'], orders)}"
+        f"{table(['source', 'order'], orders)}"
     )
 
 
 CHEST = " ".join(leads.CANONICAL[6:])
 
 
-def _sign(lead: str, share: float) -> _Cell:
+def _sign(lead: str, share: float) -> Cell:
     off = lead in QRS_SIGNS and (share > 0.5 if QRS_SIGNS[lead] < 0 else share < 0.5)
-    return _Cell("–" if np.isnan(share) else f"{100 * share:.0f} %", off)
+    return Cell("–" if np.isnan(share) else f"{100 * share:.0f} %", off)
 
 
 def _ecgs(folder: Path, ecgs: Sequence[tuple[str, str]]) -> str:
@@ -267,50 +224,12 @@ def _ecgs(folder: Path, ecgs: Sequence[tuple[str, str]]) -> str:
 
 
 def _picture(folder: Path, name: str, caption: str, style: str = "") -> str:
-    data = base64.b64encode((folder / name).read_bytes()).decode()
-    image = f'<img{style} alt="{_text(caption or name)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}{f'<figcaption>{_text(caption)}</figcaption>' if caption else ''}</figure>"
-
-
-@dataclass
-class _Bar:
-    share: float
-
-
-@dataclass
-class _Cell:
-    text: str
-    off: bool = False
-
-
-@dataclass
-class _Words:
-    text: str
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> str:
-    head = "".join(f"<th scope=col>{_text(h)}</th>" for h in heads)
-    body = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in rows)
-    title = f"<caption>{_text(caption)}</caption>" if caption else ""
-    return f"<div class=scroll><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _td(value: Any) -> str:
-    if isinstance(value, _Bar):
-        return f'<td class=bar><i style="width:{100 * value.share:.1f}%"></i></td>'
-    if isinstance(value, _Words):
-        return f"<td class=words>{_text(value.text)}</td>"
-    if isinstance(value, _Cell):
-        return f"<td{' class=off' if value.off else ''}>{_text(value.text)}</td>"
-    return f"<td>{_text(value)}</td>"
+    below = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
+    return f"<figure>{image(folder / name, caption or name, style)}{below}</figure>"
 
 
 def _number(value: float, digits: int = 2) -> str:
     return "–" if np.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _text(value: str) -> str:
-    return html.escape(str(value).encode("utf-8", "replace").decode())
 
 
 def _id(title: str) -> str:

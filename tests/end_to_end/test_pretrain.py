@@ -331,5 +331,6 @@ def test_dry_run_tells_and_leaves_nothing(shards, tmp_path):
 def test_a_mistake_under_the_launcher_has_exit_code_2(shards, tmp_path):
     code, output = launch(pretrain(shards, tmp_path / "run"), 3)
     assert code == 2, output[-3000:]
-    assert output.count("error: 3 processes cannot share data.lanes=16; use 2 processes") == 1
+    said = "error: batch.global=16 cannot be shared by 3 processes; use batch.global=15 or 18, or 2 processes"
+    assert output.count(said) == 1
     assert "Traceback" not in output

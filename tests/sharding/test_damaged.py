@@ -84,6 +84,41 @@ def test_an_output_that_cannot_be_made_is_one_line(place, dry, built, monkeypatc
         assert f"output={place}: " in said
 
 
+@pytest.fixture(scope="module")
+def joined(built, tmp_path_factory):
+    """(words, output) of a join of two sets that share patients."""
+    folder = tmp_path_factory.mktemp("joined")
+    write_folder(folder / "in", 9)
+    words = [*WORDS, f"input={folder / 'in'}", "source.name=other"]
+    main([*words, f"output={folder / 'other'}"])
+    words = ["join", str(built / "out"), str(folder / "other"), "distinct_patients=true"]
+    main([*words, f"output={folder / 'both'}"])
+    return words, folder / "both"
+
+
+@pytest.mark.parametrize(("name", "damage"), damages(["private/join.json", "private/moves.parquet"]))
+def test_a_join_goes_on_from_whole_files_only(name, damage, joined, tmp_path, monkeypatch, capsys):
+    words, output = joined
+    shutil.copytree(output, tmp_path / "both")
+    (tmp_path / "both" / "train-000000.tar").unlink()
+    DAMAGES[damage](tmp_path / "both" / name)
+    code, said = called(main, [*words, f"output={tmp_path / 'both'}"], monkeypatch, capsys)
+    assert (code, name in said, "join again" in said) == (2, True, True), said
+
+
+@pytest.mark.parametrize("change", [lambda j: j["parts"].pop(), lambda j: j["bases"][0].update(part=7)])
+def test_a_join_json_of_wrong_content_is_named(change, joined, tmp_path, monkeypatch, capsys):
+    words, output = joined
+    shutil.copytree(output, tmp_path / "both")
+    (tmp_path / "both" / "train-000000.tar").unlink()
+    path = tmp_path / "both" / "private" / "join.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    code, said = called(main, [*words, f"output={tmp_path / 'both'}"], monkeypatch, capsys)
+    assert (code, "join.json is damaged (it " in said) == (2, True), said
+
+
 @pytest.mark.parametrize("command", ["status", "verify", "report"])
 @pytest.mark.parametrize("place", ["/etc/passwd", "/proc", "nowhere"])
 def test_what_is_no_data_set_is_one_line(command, place, monkeypatch, capsys):

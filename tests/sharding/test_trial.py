@@ -44,7 +44,7 @@ WORDS = ["source.public=true", "source.array.rate=100", "rate=100"]
 def test_a_wrong_unit_is_seen_before_the_build(arrays):
     text = building.dry_run(config(arrays / "in", arrays / "out", *WORDS, "source.array.units=mV", form="table"))
     assert sampled(text) == {"kept": 0, "rejected: units": 30}
-    assert "compare the rejections above with the unit and gain" in text
+    assert "no window passed; source.array.units, or the gain in the headers" in text
     text = building.dry_run(config(arrays / "in", arrays / "out", *WORDS, "source.array.units=0.0001", form="table"))
     assert "is source.array.units right?" in text
     assert not (arrays / "out").exists()
@@ -74,8 +74,8 @@ def test_a_sample_is_spread_evenly(tmp_path, monkeypatch):
     ("words", "hint"),
     [
         (
-            ["source.array.leads=[I]"],
-            r"8 missing_lead \(.*\); leads=\[I,...\] names the leads to build, missing_leads=zero",
+            ["source.array.leads=[V1]"],
+            r"8 missing_lead \(.*\); leads=\[V1\] builds the leads that are there, missing_leads=zero fills",
         ),
         ([], r"8 shape \(.*\); source.array.leads must name the array's leads"),
         (["source.array.leads=[I]", "leads=[I]", "seconds=20"], r"8 short \(.*\); a shorter window, seconds="),
@@ -88,3 +88,16 @@ def test_where_nothing_can_be_used_the_line_names_the_key(words, hint, tmp_path)
         np.save(tmp_path / "in" / f"r{number}.npy", beats(number, leads=1).T.astype("f4"))
     with pytest.raises(UserError, match=hint):
         building.build(config(tmp_path / "in", tmp_path / "out", *WORDS, "source.array.units=uV", *words, form="table"))
+
+
+@pytest.mark.parametrize(
+    ("there", "named"), [(("I",), "I"), (("I", "II", "V2"), "I,II,III,aVR,aVL,aVF,V2"), (("X",), "I,...")]
+)
+def test_the_leads_that_are_there_are_named_by_build_and_dry_run(there, named, tmp_path):
+    for number in range(4):
+        write_record(tmp_path / "in", f"r{number}", beats(number, leads=len(there)), leads=there)
+    words = config(tmp_path / "in", tmp_path / "out", "source.public=true")
+    for call in (building.dry_run, building.build):
+        with pytest.raises(UserError, match=re.escape(f"; leads=[{named}] ")):
+            call(words)
+    assert not (tmp_path / "out" / "manifest.json").exists()

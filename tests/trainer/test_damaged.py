@@ -208,6 +208,19 @@ def test_a_folder_that_cannot_be_made_is_one_line(folder, place, monkeypatch, ca
     assert (code, f"cannot write {folder}/o.png (" in said) == (2, True)
 
 
+def test_an_output_that_holds_something_else_is_refused_before_the_work(place, monkeypatch, capsys):
+    monkeypatch.setattr(study, "run_rotation", lambda *_: pytest.fail("the work began"))
+    task = ["configs/transfer/rhythm.yaml", "encoder=random", "like=x", f"data={place / 'data'}"]
+    for main, words in (
+        (transfer.main, task),
+        (study.main, ["configs/study/ptbxl100-first.yaml", f"data={place}"]),
+    ):
+        for name in ("data", "run"):  # a run has a config.yaml, as a study has
+            code, said = called(main, [*words, f"output={place / name}"], monkeypatch, capsys)
+            assert (code, f"output={place / name} holds " in said, "choose a" in said) == (2, True, True), said
+    assert "name" not in (place / "run" / "config.yaml").read_text().splitlines()[0]
+
+
 # --- studies and audits ----------------------------------------------------------------------------------------------
 
 

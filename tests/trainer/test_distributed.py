@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 
@@ -63,3 +64,18 @@ def test_an_error_ends_a_process_with_its_traceback():
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named_by_the_first_process_alone(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for rank, torchruns in (("1", "False"), ("0", "True")):  # who does not open it
+            monkeypatch.setenv("RANK", rank)
+            monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", torchruns)
+            distributed._check_port()
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+        with pytest.raises(UserError, match=rf"port {port}, .* \(Address already in use\).*--master_port N"):
+            distributed.initialise()
+    distributed._check_port()

@@ -27,14 +27,15 @@ def program(folder: Path, name: str, text: str) -> None:
 def demo(tmp_path):
     """Runs demo.sh with stand-ins; returns the calls that it made."""
 
-    def call(**settings: str) -> list[str]:
+    def call(code: int = 0, **settings: str) -> list[str]:
         for name in ("python", "deepspeed"):
             program(tmp_path / "bin", name, STUB)
         (tmp_path / "calls").write_text("")
         path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), **settings}
         done = subprocess.run(["bash", str(ROOT / "demo.sh")], env=env, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
+        call.said = done.stdout
         return (tmp_path / "calls").read_text().splitlines()
 
     return call
@@ -61,6 +62,52 @@ def test_the_readme_shows_the_steps_of_the_demo(demo, tmp_path):
     assert shown[:4] == made[:4]
     for ours, theirs in zip(shown[4:6], made[4:6]):
         assert {w for w in ours if not w.startswith("output=")} <= theirs
+
+
+def products(out: Path) -> None:
+    """What the programs would leave."""
+    folders = ("recordings", "shards", "run/encoder", "index.html")
+    probes = [f"transfer/{task}-{encoder}" for task in ("rhythm", "sex") for encoder in ("encoder", "random")]
+    for name in (*folders, *probes):
+        (out / name).mkdir(parents=True, exist_ok=True)
+
+
+def step_names(calls: list[str]) -> list[str]:
+    return [next(w for w in call.split() if w not in ("python", "-m")) for call in calls]
+
+
+ALL = ["sharding", "sharding", "deepspeed", "trainer.export", *["trainer.transfer"] * 4, "trainer.demo"]
+
+
+def test_a_second_demo_repeats_nothing(demo, tmp_path):
+    out = tmp_path / "my out"
+    products(out)
+    compare = [f"trainer.transfer compare {out}/transfer/*/result.json"]
+    assert step_names(demo(OUT=str(out)))[:9] == ALL
+    assert [call.removeprefix("python -m ") for call in demo(OUT=str(out))] == compare
+    assert step_names(demo(OUT=str(out), EPOCHS="90"))[:7] == ALL[2:]  # what follows from it is made again
+    shutil.rmtree(out / "transfer" / "sex-random")
+    assert step_names(demo(OUT=str(out), EPOCHS="90"))[:2] == ["trainer.transfer", "trainer.demo"]
+    assert step_names(demo(OUT=str(out), EPOCHS="90", SEED="1"))[0] == "sharding"  # which refuses it
+
+
+def test_a_demo_goes_on_where_its_pre_training_was_stopped(demo, tmp_path):
+    products(tmp_path)
+    (tmp_path / "run" / "run.json").write_text('{"status": "interrupted"}')
+    assert step_names(demo(OUT=str(tmp_path), code=130)) == ALL[:3]
+    assert step_names(demo(OUT=str(tmp_path), code=130)) == ALL[2:3]
+    (tmp_path / "run" / "run.json").write_text('{"status": "finished"}')
+    assert step_names(demo(OUT=str(tmp_path)))[:7] == ALL[2:]
+
+
+def test_the_demo_ends_with_its_page_and_a_command_for_any_shell(demo, tmp_path):
+    products(tmp_path)
+    demo(OUT=str(tmp_path))
+    *_, line, _, page = demo.said.splitlines()
+    assert page == f"{tmp_path}/index.html"
+    python, *words = shlex.split(line)
+    assert (python, words[0]) == (f"{tmp_path}/bin/python", "-c")
+    compile(words[1], "shown", "exec")
 
 
 def test_the_demo_on_data_takes_that_folder(demo, tmp_path):

@@ -1,6 +1,8 @@
 import importlib
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from umbra.plain_yaml import refuse_surprises
 from umbra.reference import _class, keys_of
 
 ROOT = Path(__file__).parents[2]
+NEITHER = "is neither a config file (.yaml) nor key=value: no spaces around =, and a value with spaces in quotes"
 
 
 @dataclass
@@ -88,7 +91,7 @@ def test_a_key_that_must_be_given_is_named():
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "right.yaml").write_text("")
-    with pytest.raises(UserError, match=r"right\.yaml"):
+    with pytest.raises(UserError, match=r"does not exist; did you mean 'right\.yaml'\?"):
         load(Outer, tmp_path / "rigth.yaml")
 
 
@@ -294,6 +297,7 @@ def test_words_that_stand_elsewhere_are_said_so():
         (["--hlep"], "unknown option --hlep; did you mean '--help'?"),
         (["-x"], "unknown option -x; known: --dry-run, --help"),
         (["a.yaml", "b.yaml"], "one config file at a time, not a.yaml, b.yaml"),
+        (["a.yaml", "rate", "=", "3"], f"'rate' {NEITHER}"),
     ],
 )
 def test_an_unknown_option_is_no_config_file(words, said):
@@ -428,3 +432,34 @@ def test_a_default_that_is_a_list_belongs_to_one_config_alone():
     first, second = Numbers(), Numbers()
     first.rates.append(2.0)
     assert second.rates == [0.1]
+
+
+@pytest.mark.parametrize("words", [["pretrain"], ["--help"]])
+def test_a_reader_that_has_left_is_no_traceback(words):
+    """As with `| head`, once it has what it wants."""
+    read, write = os.pipe()
+    os.close(read)
+    call = [sys.executable, "-m", "umbra.config", *words]
+    done = subprocess.run(call, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_broken_pipe_is_not_taken_for_it(monkeypatch):
+    def main(words):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(BrokenPipeError):
+        command(main)
+
+
+def test_the_backend_of_a_notebook_elsewhere_stops_no_command():
+    """Jupyter gives its own to the programs that it starts."""
+    env = {**os.environ, "MPLBACKEND": "module://notebook_that_is_elsewhere.inline"}
+    code = "import os, sharding, matplotlib; print(os.environ.get('MPLBACKEND'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "None\n", done.stderr
+    env["MPLBACKEND"] = "module://matplotlib.backends.backend_svg"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "module://matplotlib.backends.backend_svg\n", done.stderr

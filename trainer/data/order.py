@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from umbra.errors import UserError
 
 Indices = NDArray[np.int64]
+MOST_LANES = 64  # unless data.lanes says more
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,29 @@ class Order:
         return Span(part.number + whole, first, stop, part.length, part.excluded)
 
     def ranks(self, world: int) -> None:
-        """Raises `UserError` if `world` ranks cannot share the lanes."""
-        if self.lanes % world:
-            near = [d for d in _divisors(self.lanes)]
-            raise UserError(
-                f"{world} processes cannot share data.lanes={self.lanes}; use {_nearest(near, world)} processes, "
-                f"or data.lanes={_multiples(self.batch // self.micro, world)}"
-            )
+        """Raises `UserError` if `world` ranks cannot share the lanes, naming what they can: the nearest batches,
+        numbers of lanes and of processes."""
+        if self.lanes % world == 0:
+            return
+        contrast, fewer = self.batch // self.micro, _nearest(_divisors(self.lanes), world)
+        ways = [f"{fewer} process" + "es" * (fewer > 1)]
+        if lanes := [d for d in _divisors(contrast) if d % world == 0]:
+            ways.insert(0, f"data.lanes={lanes[-1]}")
+        said = f"data.lanes={self.lanes}"
+        if self.lanes == default_lanes(contrast):
+            key = "batch.global" if self.micro == 1 else "batch.contrast"
+            said = f"{key}={contrast}"
+            if near := self._nearest_batches(contrast, world):
+                ways.insert(0, f"{key}={near}")
+        raise UserError(f"{said} cannot be shared by {world} processes; use {', or '.join(ways)}")
+
+    def _nearest_batches(self, contrast: int, world: int) -> str:
+        """The nearest batches below and above whose lanes `world` ranks can share, of the samples that there are."""
+        if world > MOST_LANES:
+            return ""
+        below, above = range(contrast - 1, 1, -1), range(contrast + 1, sum(self.counts) // self.micro + 1)
+        found = [next((b for b in numbers if default_lanes(b) % world == 0), 0) for numbers in (below, above)]
+        return " or ".join(str(b) for b in found if b)
 
     def step(self, step: int, rank: int = 0, world: int = 1) -> Indices:
         """Sample indices `[micro, share]` (into the concatenated shards) of one rank at a global step."""
@@ -198,9 +215,9 @@ class _Epoch:
         return np.random.default_rng([*self.key, 1, block]).permutation(np.concatenate(laid))
 
 
-def default_lanes(contrast: int, most: int = 64) -> int:
-    """The largest divisor of the contrast batch up to `most`."""
-    return max(d for d in _divisors(contrast) if d <= most)
+def default_lanes(contrast: int) -> int:
+    """The largest divisor of the contrast batch up to `MOST_LANES`."""
+    return max(d for d in range(1, MOST_LANES + 1) if contrast % d == 0)
 
 
 def _divisors(n: int) -> list[int]:
@@ -209,8 +226,3 @@ def _divisors(n: int) -> list[int]:
 
 def _nearest(values: Sequence[int], to: int) -> int:
     return min(values, key=lambda v: (abs(v - to), v))
-
-
-def _multiples(contrast: int, world: int) -> str:
-    good = [d for d in _divisors(contrast) if d % world == 0]
-    return str(good[-1]) if good else f"{world} with a batch.contrast that is a multiple of {world}"

@@ -43,6 +43,11 @@ class TransferConfig(TaskConfig):
     """The encoder directory whose architecture a random encoder copies."""
     output: str = ""
     """The folder for result.json and predictions.parquet."""
+    pretrained_on: str = ""
+    """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it
+    (empty: `data`, or what the run around the encoder directory was trained on)."""
+    allow_leak: bool = False
+    """Evaluate although patients or recordings of the test split were in the pre-training; result.json says so."""
     mode: str = setting("probe", choices=("probe", "finetune", "scratch"))
     """`probe` (frozen features), `finetune`, or `scratch` (the same architecture, trained from random weights)."""
     fraction: float = setting(1.0, "> 0 and <= 1")

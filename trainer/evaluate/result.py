@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,6 +19,7 @@ from trainer.evaluate.fitted import Fitted
 from trainer.evaluate.probe import Features, features, probe
 from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, r2, scorable
 from trainer.evaluate.task import Task
+from umbra.card import Evaluation
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
 from umbra.files import atomic, make_folder, read_json_as, write_text
@@ -26,13 +27,20 @@ from umbra.schema import SPLITS
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
+FIX = "give result.json files that `python -m trainer.transfer` wrote"
 SHOWN = {"auroc": "AUROC", "r2": "R2"}
 
 
-def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
+def run(
+    config: TransferConfig,
+    task: Task,
+    encoder: Encoder,
+    given: Features | None = None,
+    leaks: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains, selects, tests, writes predictions.parquet and then result.json to `config.output`; returns the result.
 
-    `given`: precomputed features of this encoder and task (probe only).
+    `given`: precomputed features of this encoder and task (probe only); `leaks`: what `leaks.check` returned.
     """
     began = time.monotonic()
     chosen = task.choose(config.fraction, config.seed)
@@ -40,7 +48,7 @@ def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | 
         fitted = probe(task, given or features(encoder, task, config.batch), chosen, config.probe)
     else:
         fitted = finetune(task, encoder, chosen, config)
-    result = _result(config, task, chosen, fitted) | {"seconds": round(time.monotonic() - began, 2)}
+    result = _result(config, task, chosen, fitted) | {"leaks": leaks, "seconds": round(time.monotonic() - began, 2)}
     _write(Path(config.output), task, fitted.prediction, result)
     return result
 
@@ -140,13 +148,13 @@ def comparison(paths: Sequence[str]) -> str:
         raise UserError("name the results to compare: python -m trainer.transfer compare RESULT.json ...")
     lines = [f"{'task':<12}{'labels':>8}  {'macro AUROC (95 % by patients)':<32}encoder"]
     for path in paths:
-        r = _read_result(Path(path))
-        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {_score(r):<32}{r['encoder']}")
+        r = read_scored(Path(path))
+        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {score_text(r):<32}{r['encoder']}")
     return "\n".join(lines)
 
 
-class _Scored(TypedDict):
-    """What `comparison` needs of a result.json."""
+class Scored(TypedDict):
+    """What a comparison needs of a result.json."""
 
     task: str
     encoder: str
@@ -156,14 +164,55 @@ class _Scored(TypedDict):
     high: float | None
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    fix = "give result.json files that `python -m trainer.transfer` wrote"
+def read_scored(path: Path) -> Scored:
+    """Reads a result.json. Raises `UserError` if it is missing or damaged."""
     if not path.exists():
-        raise UserError(f"{path} does not exist: {fix}")
-    return dict(read_json_as(_Scored, path, fix))
+        raise UserError(f"{path} does not exist: {FIX}")
+    return read_json_as(Scored, path, FIX)
 
 
-def _score(scored: dict[str, Any]) -> str:
+class _OfTask(TypedDict):
+    """What a model card says of a result.json; the values are under the name of its `metric` (none: auroc)."""
+
+    task: str
+    mode: str
+    encoder: str
+    fraction: float
+    seed: int
+    data: dict[str, str]
+    low: float | None
+    high: float | None
+    per_class: dict[str, dict[str, float | None]]
+
+
+def read_evaluation(path: Path) -> tuple[Evaluation, str]:
+    """What a model card says of a result.json, and the encoder that it names.
+
+    Raises `UserError` if it cannot be read, or is not of trained weights.
+    """
+    r = read_json_as(_OfTask, path, FIX)
+    if r["mode"] == "scratch" or r["encoder"] == "random":
+        raise UserError(f"{path} is of random weights (mode={r['mode']}, encoder={r['encoder']}): leave it out")
+    metric = str(r.get("metric", "auroc"))
+    value = r.get(metric)
+    if metric not in SHOWN or not isinstance(value, float | int) or "fingerprint" not in r["data"]:
+        raise UserError(f"{path} has no {' or '.join(SHOWN.values())} or names no data: {FIX}")
+    per_class = {name: score for name, one in r["per_class"].items() if (score := one.get(metric)) is not None}
+    return Evaluation(
+        r["task"],
+        r["mode"],
+        r["fraction"],
+        r["seed"],
+        r["data"]["fingerprint"],
+        SHOWN[metric],
+        value,
+        r["low"],
+        r["high"],
+        per_class,
+    ), r["encoder"]
+
+
+def score_text(scored: Mapping[str, Any]) -> str:
     """AUROC with its interval, which is missing without resamples."""
     low, high = scored["low"], scored["high"]
     known = None not in (low, high) and math.isfinite(low + high)
@@ -173,5 +222,5 @@ def _score(scored: dict[str, Any]) -> str:
 
 
 def _line(name: str, counts: Sequence[int], scored: dict[str, Any] | None) -> str:
-    value = _score(scored) if scored else "not scored"
+    value = score_text(scored) if scored else "not scored"
     return f"{name:<12}{counts[0]:>7}{counts[1]:>7}{counts[2]:>7}  {value}"

@@ -5,8 +5,6 @@ The page names no path, host or user, and shows masks on the synthetic ECG alone
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,38 +22,11 @@ from trainer.observe.series import panels, series
 from trainer.observe.wandb_mirror import public_config
 from trainer.run.record import RunRecord, read_record
 from umbra.config import as_dict, load
+from umbra.drawing.webpage import document, escaped, image, tiles
 from umbra.errors import UserError
 from umbra.files import write_text
 
 MOST_MASKS = 12  # figures of masks on a page, evenly spaced over the run
-
-STYLE = """
-:root{--ink:#1d2329;--soft:#5b6670;--line:#e3e7ea;--accent:#2f5d8a}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:2rem 1.6rem 4rem;max-width:80rem;color:var(--ink);background:#fff;
- font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-h1{font-size:1.7rem;font-weight:600;margin:0;overflow-wrap:anywhere}
-h2{font-size:1.2rem;font-weight:600;margin:2.4rem 0 .6rem;padding-top:.8rem;border-top:1px solid var(--line)}
-p{margin:.4rem 0}.soft{color:var(--soft)}
-progress{width:100%;height:.7rem;margin:1rem 0 0;accent-color:var(--accent)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.8rem;margin:1.2rem 0}
-.tile{border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem}
-.tile b{display:block;font-size:1.4rem;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
-.tile b{white-space:nowrap}
-.note{border-left:4px solid #3d8b5f;background:#f2f8f4;padding:.6rem 1rem;border-radius:0 6px 6px 0;margin:1rem 0}
-.note.bad{border-color:#c0661b;background:#fdf6ee}.note ul{margin:.3rem 0;padding-left:1.2rem}
-.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(21rem,1fr));gap:.8rem 1.6rem}
-.curves svg{display:block;width:100%;height:auto}
-figure{margin:0 0 1rem}
-img{display:block;width:100%;max-width:64rem;height:auto;border:1px solid var(--line);border-radius:4px}
-input[type=range]{width:100%;max-width:64rem;accent-color:var(--accent)}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th{font-weight:500;color:var(--soft);text-align:left;padding:.2rem 1.6rem .2rem 0;vertical-align:top}
-td{padding:.2rem 0;overflow-wrap:anywhere}
-pre{background:#f4f6f8;padding:.8rem 1rem;border-radius:6px;overflow-x:auto}
-pre{font:.85rem/1.45 ui-monospace,Menlo,Consolas,monospace}
-summary{cursor:pointer;color:var(--accent);margin-top:1rem}
-"""
 
 # One mask figure at a time; without scripts all are shown.
 SLIDER = """
@@ -119,40 +90,27 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
 def render(found: Watched, every: float = 0.0) -> str:
     """The page."""
     reload = f'<meta http-equiv="refresh" content="{every:g}">' if every else ""
-    curves = "".join(f"<div>{panel_svg(panel)}</div>" for panel in panels(found.rows))
-    body = (
-        _head(found)
-        + _tiles(found)
-        + _alarms(found)
-        + "<h2>Curves</h2>"
-        + (f"<div class=curves>{curves}</div>" if curves else "<p class=soft>Nothing has changed yet.</p>")
-        + _masks(found.masks)
-        + _settings(found)
-    )
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1">{reload}'
-        f"<title>{_text(found.name)}</title><style>{STYLE}</style></head><body>{body}"
-        f"<script>{SLIDER}</script></body></html>\n"
-    )
+    body = _head(found) + figures(found) + _alarms(found) + curves(found) + masks(found) + _settings(found)
+    return document(found.name, body, reload, SLIDER)
 
 
 def _head(found: Watched) -> str:
     step, total, status = found.rows[-1]["step"], found.record.steps, found.record.status or "status unknown"
     return (
-        f"<h1>{_text(found.name)}</h1>"
-        f"<p class=soft>{_text(found.record.method or '')}, {_text(status)}; "
+        f"<h1>{escaped(found.name)}</h1>"
+        f"<p class=soft>{escaped(found.record.method or '')}, {escaped(status)}; "
         f"last line of <code>{METRICS}</code>: {found.written:%Y-%m-%d %H:%M:%S} UTC</p>"
         + (f'<progress max="{total}" value="{step}"></progress>' if total else "")
     )
 
 
-def _tiles(found: Watched) -> str:
+def figures(found: Watched) -> str:
+    """The latest figures of a run, as tiles."""
     rows, total, last = found.rows, found.record.steps or 0, found.rows[-1]["step"]
     speed, left = _latest(rows, "samples_per_s"), total - last
-    tiles = [(f"{last:,}", f"of {total:,} steps" if total else "steps")]
+    shown = [(f"{last:,}", f"of {total:,} steps" if total else "steps")]
     if speed and left > 0:
-        tiles.append((duration(left * found.config.batch.global_ / speed), "to go"))
+        shown.append((duration(left * found.config.batch.global_ / speed), "to go"))
     for name, label, form in (
         ("loss", "loss", "{:.3f}".format),
         ("heldout/loss", "held-out loss", "{:.3f}".format),
@@ -163,9 +121,8 @@ def _tiles(found: Watched) -> str:
     ):
         value = _latest(rows, name)
         if value is not None:
-            tiles.append((form(value), label))
-    cells = "".join(f"<div class=tile><b>{_text(a)}</b><span class=soft>{_text(b)}</span></div>" for a, b in tiles)
-    return f"<div class=tiles>{cells}</div>"
+            shown.append((form(value), label))
+    return tiles(shown)
 
 
 def _alarms(found: Watched) -> str:
@@ -176,7 +133,7 @@ def _alarms(found: Watched) -> str:
         before = ever.steps[ever.values > 0]
         more = f" The last one was at step {before[-1]:.0f}." if len(before) else ""
         return f"<div class=note>No alarms.{more}</div>"
-    listed = "".join(f"<li>{_text(alarm[0].upper() + alarm[1:])}</li>" for alarm in said)
+    listed = "".join(f"<li>{escaped(alarm[0].upper() + alarm[1:])}</li>" for alarm in said)
     return f"<div class='note bad'><b>Alarms</b><ul>{listed}</ul></div>"
 
 
@@ -187,17 +144,23 @@ def alarms_of(found: Watched) -> list[str]:
     return alarms(row, cfg.contrast, step, found.record.steps or step, cfg.game)
 
 
-def _masks(masks: Sequence[tuple[int, Path]]) -> str:
-    if not masks:
+def curves(found: Watched) -> str:
+    """The curves of a run, with their heading."""
+    drawn = "".join(f"<div>{panel_svg(panel)}</div>" for panel in panels(found.rows))
+    content = f"<div class=curves>{drawn}</div>" if drawn else "<p class=soft>Nothing has changed yet.</p>"
+    return f"<h2>Curves</h2>{content}"
+
+
+def masks(found: Watched) -> str:
+    """The masks of a run over time, with their heading and the slider that `SLIDER` moves; empty if there are none."""
+    if not found.masks:
         return ""
-    figures = "".join(
-        f'<figure class=mask><img alt="masks at step {step}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}"></figure>'
-        for step, path in masks
+    pictures = "".join(
+        f"<figure class=mask>{image(path, f'masks at step {step}')}</figure>" for step, path in found.masks
     )
-    last = len(masks) - 1
+    last = len(found.masks) - 1
     slider = f'<input type=range hidden aria-label="step" min=0 max={last} value={last}>' if last else ""
-    return f"<h2>Masks over time</h2><p class=soft>On a synthetic ECG.</p>{slider}{figures}"
+    return f"<h2>Masks over time</h2><p class=soft>On a synthetic ECG.</p>{slider}{pictures}"
 
 
 def _settings(found: Watched) -> str:
@@ -212,11 +175,11 @@ def _settings(found: Watched) -> str:
         "commit": record.commit or "",
         "data fingerprint": record.fingerprint,
     }
-    table = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in rows.items() if v)
+    table = "".join(f"<tr><th>{escaped(k)}</th><td>{escaped(v)}</td></tr>" for k, v in rows.items() if v)
     config = yaml.safe_dump(public_config(as_dict(found.config)), sort_keys=False, allow_unicode=True)
     return (
-        f"<h2>Settings</h2><table>{table}</table>"
-        f"<details><summary>All keys but folders</summary><pre>{_text(config)}</pre></details>"
+        f"<h2>Settings</h2><table class=facts>{table}</table>"
+        f"<details><summary>All keys but folders</summary><pre>{escaped(config)}</pre></details>"
     )
 
 
@@ -227,7 +190,3 @@ def _percent(value: float) -> str:
 def _latest(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     values = series(rows, name).values
     return float(values[-1]) if len(values) else None
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value).encode("utf-8", "replace").decode())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
 from trainer.run import reshape
+from trainer.run.init import Origin
 from umbra import hub, resume
 from umbra.config import as_dict
 from umbra.errors import UserError
@@ -146,6 +147,7 @@ class _State(TypedDict):
 
 class _Excluding(_State, total=False):
     excluded: list[tuple[int, list[str]]]
+    init: Origin | None
 
 
 def saved_state(path: Path | None) -> dict[str, Any]:

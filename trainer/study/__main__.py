@@ -10,12 +10,12 @@ from __future__ import annotations
 import signal
 import sys
 
-from trainer.study.config import StudyConfig, keep_config
+from trainer.study.config import CONFIG, StudyConfig, keep_config
 from trainer.study.report import report
 from trainer.study.rotation import run_rotation
 from trainer.study.steps import Steps
 from umbra.config import command, load, split_words
-from umbra.files import make_folder
+from umbra.files import claim_folder, make_folder
 
 CONFIGS = {"": "trainer.study.config:StudyConfig"}
 
@@ -23,6 +23,7 @@ CONFIGS = {"": "trainer.study.config:StudyConfig"}
 def main(argv: list[str]) -> None:
     config = load(StudyConfig, *split_words(argv))
     config.check()
+    claim_folder(config.output, "output", (CONFIG,))
     output = make_folder(config.output, "output")
     keep_config(config, output)
     steps = Steps(output, config.minutes * 60)

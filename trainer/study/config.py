@@ -19,6 +19,7 @@ from umbra.reference import schema_of
 
 C = TypeVar("C")
 ROOT = Path(__file__).parents[2]
+CONFIG = "config.yaml"
 UNTRAINED = ("random", "scratch")
 # Keys that the study sets for each step, by the list of words that might set them too.
 RESERVED = {
@@ -207,9 +208,11 @@ def keep_config(config: StudyConfig, output: Path) -> None:
 
     A variant may be added, and so may a key that an older version did not have.
     """
-    path = output / "config.yaml"
+    path = output / CONFIG
     if path.is_file():
         kept = read_yaml(path, "delete it and run the same study again, which writes it anew")
+        if not {"methods", "rotations"} <= kept.keys():
+            raise UserError(f"output={output} holds a {CONFIG} that is not of a study: choose another folder")
         changes = resume.changes("study", kept, as_dict(config))
         changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
         if changed:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from trainer.evaluate import leaks
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import open_encoder
 from trainer.evaluate.probe import features
@@ -114,11 +115,12 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
     first = load(TransferConfig, path, transfer_words(config, left[0]))
     task = read_task(first)
     encoder = open_encoder(first, task.train)
+    seen = leaks.check(first, encoder.config)
     given = features(encoder, task, first.batch) if first.mode == "probe" else None
     for cell in left:
         words = transfer_words(config, cell)
         settings = replace(first, fraction=cell.fraction, output=str(cell.directory(Path(config.output))))
-        result = run(settings, task, encoder, given)
+        result = run(settings, task, encoder, given, seen)
         name = f"transfer/{cell.rotation}/{cell.method}/{cell.seed}/{cell.task}/{cell.fraction:g}"
         print(f"[{name}] macro AUROC {result['auroc']:.3f}")
         steps.note(name, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)

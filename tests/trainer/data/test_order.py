@@ -1,4 +1,5 @@
 import hashlib
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_the_contrast_batches_are_the_same_at_any_world_size(order, data):
     assert alone.shape == (order.micro, order.batch // order.micro)
     for world in (1, 2, 4, 8):
         if order.lanes % world:
-            with pytest.raises(UserError, match="cannot share"):
+            with pytest.raises(UserError, match="cannot be shared by"):
                 order.ranks(world)
             continue
         order.ranks(world)
@@ -196,3 +197,26 @@ def test_what_cannot_work_is_refused_with_the_way_out(arguments, words):
 
 def test_default_lanes():
     assert [default_lanes(n) for n in (256, 96, 30, 7, 130)] == [64, 48, 30, 7, 26]
+
+
+@pytest.mark.parametrize(
+    ("batch", "more", "world", "said"),
+    [
+        (63, {}, 2, "batch.global=63 cannot be shared by 2 processes; use batch.global=62 or 64, or 1 process"),
+        (192, {}, 3, "use batch.global=189 or 195, or data.lanes=192, or 2 processes"),
+        (126, {"micro": 2}, 2, "batch.contrast=63 cannot be shared by 2 processes; use batch.contrast=62 or 64, or 1 "),
+        (64, {"lanes": 16}, 3, "data.lanes=16 cannot be shared by 3 processes; use 2 processes"),
+        (128, {}, 128, "batch.global=128 cannot be shared by 128 processes; use data.lanes=128, or 64 processes"),
+        (200, {"samples": 200}, 7, "use batch.global=196, or 5 processes"),
+    ],
+)
+def test_what_the_processes_cannot_share_names_what_they_can(batch, more, world, said):
+    """And each batch that is named works."""
+    counts, micro = (more.get("samples", 1000),), more.get("micro", 1)
+    lanes = more.get("lanes", default_lanes(batch // micro))
+    with pytest.raises(UserError) as error:
+        Order(counts, 0, batch, lanes, micro).ranks(world)
+    assert said in str(error.value)
+    named = re.search(r"use batch\.\w+=(\d+)(?: or (\d+))?,", str(error.value))
+    for contrast in map(int, filter(None, named.groups() if named else ())):
+        Order(counts, 0, contrast * micro, default_lanes(contrast), micro).ranks(world)

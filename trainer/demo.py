@@ -1,0 +1,126 @@
+"""The page at the end of `make demo`: `python -m trainer.demo OUT` writes `OUT/index.html`.
+
+One self-contained file: the scores of the linear probes in `OUT/transfer/`, curves and masks of the run in `OUT/run`,
+and commands for what to do next.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.evaluate.result import RESULT, Scored, read_scored, score_text
+from trainer.observe.page import SLIDER, Watched, curves, figures, masks, read
+from umbra.config import command, load
+from umbra.drawing.webpage import Span, document, escaped, table
+from umbra.errors import UserError
+from umbra.files import write_text
+
+PAGE = "index.html"
+LEAST = 0.4  # AUROC at the left end of the drawn intervals
+
+
+@dataclass
+class DemoConfig:
+    """Which demo is drawn."""
+
+    output: str = ""
+    """The output folder of `make demo`."""
+
+
+CONFIGS = {"": "trainer.demo:DemoConfig"}
+
+
+def main(argv: list[str]) -> None:
+    words = [f"output={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else argv
+    output = load(DemoConfig, None, words).output
+    if not output:
+        raise UserError("output is not set: python -m trainer.demo OUT")
+    draw(Path(output))
+    print(f"written: {Path(output) / PAGE}")
+
+
+def draw(output: Path) -> None:
+    """Writes the page of a demo. Raises `UserError` if a step has not ended, naming what is missing."""
+    results = [read_scored(path) for path in sorted(output.glob(f"transfer/*/{RESULT}"))]
+    if not results:
+        raise UserError(f"{output} has no transfer/*/{RESULT}: give the output folder of a `make demo` that has ended")
+    write_text(output / PAGE, render(read(output / "run"), results, output.resolve()))
+
+
+def render(run: Watched, results: Sequence[Scored], output: Path) -> str:
+    """The page; `output`: the absolute path of the demo, for its commands."""
+    data = run.record.data
+    body = (
+        "<h1>Umbra demo</h1>"
+        f"<p class=soft>An encoder pre-trained without labels on {data.get('samples', 0):,} ECGs of "
+        f"{data.get('patients', 0):,} patients, seed {run.config.seed}.</p>"
+        f"<h2>What it is worth</h2>{_scores(results)}"
+        f"<h2>The run</h2>{figures(run)}{curves(run)}{masks(run)}"
+        f"<h2>What to do next</h2>{_next(run, output)}"
+    )
+    return document("Umbra demo", body, script=SLIDER)
+
+
+def _scores(results: Sequence[Scored]) -> str:
+    rows = []
+    for r in results:
+        known = r["low"] is not None and r["high"] is not None
+        ends = (_place(r["low"] or 0), _place(r["auroc"]), _place(r["high"] or 0))
+        encoder = "random" if r["encoder"] == "random" else "pre-trained"
+        rows.append([r["task"], encoder, score_text(r), Span(*ends) if known else ""])
+    return (
+        "<p>Macro AUROC of a linear probe on the features, all labels, test patients alone; the line is the 95 % "
+        f"interval by a bootstrap of the patients, from {LEAST:g} to 1.</p>"
+        + table(["task", "encoder", "macro AUROC", ""], rows)
+        + "<p class=soft>The random encoder has the same architecture and has seen nothing. One seed and a small "
+        "network: this shows that every step works, not how good the method is. Against random masks, on recordings of "
+        "patients: docs/results/ptbxl100-first.md.</p>"
+    )
+
+
+def _place(auroc: float) -> float:
+    return min(1.0, max(0.0, (auroc - LEAST) / (1 - LEAST)))
+
+
+def _next(run: Watched, output: Path) -> str:
+    """Commands that can be pasted into any shell: absolute paths, this environment's programs."""
+    python, here = shlex.quote(sys.executable), Path.cwd()
+    deepspeed, out = shlex.quote(str(Path(sys.executable).with_name("deepspeed"))), shlex.quote(str(output))
+    probe, cfg = f"{python} -m trainer.transfer configs/transfer/rhythm.yaml", run.config
+    sizes = [f"encoder.args.{key}={value}" for key, value in cfg.encoder.args.items()]
+    sizes += [f"projector.{key}={getattr(cfg.projector, key)}" for key in ("hidden", "out")]
+    steps = {
+        "Load the encoder": [f"{python} -c \"import umbra; print(umbra.load_encoder('{output}/run/encoder'))\""],
+        "Look at the data set, and at the run in detail": [
+            f"{python} -m sharding report {out}/shards",
+            f"{python} -m trainer.watch {out}/run",
+        ],
+        "Fine-tune with a tenth of the labels": [
+            f"{probe} encoder={out}/run/encoder data={out}/shards output={out}/finetune mode=finetune fraction=0.1"
+        ],
+        "Pre-train with random masks instead of learned ones, and compare": [
+            f"{deepspeed} --num_gpus {run.record.world or 2} trainer/pretrain.py configs/pretrain/block_mask.yaml "
+            f"data.path={out}/shards run={out}/block epochs={cfg.epochs:g} seed={cfg.seed} "
+            f"batch.global={cfg.batch.global_} {' '.join(sizes)}",
+            f"{python} -m trainer.export run={out}/block",
+            f"{probe} encoder={out}/block/encoder data={out}/shards seed={cfg.seed} output={out}/probe-of-block",
+            f"{python} -m trainer.transfer compare {out}/transfer/rhythm-*/{RESULT} {out}/probe-of-block/{RESULT}",
+        ],
+        "See what would become of your own recordings": [
+            f"UMBRA_KEY='a secret of your own' {python} -m sharding build configs/shard/wfdb.yaml input=RECORDINGS "
+            f"output={out}/mine rate=100 seconds=10 --dry-run"
+        ],
+    }
+    blocks = "".join(f"<h3>{escaped(title)}</h3><pre>{escaped(chr(10).join(c))}</pre>" for title, c in steps.items())
+    return (
+        f"<p>From any shell, after <code>cd {escaped(shlex.quote(str(here)))}</code>:</p>{blocks}"
+        "<p>README.md has the rest; docs/README.md is the index of all pages.</p>"
+    )
+
+
+if __name__ == "__main__":
+    command(main)
