@@ -10,9 +10,7 @@ sends the directory to the Hugging Face hub.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,7 +34,7 @@ from umbra.card import CARD, model_card
 from umbra.config import check_fields, command, load, setting
 from umbra.directory import GOLDEN, HUB_ID
 from umbra.errors import UserError
-from umbra.files import claim_folder, flush, write_text
+from umbra.files import atomic_folder, claim_folder, write_text
 from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
 
 FILES = {CONFIG, WEIGHTS, GOLDEN, CARD, *runtimes.FILES.values()}
@@ -113,7 +111,7 @@ def _card_of(config: ExportConfig) -> dict[str, Any]:
     output = Path(config.output or Path(config.run) / "encoder")
     card: dict[str, Any] = {"license": config.license.lower(), "repo": config.push, "evaluations": []}
     for name in config.results:
-        from trainer.evaluate.result import read_evaluation
+        from trainer.evaluate.evaluation import read_evaluation
 
         evaluation, encoder = read_evaluation(Path(name))
         card["evaluations"].append(evaluation)
@@ -158,17 +156,12 @@ def export(
             origin = _set_statistics(encoder, *_training_shards(checkpoint, config, data))
         config = replace(config, training=config.training | {"batch_norm": origin})
 
-    place = output.resolve()
-    temporary = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    try:
+    with atomic_folder(output) as temporary:
         save_weights(temporary / WEIGHTS, encoder.state_dict())
         save_weights(temporary / GOLDEN, golden.make(encoder))
         runtimes.write(encoder, temporary, formats)
         write_text(temporary / CARD, model_card(config, **(card or {})))
         write_text(temporary / CONFIG, config.to_json())
-        _replace(temporary, place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return output
 
 
@@ -279,16 +272,6 @@ def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tupl
     if not data and shards.manifest.fingerprint != config.data["fingerprint"]:
         raise UserError(f"{what}: {path} now contains another data set; {fix}")
     return shards, excluded
-
-
-def _replace(temporary: Path, output: Path) -> None:
-    """Moves the finished directory into place; an older one there is removed last."""
-    old = output.with_name(f".{output.name}.old-{os.getpid()}")
-    if output.exists():
-        output.rename(old)
-    temporary.rename(output)
-    flush(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The public Python API: `load_encoder`, the `Encoder` that it returns, `EncoderTransformer` of it, and the version.
+"""The public Python API: `load_encoder` with its `Encoder`, `load_predictor` with its `Predictor`,
+`EncoderTransformer`, and the version.
 
-Imports are lazy: torch is loaded only with `load_encoder`, scikit-learn only with `EncoderTransformer`.
+Imports are lazy: torch is loaded only with what needs it, scikit-learn only with `EncoderTransformer`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from umbra.encoders.encoder import Encoder
     from umbra.hub import load_encoder
+    from umbra.predictor import Predictor, load_predictor
     from umbra.transformer import EncoderTransformer as EncoderTransformer
 
     __version__: str
 
-__all__ = ["Encoder", "__version__", "load_encoder"]  # not EncoderTransformer, whose package may be missing
+# not EncoderTransformer, whose package may be missing
+__all__ = ["Encoder", "Predictor", "__version__", "load_encoder", "load_predictor"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from umbra.hub import load_encoder
 
         return load_encoder
+    if name in ("Predictor", "load_predictor"):
+        from umbra import predictor
+
+        return getattr(predictor, name)
     if name == "Encoder":
         from umbra.encoders.encoder import Encoder
 

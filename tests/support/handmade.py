@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,3 +140,14 @@ def small_encoder(name: str, rate: float = 100.0, seconds: float = 10.0, seed: i
     """A narrow encoder of 12 leads in eval mode, its weights drawn from the seed, as `load_encoder` would give it."""
     architecture = {"name": name, "args": SMALL[name]}
     return initialise(EncoderConfig(architecture, 0, rate, list(CANONICAL), round(rate * seconds), SCALING), seed)
+
+
+def with_columns(root: Path, target: Path, **columns: object) -> Path:
+    """A copy of a handmade data set with these columns of `samples.parquet` added or replaced, a value a row."""
+    shutil.copytree(root, target)
+    table = pq.read_table(target / "samples.parquet")
+    for name, values in columns.items():
+        table = table.drop([name]) if name in table.column_names else table
+        table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(list(values)))
+    pq.write_table(table, target / "samples.parquet")
+    return target

@@ -83,7 +83,7 @@ def test_import_umbra_loads_nothing_heavy():
 
 
 def test_loading_an_encoder_needs_torch_numpy_and_safetensors_alone():
-    found = loaded("from umbra import load_encoder")
+    found = loaded("from umbra import load_encoder, load_predictor")
     assert {"torch", "safetensors"} <= found
     heavy = {"deepspeed", "wandb", "pyarrow", "scipy", "sklearn", "matplotlib", "omegaconf", "h5py", "webdataset"}
     assert not found & (heavy | {"sharding", "trainer", "huggingface_hub", "pandas"})

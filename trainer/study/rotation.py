@@ -14,6 +14,7 @@ from trainer.evaluate.embed import open_encoder
 from trainer.evaluate.probe import features
 from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import RESULT, run
+from trainer.evaluate.store import Store, folder_of
 from trainer.export import export
 from trainer.run.record import RECORD, read_record
 from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of
@@ -116,11 +117,12 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
     task = read_task(first)
     encoder = open_encoder(first, task.train)
     seen = leaks.check(first, encoder.config)
-    given = features(encoder, task, first.batch) if first.mode == "probe" else None
+    store = Store(encoder, first.batch, folder_of(first))
+    given = features(task, store) if first.mode == "probe" else None
     for cell in left:
         words = transfer_words(config, cell)
         settings = replace(first, fraction=cell.fraction, output=str(cell.directory(Path(config.output))))
-        result = run(settings, task, encoder, given, seen)
+        result = run(settings, task, encoder, given, store.key, seen)
         name = f"transfer/{cell.rotation}/{cell.method}/{cell.seed}/{cell.task}/{cell.fraction:g}"
         print(f"[{name}] macro AUROC {result['auroc']:.3f}")
         steps.note(name, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)

@@ -12,7 +12,8 @@ from umbra.errors import UserError
 class Backbone(nn.Module):
     """[B, leads, samples], scaled -> [B, dim]. Rows are processed independently, without random numbers.
 
-    `any_length`: whether it takes ECGs of other lengths than that which it was built for.
+    Its parts are made in the order of the forward pass: layer-wise learning rates go by it. `any_length`: whether it
+    takes ECGs of other lengths than that which it was built for.
     """
 
     any_length: ClassVar[bool] = False
