@@ -35,7 +35,7 @@ for step in words.get("save", "").split():
     (run / "checkpoints" / f"step-{step}").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints" / f"step-{step}" / "COMMITTED").touch()
 if "hang" in words:
-    (run / "hang.txt").write_text(f"error: {words['hang']}\n")
+    (run / "hang.txt").write_text(f"error: {words['hang']}\\n")
 time.sleep(float(words.get("sleep", 0)))
 sys.exit(int(words.get("code", 0)))
 """
