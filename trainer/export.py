@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,10 @@ def main(argv: list[str]) -> None:
     output = export(Path(config.run), place, config.step, config.data, config.statistics)
     print(f"encoder written to {output}")
     _mirror(Path(config.run), output)
-    print(f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={output} data=DATA output=OUT")
+    print(
+        f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={quote(str(output))} "
+        "data=DATA output=OUT"
+    )
 
 
 def export(
