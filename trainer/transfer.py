@@ -17,6 +17,7 @@ from trainer.evaluate.embed import device_of, open_encoder
 from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
 from umbra.config import command, load, split_words
+from umbra.errors import UserError, nearest
 from umbra.files import claim_folder
 
 CONFIGS = {"": "trainer.evaluate.config:TransferConfig"}
@@ -26,6 +27,8 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] == "compare":
         print(comparison(argv[1:]))
         return
+    if argv and nearest(argv[0], ["compare"]):
+        raise UserError(f"unknown command '{argv[0]}'; did you mean 'compare'?")
     config = load(TransferConfig, *split_words(argv))
     config.check()
     claim_folder(config.output, "output", (RESULT, PREDICTIONS))
