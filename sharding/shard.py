@@ -26,10 +26,11 @@ from sharding.options import BuildConfig
 from sharding.plan import ShardPlan
 from sharding.sources import protocol
 from sharding.writer import ShardWriter, metadata_bytes
-from umbra import leads
+from umbra import leads, signal_fingerprints
 from umbra.errors import UserError
 from umbra.files import atomic, write_text
 from umbra.schema import Geometry
+from umbra.signal_fingerprints import Gathered
 
 # The columns of the plan that a build reads.
 ROW_COLUMNS = (
@@ -42,17 +43,20 @@ Row = tuple[int, int | None, str, str, str | None, int | None]
 
 @dataclass
 class Tally:
-    """Running totals of a shard: exact sums of the int16 units, one row per window, and flags."""
+    """Running totals of a shard: exact sums of the int16 units, fingerprints of the signals, one row per window, and
+    flags."""
 
     sums: NDArray[np.int64]
     squares: NDArray[np.int64]
     counts: NDArray[np.int64]
+    fingerprints: Gathered
     rows: list[Row] = field(default_factory=list)
     flags: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of_leads(cls, leads: int) -> Tally:
-        return cls(np.zeros(leads, np.int64), np.zeros(leads, np.int64), np.zeros(leads, np.int64))
+    def of(cls, leads: Sequence[str], rate: float) -> Tally:
+        sums, squares, counts = np.zeros((3, len(leads)), np.int64)
+        return cls(sums, squares, counts, Gathered(leads, rate))
 
     def reject(self, row: int, window: int | None, reason: str, detail: str) -> None:
         self.rows.append((row, window, reason, detail, None, None))
@@ -62,6 +66,7 @@ class Tally:
     ) -> None:
         """`samples` [leads]: number of recorded samples of each lead (the others are zero-filled)."""
         self.rows.append((row, window, "", detail, key, equal.checksum(units)))
+        self.fingerprints.add(units)
         self.counts += samples
         self.sums += units.sum(axis=1, dtype=np.int64)
         self.squares += np.square(units, dtype=np.int32).sum(axis=1, dtype=np.int64)
@@ -87,7 +92,9 @@ def build_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: An
 def write_stats(
     output: Path, shard: ShardPlan, tally: Tally, count: int, shard_hash: str, geometry: Geometry, started: float
 ) -> None:
-    """What a finished shard holds. Without it the shard is not finished."""
+    """The fingerprints of its signals, then what a finished shard holds. Without the latter it is not finished."""
+    if count:
+        signal_fingerprints.write(output, shard.name, shard_hash, tally.fingerprints.all(), tally.fingerprints.leads)
     stats = {
         "name": shard.name,
         "samples": count,
@@ -117,7 +124,7 @@ def _write_shard(config: BuildConfig, meta_bytes: int, shard: ShardPlan, tick: A
     output = Path(config.output)
     source = protocol.module(config.source.format)
     geometry = Geometry(len(config.leads), config.samples, meta_bytes)
-    tally = Tally.of_leads(geometry.leads)
+    tally = Tally.of(config.leads, config.rate)
     rows = planned_rows(planning.rows_of_shard(output, shard.ordinal, ROW_COLUMNS))
     with atomic(output / shard.name) as path:
         with open(path, "wb", buffering=1 << 20) as file:

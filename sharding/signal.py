@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-AMPLITUDE_MV = 20.0
-STD_MV = (0.002, 10.0)
-RATES = (50.0, 20000.0)
+from umbra.signal import BETA, implausible, peak_of
+from umbra.signal import PERIODS as PERIODS
+from umbra.signal import RATES as RATES
+from umbra.signal import ratio as ratio
+from umbra.signal import resampled_length as resampled_length
+from umbra.signal import to_millivolt as to_millivolt
+
 IN_RATES = f">= {RATES[0]:g} and <= {RATES[1]:g}"
-PERIODS = 10
 MOST_IMAGES = 10
 MOST_RATIO = 10_000
 STILL_SECONDS = 0.25
-
-_TO_MV = {"mv": 1.0, "": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
-
-
-@lru_cache(maxsize=256)
-def to_millivolt(units: str) -> float | None:
-    """Factor from `units` (any case; empty means millivolts) to millivolts; None if they are not a voltage."""
-    return _TO_MV.get(units.strip().lower())
-
-
-@lru_cache(maxsize=256)
-def ratio(source_rate: float, target_rate: float) -> tuple[int, int]:
-    """(up, down) in lowest terms with `target_rate = source_rate * up / down`, to within 1 part in a million."""
-    fraction = Fraction(target_rate).limit_denominator(1000) / Fraction(source_rate).limit_denominator(1000)
-    return fraction.numerator, fraction.denominator
 
 
 def can_resample(source_rate: float, target_rate: float) -> bool:
     """Whether the ratio of the rates is simple enough for a filter of reasonable length."""
     return max(ratio(source_rate, target_rate)) <= MOST_RATIO
-
-
-def resampled_length(samples: int, source_rate: float, target_rate: float) -> int:
-    up, down = ratio(source_rate, target_rate)
-    return -(-samples * up // down)
 
 
 @lru_cache(maxsize=64)
@@ -50,7 +32,7 @@ def _low_pass(up: int, down: int) -> NDArray[np.float64]:
     from scipy.signal import firwin
 
     widest = max(up, down)
-    return firwin(2 * PERIODS * widest + 1, 1.0 / widest, window=("kaiser", 5.0))
+    return firwin(2 * PERIODS * widest + 1, 1.0 / widest, window=("kaiser", BETA))
 
 
 def resample(x: NDArray[np.float32], source_rate: float, target_rate: float) -> NDArray[np.float32]:
@@ -157,41 +139,16 @@ def to_units(
     """(a window `x` [leads, samples] in mV as int16 steps of `resolution_uv`, "", ""), or (None, reason, detail).
 
     Rounded to even, never clipped. `seen` is the recorded part of `x`; the rest is zeros. Reasons besides those of
-    `_implausible`: `clipped`, a value that does not fit int16; `flat_lead`, a lead that varies by less than a step.
+    `implausible`: `clipped`, a value that does not fit int16; `flat_lead`, a lead that varies by less than a step.
     """
     low, high = seen.min(axis=1), seen.max(axis=1)
-    reason, detail = _implausible(seen, low, high)
+    reason, detail = implausible(seen, low, high)
     if reason:
         return None, reason, detail
     scale = np.float32(1000.0 / resolution_uv)
     least, most = np.rint(low * scale), np.rint(high * scale)  # rounding keeps the order
     if most.max() > 32767 or least.min() < -32768:
-        return None, "clipped", f"{_peak(low, high):.3g} mV at {resolution_uv:g} microvolt"
+        return None, "clipped", f"{peak_of(low, high):.3g} mV at {resolution_uv:g} microvolt"
     if flat := int((least == most).sum()):
         return None, "flat_lead", f"{flat} leads never change by {resolution_uv:g} microvolt"
     return np.rint(x * scale).astype("<i2"), "", ""
-
-
-def _implausible(x: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> tuple[str, str]:
-    """(reason, detail) why `x` [leads, samples] in mV, from `low` to `high` [leads], is no ECG; ("", "") if it may be.
-
-    `nan`; `flat_lead`: a lead that never changes. `units`: the median lead's standard deviation lies outside 0.002 to
-    10 mV, as when microvolts or volts are taken for millivolts. `amplitude`: a value beyond 20 mV.
-    """
-    if not np.isfinite(high - low).all():
-        return "nan", "values that are not finite"
-    if (low == high).any():
-        return "flat_lead", f"{int((low == high).sum())} of {len(x)} leads never change"
-    mean = np.add.reduce(x, axis=1) / x.shape[1]
-    variance = np.einsum("ij,ij->i", x, x) / x.shape[1] - np.square(mean)
-    spread = float(np.sqrt(max(np.sort(variance)[len(x) // 2], 0.0)))
-    if not STD_MV[0] <= spread <= STD_MV[1]:
-        taken = "microvolt" if spread > STD_MV[1] else "volt"
-        return "units", f"standard deviation {spread:.2g} mV: {taken} taken for millivolt, or a wrong gain?"
-    if (peak := _peak(low, high)) > AMPLITUDE_MV:
-        return "amplitude", f"{peak:.3g} mV, more than {AMPLITUDE_MV:g}"
-    return "", ""
-
-
-def _peak(low: NDArray[np.float32], high: NDArray[np.float32]) -> float:
-    return max(float(high.max()), -float(low.min()))

@@ -47,7 +47,7 @@ def described(config: BuildConfig, plan: Plan, tables: Sequence[pa.Table]) -> li
     chosen = np.unique(np.linspace(0, total - 1, min(RECORDS, total)).astype(np.int64))
     rows = planned_rows(pa.concat_tables(tables).take(pa.array(chosen)))
     geometry = Geometry(len(config.leads), config.samples, plan.meta_bytes)
-    tally, source = Tally.of_leads(geometry.leads), protocol.module(config.source.format)
+    tally, source = Tally.of(config.leads, config.rate), protocol.module(config.source.format)
     with open(os.devnull, "wb") as nowhere:
         writer = _Measuring(nowhere, geometry)
         with progress.bar(len(rows), "record", "sample") as bar:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.evaluate.result import RESULT, Scored, read_scored, score_text
+from trainer.evaluate.compare import Scored, read_result
+from trainer.evaluate.comparison import ended
+from trainer.evaluate.result import RESULT
 from trainer.observe.page import SLIDER, Watched, curves, figures, masks, read
 from umbra.config import command, load
 from umbra.drawing.webpage import Span, document, escaped, table
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> None:
 
 def draw(output: Path) -> None:
     """Writes the page of a demo. Raises `UserError` if a step has not ended, naming what is missing."""
-    results = [read_scored(path) for path in sorted(output.glob(f"transfer/*/{RESULT}"))]
+    results = [read_result(path) for path in sorted(output.glob(f"transfer/*/{RESULT}"))]
     if not results:
         raise UserError(f"{output} has no transfer/*/{RESULT}: give the output folder of a `make demo` that has ended")
     write_text(output / PAGE, render(read(output / "run"), results, output.resolve()))
@@ -68,10 +70,10 @@ def render(run: Watched, results: Sequence[Scored], output: Path) -> str:
 def _scores(results: Sequence[Scored]) -> str:
     rows = []
     for r in results:
-        known = r["low"] is not None and r["high"] is not None
-        ends = (_place(r["low"] or 0), _place(r["auroc"]), _place(r["high"] or 0))
-        encoder = "random" if r["encoder"] == "random" else "pre-trained"
-        rows.append([r["task"], encoder, score_text(r), Span(*ends) if known else ""])
+        known = r.low is not None and r.high is not None
+        ends = (_place(r.low or 0), _place(r.value), _place(r.high or 0))
+        encoder = "random" if r.encoder == "random" else "pre-trained"
+        rows.append([r.task, encoder, ended(r.value, r.low, r.high), Span(*ends) if known else ""])
     return (
         "<p>Macro AUROC of a linear probe on the features, all labels, test patients alone; the line is the 95 % "
         f"interval by a bootstrap of the patients, from {LEAST:g} to 1.</p>"

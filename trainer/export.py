@@ -1,18 +1,18 @@
-"""Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [output=DIR] [step=last]`.
+"""Run directory -> encoder directory: `python -m trainer.export run=RUN_DIR [formats=[onnx,pt2]] [push=owner/name]`.
 
-The encoder directory contains config.json, model.safetensors and README.md (the model card). It is written under a
-temporary name and renamed, so that it is never incomplete; an older encoder at that path is replaced, a folder with any
-other content is refused. The mean and variance of batch norm are re-estimated on unmasked training ECGs; `data=DIR`
-gives the current path of their shards, `statistics=running` keeps the running statistics of training.
+The encoder directory contains config.json, model.safetensors, golden.safetensors (an input and its features, to check
+with), README.md (the model card) and, by `formats`, encoder.onnx and encoder.pt2 for other runtimes. It is written
+under a temporary name and renamed, so that it is never incomplete; an older encoder at that path is replaced, a folder
+with any other content is refused. The mean and variance of batch norm are re-estimated on unmasked training ECGs;
+`data=DIR` gives the current path of their shards, `statistics=running` keeps the running statistics of training. `push`
+sends the directory to the Hugging Face hub.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer import threads
+from trainer import runtimes, threads
 from trainer.config import PretrainConfig
 from trainer.data.remote.fetch import is_remote
 from trainer.data.shards import Shards
@@ -30,13 +30,16 @@ from trainer.observe.wandb_mirror import Mirror, WandbConfig
 from trainer.run.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
 from trainer.run.checkpoint import committed, read_weights, saved_state
 from trainer.run.record import RunRecord, read_record
+from umbra import golden, publish
+from umbra.card import CARD, model_card
 from umbra.config import check_fields, command, load, setting
+from umbra.directory import HUB_ID
 from umbra.errors import UserError
-from umbra.files import claim_folder, flush, write_text
+from umbra.files import atomic_folder, claim_folder, write_text
+from umbra.golden import GOLDEN
 from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
 
-CARD = "README.md"
-FILES = {CONFIG, WEIGHTS, CARD}
+FILES = {CONFIG, WEIGHTS, GOLDEN, CARD, *runtimes.FILES.values()}
 STATISTICS = ("clean", "running")
 MOST, PASS = 4096, 256  # ECGs for the batch-norm statistics: in all, per forward pass
 
@@ -56,12 +59,33 @@ class ExportConfig:
     statistics: str = setting("clean", choices=STATISTICS)
     """Mean and variance of batch norm: `clean`, estimated on unmasked training ECGs, or `running`, the running
     statistics of training, which include masked ECGs and do not match clean ones."""
+    push: str = ""
+    """Send the encoder to this repository at the Hugging Face hub, `owner/name`, with the token of HF_TOKEN or of
+    `hf auth login`."""
+    private: bool = True
+    """Whether a repository that `push` makes is private; one that exists stays as it is. Weights can carry traces of
+    the ECGs they were trained on: make them public only where the terms of the data allow it."""
+    results: list[str] = field(default_factory=list)
+    """The `result.json` files of `python -m trainer.transfer` whose AUROC the model card gives."""
+    license: str = ""
+    """The licence of the weights on the model card, as the hub writes it, such as `cc-by-4.0` (empty: none)."""
+
+    formats: list[str] = field(default_factory=list)
+    """Files for other runtimes besides the weights: `onnx` (encoder.onnx, `pip install 'umbra[onnx]'`), `pt2`
+    (encoder.pt2 of torch.export). Each takes any batch, ResNets any length, and is checked after writing."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
         if not self.run:
             raise UserError("run is not set: python -m trainer.export run=RUN_DIR")
         check_fields(self)
+        if self.push and not re.fullmatch(HUB_ID, self.push):
+            raise UserError(f"push={self.push} is no repository at the hub: give push=owner/name")
+        if self.license and not re.fullmatch(r"[\w.+-]+", self.license):
+            raise UserError(
+                f"license={self.license} is no licence as the hub writes them: cc-by-4.0, apache-2.0, other"
+            )
+        runtimes.check_formats(self.formats)
 
 
 CONFIGS = {"": "trainer.export:ExportConfig"}
@@ -72,22 +96,49 @@ def main(argv: list[str]) -> None:
     config.check()
     threads.settle()
     place = Path(config.output) if config.output else None
-    output = export(Path(config.run), place, config.step, config.data, config.statistics)
+    if config.push:
+        publish.check(config.push)
+    about = _card_of(config)
+    output = export(Path(config.run), place, config.step, config.data, config.statistics, config.formats, about)
     print(f"encoder written to {output}")
     _mirror(Path(config.run), output)
+    if config.push:
+        name = publish.create(config.push, config.private, None)
+        print(f"encoder sent to {publish.upload(output, name, None, allow_patterns=sorted(FILES))}")
     print(
         f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={quote(str(output))} "
         "data=DATA output=OUT"
     )
 
 
+def _card_of(config: ExportConfig) -> dict[str, Any]:
+    """The arguments of `model_card`. Warns of results that name another encoder than the one that is written."""
+    output = Path(config.output or Path(config.run) / "encoder")
+    card: dict[str, Any] = {"license": config.license.lower(), "repo": config.push, "evaluations": []}
+    for name in config.results:
+        from trainer.evaluate.evaluation import read_evaluation
+
+        evaluation, encoder = read_evaluation(Path(name))
+        card["evaluations"].append(evaluation)
+        if Path(encoder).resolve() != output.resolve():
+            print(f"warning: {name} is a result of encoder={encoder}, not of {output}: the card says it all the same")
+    return card
+
+
 def export(
-    run: Path, output: Path | None = None, step: str = "last", data: str = "", statistics: str = "clean"
+    run: Path,
+    output: Path | None = None,
+    step: str = "last",
+    data: str = "",
+    statistics: str = "clean",
+    formats: Sequence[str] = (),
+    card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the encoder of a committed checkpoint of `run` to `output` (default `run/encoder`); returns the directory.
 
-    `data`, `statistics`: see `ExportConfig`. Raises `UserError` if the run has no run.json, no committed checkpoint, or
-    none of that step, if `output` contains anything but an older encoder, or if batch norm needs ECGs that are missing.
+    `data`, `statistics`, `formats`: see `ExportConfig`; `card`: further arguments of `model_card`. Raises `UserError`
+    if the run has no run.json, no committed checkpoint, or none of that step, if `output` contains anything but an
+    older encoder, if batch norm needs ECGs that are missing, or if a file of `formats` differs from the encoder.
     """
     output = output or run / "encoder"
     record = read_record(run)
@@ -110,15 +161,12 @@ def export(
             origin = _set_statistics(encoder, *_training_shards(checkpoint, config, data))
         config = replace(config, training=config.training | {"batch_norm": origin})
 
-    place = output.resolve()
-    temporary = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    try:
+    with atomic_folder(output) as temporary:
         save_weights(temporary / WEIGHTS, encoder.state_dict())
-        write_text(temporary / CARD, model_card(config))
+        save_weights(temporary / GOLDEN, golden.make(encoder))
+        runtimes.write(encoder, temporary, formats)
+        write_text(temporary / CARD, model_card(config, **(card or {})))
         write_text(temporary / CONFIG, config.to_json())
-        _replace(temporary, place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return output
 
 
@@ -174,7 +222,9 @@ def _choose(run: Path, step: str) -> tuple[int, Path]:
 def _config(record: RunRecord, step: int, is_last: bool) -> EncoderConfig:
     """The `config.json` of a run's encoder; `dim` is set once the encoder is built."""
     encoder = record.encoder
-    training = {key: getattr(record, key) for key in ("method", "steps", "status", "commit")}
+    training: dict[str, Any] = {key: getattr(record, key) for key in ("method", "steps", "status", "commit")}
+    if init := record.init:
+        training["init"] = {key: init[key] for key in ("sha256", "training", "data")}
     return EncoderConfig(
         architecture={"name": encoder["name"], "args": encoder["args"]},
         dim=0,
@@ -227,76 +277,6 @@ def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tupl
     if not data and shards.manifest.fingerprint != config.data["fingerprint"]:
         raise UserError(f"{what}: {path} now contains another data set; {fix}")
     return shards, excluded
-
-
-def _replace(temporary: Path, output: Path) -> None:
-    """Moves the finished directory into place; an older one there is removed last."""
-    old = output.with_name(f".{output.name}.old-{os.getpid()}")
-    if output.exists():
-        output.rename(old)
-    temporary.rename(output)
-    flush(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def model_card(config: EncoderConfig) -> str:
-    """The README.md of an encoder directory."""
-    training, data = config.training, config.data
-    norm = _norm_row(training["batch_norm"]) if "batch_norm" in training else ""
-    step, steps = training["step"], training.get("steps")
-    last = "the last committed step" if training["is_last"] else "chosen by its number"
-    return f"""---
-library_name: umbra
-tags: [ecg, self-supervised]
----
-
-# A 12-lead ECG encoder
-
-The encoder of step {step}, {last} (of {steps} planned; the run's status at export: {training.get("status")}).
-It is the state at that step; no score was used to choose it.
-
-| | |
-|---|---|
-| method | `{training.get("method")}`: self-supervised pre-training, no labels were used |
-| architecture | `{config.architecture["name"]}` {json.dumps(config.architecture["args"])} |
-| input | {config.units}, `[batch, {len(config.leads)}, {config.samples}]` at {config.rate:g} Hz |
-| leads, in order | {", ".join(config.leads)} |
-| output | features `[batch, {config.dim}]` |
-| scaling | part of the model, `{config.scaling["mode"]}` |
-{norm}| pre-training data | {data.get("samples", "?")} windows of {data.get("patients", "?")} patients (train split) |
-| data fingerprint, key id | `{data.get("fingerprint")}`, `{data.get("key_id")}` |
-| code | commit `{training.get("commit")}`; {", ".join(f"{k} {v}" for k, v in config.versions.items())} |
-
-## Use
-
-```python
-from umbra import load_encoder
-
-encoder = load_encoder("path/to/this/directory")
-features = encoder(ecg_in_mv)  # float32 [batch, {len(config.leads)}, {config.samples}] -> [batch, {config.dim}]
-```
-
-Intended for research: features for a linear probe, or the start of fine-tuning where labels are scarce.
-`python -m trainer.transfer` does both.
-
-## Limits
-
-- Not a medical device. Nothing here was tested for diagnosis, and the features carry no calibrated probability.
-- It was trained only on the leads, rate, window length and population above; test it on your own patients first.
-- Features can carry a patient's age, sex and identity. Protect them like the ECGs.
-- Do not test it on patients that it was pre-trained on. Patients can only be matched across data sets with the same
-  key id.
-"""
-
-
-def _norm_row(batch_norm: dict[str, Any]) -> str:
-    """The batch-norm row of the model card's table."""
-    if batch_norm["statistics"] == "running":
-        return "| batch norm | the running mean and variance of training, over clean and masked ECGs |\n"
-    return (
-        f"| batch norm | mean and variance of {batch_norm['ecgs']} training ECGs, none masked, "
-        f"of data `{batch_norm['fingerprint']}` |\n"
-    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Evaluates an encoder with few labels: linear probe, fine-tuning, training from scratch.
+"""Evaluates an encoder with labels: linear probe, fine-tuning, training from scratch.
 
 `python -m trainer.transfer configs/transfer/rhythm.yaml encoder=DIR|random data=DIR output=DIR [fraction=0.1]
-[mode=probe|finetune|scratch] [seed=0] [like=DIR]`; `python -m trainer.transfer compare RESULT.json ...` tabulates.
+[mode=probe|finetune|scratch] [seed=0] [like=DIR] [pretrained_on=DIR] [allow_leak=true]`; with several tasks (YAMLs) the
+features are computed once and each has its folder in `output`. `python -m trainer.transfer compare RESULT.json ...
+[output=DIR] [--markdown]` tabulates results and gives paired differences.
 
-Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json
-and predictions.parquet to `output`. The tasks are in configs/transfer/, the keys in docs/keys/transfer.md.
+Trains on a fraction of the train split, selects hyperparameters on `val` and tests once on `test`; writes result.json,
+predictions.parquet and, of what was trained, model/ to `output`. The tasks are in configs/transfer/, the keys in
+docs/keys/transfer.md.
 """
 
 from __future__ import annotations
@@ -12,15 +15,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer import threads
+from trainer.evaluate.comparison import comparison
 from trainer.evaluate.config import TransferConfig
-from trainer.evaluate.embed import device_of, open_encoder
-from trainer.evaluate.reading import read_task
-from trainer.evaluate.result import PREDICTIONS, RESULT, comparison, run, table
-from umbra.config import command, load, split_words
+from trainer.evaluate.embed import device_of
+from trainer.evaluate.keep import MODEL
+from trainer.evaluate.many import run_all
+from trainer.evaluate.result import PREDICTIONS, RESULT
+from trainer.evaluate.show import table
+from umbra.config import command, load, split_paths
 from umbra.errors import UserError, nearest
 from umbra.files import claim_folder
 
-CONFIGS = {"": "trainer.evaluate.config:TransferConfig"}
+ALLOW = "--allow-leak"  # another spelling of allow_leak=true
+CONFIGS = {"": "trainer.evaluate.config:TransferConfig", "compare": "trainer.evaluate.compare:CompareConfig"}
 
 
 def main(argv: list[str]) -> None:
@@ -29,18 +36,34 @@ def main(argv: list[str]) -> None:
         return
     if argv and nearest(argv[0], ["compare"]):
         raise UserError(f"unknown command '{argv[0]}'; did you mean 'compare'?")
-    config = load(TransferConfig, *split_words(argv))
-    config.check()
-    claim_folder(config.output, "output", (RESULT, PREDICTIONS))
+    configs = read_configs(argv)
+    for config in configs:
+        claim_folder(config.output, "output", (RESULT, PREDICTIONS, MODEL))
     threads.settle()
-    device_of(config.device)
-    task = read_task(config)
-    encoder = open_encoder(config, task.train)
-    for note in task.notes:
-        print(f"note: {note}")
-    result = run(config, task, encoder)
-    print(table(result))
-    print(f"written: {Path(config.output) / RESULT}, {Path(config.output) / PREDICTIONS}")
+    device_of(configs[0].device)
+    for config, result in run_all(configs, print):
+        print(table(result))
+        print(f"written: {Path(config.output) / RESULT}, {Path(config.output) / PREDICTIONS}")
+
+
+def read_configs(argv: list[str]) -> list[TransferConfig]:
+    """A config for each task (YAML) of a command line; of several tasks each has its folder in `output`."""
+    paths, keys = split_paths(argv, [ALLOW])
+    keys += ["allow_leak=true"] * (ALLOW in argv)
+    configs = [load(TransferConfig, path, keys) for path in paths] or [load(TransferConfig, None, keys)]
+    for config in configs:
+        config.check()
+    names = [config.name for config in configs]
+    if len(configs) > 1:
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise UserError(
+                f"two tasks are named '{twice}': give each a `name` of its own in its YAML, not on the line"
+            )
+        for config in configs:
+            if Path(config.name).name != config.name:
+                raise UserError(f"task '{config.name}' cannot name a folder: give it a `name` without /")
+            config.output = str(Path(config.output) / config.name)
+    return configs
 
 
 if __name__ == "__main__":

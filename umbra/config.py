@@ -81,6 +81,14 @@ def split_words(words: Sequence[str], options: Sequence[str] = ()) -> tuple[str 
 
     Raises `UserError` for several config files and for unknown options.
     """
+    paths, overrides = split_paths(words, options)
+    if len(paths) > 1:
+        raise UserError(f"one config file at a time, not {', '.join(paths)}")
+    return paths[0] if paths else None, overrides
+
+
+def split_paths(words: Sequence[str], options: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """As `split_words`, for a command that takes several config files."""
     words = [word for word in words if word not in options]
     for word in words:
         refuse_option(word, options)
@@ -90,9 +98,7 @@ def split_words(words: Sequence[str], options: Sequence[str] = ()) -> tuple[str 
             f"'{odd[0]}' is neither a config file (.yaml) nor key=value: no spaces around =, and a value with "
             "spaces in quotes"
         )
-    if len(paths) > 1:
-        raise UserError(f"one config file at a time, not {', '.join(paths)}")
-    return paths[0] if paths else None, [word for word in words if "=" in word]
+    return paths, [word for word in words if "=" in word]
 
 
 def dump(config: Any) -> str:

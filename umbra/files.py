@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -44,6 +45,28 @@ def atomic(path: Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
     flush(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder next to `path`: on success moved to `path`, in place of an older one; removed on failure.
+
+    Each file in it must be flushed by its writer, as those of this module are.
+    """
+    place = path.resolve()
+    temporary, old = (place.with_name(f".{place.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if place.exists():
+            place.rename(old)
+        temporary.rename(place)
+        flush(place.parent)
+    finally:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_partial(folder: Path) -> None:

@@ -1,57 +1,63 @@
-"""The encoder directory: reading its `config.json` and loading the encoder.
+"""`load_encoder`: an encoder from its directory or from the hub.
 
-Needs torch, safetensors and the model code, but not the training stack. Only JSON and safetensors are read, so loading
-a third-party encoder never runs its code.
+Needs torch, safetensors and the model code, but not the training stack. The files are those of `umbra.directory`, whose
+names are also here.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
 
-from umbra.encoders.encoder import FORMAT, SCALINGS, Encoder, EncoderConfig
-from umbra.encoders.registry import build_encoder
-from umbra.errors import UserError, nearest
-from umbra.files import damaged, read_json, write_bytes
-from umbra.typed import typed
+from umbra.directory import (
+    CONFIG,
+    FIX,
+    WEIGHTS,
+    encoder_directory,
+    mismatch,
+    read_config,
+    read_weights,
+    save_weights,
+)
+from umbra.encoders.config import EncoderConfig
+from umbra.encoders.encoder import Encoder
+from umbra.encoders.pretrained import usable
+from umbra.errors import UserError
+from umbra.golden import GOLDEN, difference
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-FIX = "export the encoder again"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "EncoderConfig",
+    "encoder_directory",
+    "initialise",
+    "load_encoder",
+    "mismatch",
+    "read_config",
+    "read_weights",
+    "save_weights",
+]
 
 
-def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu") -> Encoder:
+def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu", check: bool = False) -> Encoder:
     """Loads an encoder from its directory or from the Hugging Face hub; the module is in eval mode.
 
     The module takes mV `[B, leads, samples]` (float, at `module.config.rate` Hz, leads in the order of
     `module.config.leads`) and returns features `[B, module.config.dim]`; scaling is included. Raises `UserError` if
     the directory or hub id does not exist or its files are missing, damaged or inconsistent; the module raises it for
     an input of the wrong shape. Raises `TypeError` for a `path_or_hub_id` that is neither text nor a path.
+
+    `check`: compares features on the device with those of the export (`golden.safetensors`); raises `UserError` if they
+    differ, or if the directory is of an older version and has none. `embed` takes ECGs of any rate, leads and length.
     """
-    place = _device(device)
-    directory = _directory(path_or_hub_id)
-    config = read_config(directory)
-    encoder = initialise(config)
-    _load_weights(encoder, directory / WEIGHTS)
-    return encoder.to(place)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"device={device!r} cannot be used here: give 'cpu', 'cuda' or 'cuda:0' ({reason})") from error
-    return place
+    place = usable(device)
+    directory = encoder_directory(path_or_hub_id)
+    encoder = Encoder.read(directory).to(place)
+    if check:
+        _compare(encoder, directory / GOLDEN)
+    return encoder
 
 
 def initialise(config: EncoderConfig, seed: int | None = None) -> Encoder:
@@ -59,108 +65,11 @@ def initialise(config: EncoderConfig, seed: int | None = None) -> Encoder:
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        try:
-            backbone = build_encoder(
-                config.architecture["name"], len(config.leads), config.samples, dict(config.architecture["args"])
-            )
-        except (KeyError, TypeError) as error:
-            raise UserError(f"the architecture {config.architecture} cannot be built: {error}") from error
-    if config.dim not in (0, backbone.dim):
-        raise UserError(f"the encoder's {CONFIG} says dim {config.dim}, its architecture has {backbone.dim}: {FIX}")
-    return Encoder(backbone, config).eval()
+        return Encoder.of(config)
 
 
-def read_config(directory: str | Path) -> EncoderConfig:
-    """Reads `directory/config.json`. Raises `UserError` if it is missing, damaged or of another format version."""
-    path = Path(directory) / CONFIG
+def _compare(encoder: Encoder, path: Path) -> None:
     if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist: {directory} is not an encoder directory (`python -m trainer.export`)")
-    content = read_json(path, FIX)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} has format {content.get('format')}, this version reads {FORMAT}: {FIX}")
-    try:
-        config = typed(EncoderConfig, content)
-        _check(config)
-    except ValueError as error:
-        raise damaged(path, error, FIX) from error
-    return config
-
-
-def _check(config: EncoderConfig) -> None:
-    """Raises `ValueError` for values that no export writes."""
-    for key in ("dim", "rate", "samples"):
-        if getattr(config, key) <= 0:
-            raise ValueError(f"'{key}' is {getattr(config, key)}")
-    if config.units != "mV":
-        raise ValueError(f"'units' is {config.units}, the encoder takes mV")
-    if config.scaling["mode"] not in SCALINGS:
-        raise ValueError(f"'scaling.mode' is {config.scaling['mode']}, not {' or '.join(SCALINGS)}")
-    sizes = len(config.leads), len(config.scaling["mean_mv"]), len(config.scaling["std_mv"])
-    if not 0 < min(sizes) == max(sizes):
-        raise ValueError("it has {} leads, {} means and {} standard deviations".format(*sizes))
-
-
-def _directory(path_or_hub_id: str | Path) -> Path:
-    if not isinstance(path_or_hub_id, str | os.PathLike):
-        raise TypeError(f"path_or_hub_id must be a path or a hub id, not {type(path_or_hub_id).__name__}")
-    path = Path(path_or_hub_id)
-    if os.path.isdir(path):
-        return path
-    if os.path.exists(path) or not HUB_ID.fullmatch(str(path_or_hub_id)):
-        raise UserError(f"{path_or_hub_id} is neither an encoder directory nor a hub id of the form owner/name")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(
-            f"'{path_or_hub_id}' is not a local directory, and the hub needs a package: pip install 'umbra[hub]'"
-        ) from error
-    try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"'{path_or_hub_id}' is not a local directory, and downloading it from the hub failed: {reason}"
-        ) from error
-
-
-def _load_weights(encoder: nn.Module, path: Path) -> None:
-    weights = read_weights(path, FIX)
-    problem = mismatch(encoder.state_dict(), weights)
-    if problem:
-        raise UserError(f"{path} does not match the {CONFIG} next to it: {problem}")
-    encoder.load_state_dict(weights)
-
-
-def read_weights(path: Path, fix: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises `UserError`, which ends in `fix`, if it is missing or damaged, or a value is not finite.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist: {fix}")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(path, error, fix) from error
-    if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise damaged(path, f"'{wrong[0]}' has values that are not finite", fix)
-    return weights
-
-
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file atomically."""
-    write_bytes(path, save({name: tensor.contiguous() for name, tensor in weights.items()}))
-
-
-def mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    """Why `given` cannot be loaded as `wanted` (names or shapes), in one line; empty if it can."""
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    if missing:
-        near = nearest(missing[0], extra or given)
-        return f"{len(missing)} weights are missing, first '{missing[0]}'" + (f" (closest: '{near}')" if near else "")
-    if extra:
-        return f"{len(extra)} weights are unknown, first '{extra[0]}'"
-    for name, tensor in wanted.items():
-        if tensor.shape != given[name].shape:
-            return f"'{name}' has shape {list(given[name].shape)}, expected {list(tensor.shape)}"
-    return ""
+        raise UserError(f"check=True: {path} does not exist, so nothing can be compared; leave out check, or {FIX}")
+    if problem := difference(encoder, read_weights(path, FIX)):
+        raise UserError(f"{path}: {problem}: another network or other weights than exported? {FIX}")

@@ -15,6 +15,7 @@ _KEYS = {
     "optim.schedule": ("scheduler", "lr_scheduler", "lr_schedule"),
     "data.threads": ("num_workers", "n_workers", "workers", "num_threads", "data.num_workers"),
     "mode": ("method", "protocol"),
+    "init": ("pretrained", "init_from", "from_pretrained", "weights", "init_weights", "finetune_from", "load_from"),
     "steps": ("max_steps", "num_steps", "iterations"),
     "epochs": ("num_epochs", "max_epochs", "epoch"),
     "rate": ("sample_rate", "sampling_rate", "sampling_frequency", "samplerate", "frequency", "fs", "sr", "hz"),

@@ -58,7 +58,7 @@ def _write_tar(
     """Writes the samples `rows` -> (copies among them, tally with their numbers, samples, sha256, geometry)."""
     first = state.parts[0].manifest
     geometry = Geometry(len(first.leads), first.samples, max(part.manifest.meta_bytes for part in state.parts))
-    tally, leads = Tally.of_leads(geometry.leads), np.array(first.leads)
+    tally, leads = Tally.of(first.leads, first.rate), np.array(first.leads)
     _refuse_damaged(state, base)
     tars, present = [_Tars(part) for part in state.parts], lru_cache(partial(np.isin, leads))
     places = [rows.column(c).to_pylist() for c in ("part", "shard", "index", "key")]

@@ -18,8 +18,10 @@ from tests.support.handmade import make_shards
 from tests.support.launch import ROOT, launch
 from tests.support.pretrain_words import run_words
 from trainer.data.remote.cache import Cache
+from trainer.evaluate.compare import CompareConfig
 from trainer.observe.metrics import read_metrics
 from trainer.pretrain import read_config
+from trainer.transfer import read_configs
 from umbra.config import load, split_words
 
 DOCS = ROOT / "docs"
@@ -80,6 +82,10 @@ def test_commands_have_keys_that_exist(page):
             load(JoinConfig, None, [w for w in words if "=" in w])
         elif "pretrain.py" in said or "pretrain.sbatch" in said:
             read_config([w for w in words[words.index(config_of(words)) :] if w != "--dry-run"]).check()
+        elif "trainer.transfer compare" in said:
+            load(CompareConfig, None, [w for w in words if "=" in w])
+        elif "trainer.transfer" in said:
+            assert read_configs(words[words.index("trainer.transfer") + 1 :])
         elif "python -m sharding" in said:
             assert f"\n  {words[3]} " in USAGE
 

@@ -70,6 +70,7 @@ def test_torch_numpy_and_safetensors_are_all_that_an_encoder_needs(wheel, tmp_pa
     needed += ["mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock"]
     needed += ["torch-*", "numpy-*", "safetensors-*"]
     python = environment(tmp_path / "venv", wheel, needed)
+    (tmp_path / "umbra").symlink_to(ROOT)  # a clone beside the script: an installed package is found all the same
     script = "import umbra, torch; e = umbra.load_encoder('encoder'); print(e(torch.zeros(2, 12, 200)).shape)"
     assert ran([python, "-c", script], tmp_path).strip() == "torch.Size([2, 512])"
     for command, extra in (("sharding", "shard"), ("trainer.export", "train")):

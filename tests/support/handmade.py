@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from sharding.writer import ShardWriter, metadata_bytes
+from umbra.encoders.encoder import Encoder, EncoderConfig
 from umbra.encoders.registry import build_encoder
+from umbra.hub import initialise
 from umbra.leads import CANONICAL
 from umbra.schema import Geometry, Manifest, Shard, fingerprint
 
@@ -22,6 +25,12 @@ ARGS = {"width": 16, "groups": 4, "embedding": 64}
 ENCODER = {"name": "resnet18", "leads": list(CANONICAL), "samples": SAMPLES, "rate": RATE, "args": ARGS}
 SCALING = {"mode": "fixed", "mean_mv": [0.0] * 12, "std_mv": [0.5] * 12}
 CODES = {"SR": ["426783006"], "AFIB": ["164889003", "SR"], "STACH": ["STACH"]}
+# One narrow network of each kind.
+SMALL = {
+    "resnet18": {"width": 8, "embedding": 24},
+    "xresnet1d101": {"width": 8, "groups": 4},
+    "vit_s": {"width": 24, "depth": 2, "heads": 2, "patch": 20},
+}
 
 
 def ecg(kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -125,3 +134,20 @@ def backbone(seed: int) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_encoder(ENCODER["name"], 12, SAMPLES, dict(ENCODER["args"]))
+
+
+def small_encoder(name: str, rate: float = 100.0, seconds: float = 10.0, seed: int = 0) -> Encoder:
+    """A narrow encoder of 12 leads in eval mode, its weights drawn from the seed, as `load_encoder` would give it."""
+    architecture = {"name": name, "args": SMALL[name]}
+    return initialise(EncoderConfig(architecture, 0, rate, list(CANONICAL), round(rate * seconds), SCALING), seed)
+
+
+def with_columns(root: Path, target: Path, **columns: object) -> Path:
+    """A copy of a handmade data set with these columns of `samples.parquet` added or replaced, a value a row."""
+    shutil.copytree(root, target)
+    table = pq.read_table(target / "samples.parquet")
+    for name, values in columns.items():
+        table = table.drop([name]) if name in table.column_names else table
+        table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(list(values)))
+    pq.write_table(table, target / "samples.parquet")
+    return target

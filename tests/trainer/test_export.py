@@ -41,7 +41,12 @@ def test_writes_what_the_directory_must_hold_and_replaces_an_older_one(tmp_path)
     output = export(run, step="3")
     assert export(run) == output
     assert load_encoder(output).config.training["step"] == 7
-    assert sorted(p.name for p in output.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in output.iterdir()) == [
+        "README.md",
+        "config.json",
+        "golden.safetensors",
+        "model.safetensors",
+    ]
     assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "encoder", "run.json"]
     config = json.loads((output / "config.json").read_text())
     assert config["units"] == "mV"
@@ -119,7 +124,7 @@ def test_a_failed_export_leaves_the_older_encoder(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     output = export(run, step="3")
     before = tree(tmp_path)
-    monkeypatch.setattr("trainer.export.model_card", lambda config: 1 / 0)
+    monkeypatch.setattr("trainer.export.model_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(run)
     assert tree(tmp_path) == before

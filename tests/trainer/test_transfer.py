@@ -1,4 +1,3 @@
-import copy
 import json
 import math
 
@@ -14,14 +13,15 @@ from tests.support.handmade import ARGS, ENCODER, SAMPLES, make_run, make_shards
 from tests.support.ranges import ranged
 from trainer import transfer
 from trainer.evaluate import target
+from trainer.evaluate.comparison import comparison
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of, embed, open_encoder
-from trainer.evaluate.finetune import _epochs, _with_head, finetune
-from trainer.evaluate.kinds import Classes
+from trainer.evaluate.finetune import epochs, finetune, share, with_head
 from trainer.evaluate.probe import features, probe
 from trainer.evaluate.reading import read_task
-from trainer.evaluate.result import comparison, run
+from trainer.evaluate.result import run
 from trainer.evaluate.scores import one_hot
+from trainer.evaluate.store import Store
 from trainer.evaluate.task import TaskConfig, fraction_of
 from trainer.export import export
 from umbra.config import load
@@ -123,7 +123,7 @@ def test_probe_on_labels_without_signal_is_near_chance(data, encoder, tmp_path):
 def test_test_labels_do_not_change_what_is_chosen(data, encoder, tmp_path, monkeypatch):
     config = load(TransferConfig, RHYTHM, [f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "bootstrap=0"])
     task = read_task(config)
-    given = features(open_encoder(config, task.train), task, 64)
+    given = features(task, Store(open_encoder(config, task.train), 64, None))
     chosen = np.arange(len(task.train))
     straight = probe(task, given, chosen, config.probe)
     task.test.target[:] = task.test.target[::-1].copy()
@@ -189,10 +189,11 @@ def test_fine_tuning_trains_with_the_statistics_of_its_batches_and_leaves_those_
     task = read_task(config)
     given = open_encoder(config, task.train)
     before = {k: v.clone() for k, v in given.state_dict().items()}
-    model, found = _with_head(copy.deepcopy(given), len(task.names), 0), []
+    config.mode = "finetune"
+    model, found = with_head(given, len(task.names), 0, config), []
     first = given.backbone.stem[0](given.scaling(torch.from_numpy(task.train.shards.read_mv(task.train.index))))
-    for state in _epochs(model, task.train, Classes(), 1e-9, config):
-        found.append(state[0].backbone.stem[1].running_mean.clone())
+    for _ in epochs(share(task, np.arange(len(task.train)), config, torch.device("cpu")), model, 1e-9, seed=0):
+        found.append(model.encoder.backbone.stem[1].running_mean.clone())
     for epoch, mean in enumerate(found, start=1):  # 4 steps an epoch, each a tenth of the way to its batch's mean
         torch.testing.assert_close(mean, (1 - 0.9 ** (4 * epoch)) * first.mean((0, 2)).detach(), rtol=0.1, atol=1e-3)
     finetune(task, given, np.arange(32), config)
@@ -204,6 +205,7 @@ def test_the_same_call_gives_the_same_result(data, encoder, tmp_path):
         words = [f"encoder={encoder}", f"data={data}", f"output={tmp_path / name}", "fraction=0.2", "bootstrap=50"]
         transfer.main([RHYTHM, *words])
     one, two = (result(tmp_path / name) for name in "ab")
+    one["config"]["output"] = two["config"]["output"]
     assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
 
 
@@ -214,7 +216,7 @@ MISTAKES = [
     (["encoder=random"], "needs like=DIR"),
     (["classes.X=[nothing]", "column=sex"], "has 0 of the classes"),
     (["frction=1"], "did you mean 'fraction'"),
-    (["probe=3"], r"'probe' is a section: give probe.C=\.\.\."),
+    (["probe=3"], r"'probe' is a section: give probe.head=\.\.\. or probe.C="),
     (["seed=-1"], "seed=-1 must be >= 0"),
     (["batch=0"], "batch=0 must be >= 1"),
     (["bootstrap=1"], r"bootstrap=1 is too few for an interval: use 0 \(no intervals\), or 2 or more"),
@@ -222,7 +224,8 @@ MISTAKES = [
     (["classes=[a]"], r"key 'classes': this is a mapping: write classes=\{A: B\}, or \{\} for none"),
     (["classes={a:b}"], "key 'classes': write a: b, with a space after the colon, not a:b"),
     (["classes={SR: ['426783006']}"], "has 1 of the classes SR, two are needed"),
-    (["--dryrun"], r"unknown option --dryrun; known: --help"),
+    (["--dryrun"], "unknown option --dryrun; known: --allow-leak, --help"),
+    (["--allow_leak"], "unknown option --allow_leak; did you mean .--allow-leak.?"),
     (["bootstrap=-5"], "bootstrap=-5 must be >= 0"),
     (["probe.C=[1,0]"], r"probe.C=0.0 must be > 0"),
     (["finetune.lr=[nan]"], r"finetune.lr=nan must be a finite number"),
@@ -246,7 +249,7 @@ def test_a_class_can_be_left_out(data):
 
 
 def test_every_number_of_the_config_has_a_range():
-    numbers = {k for k, kind in keys(TransferConfig) if kind in (int, float, list[float])}
+    numbers = {k for k, kind in keys(TransferConfig) if kind in (int, float, list[int], list[float])}
     assert numbers == ranged(TransferConfig)
 
 
@@ -259,7 +262,7 @@ def test_a_gpu_that_is_not_here_is_refused(monkeypatch):
 @pytest.mark.parametrize("place", ["taken", "taken/below"])
 def test_an_output_that_is_a_file_is_refused_before_the_work(data, encoder, tmp_path, monkeypatch, place):
     (tmp_path / "taken").write_text("mine")
-    monkeypatch.setattr(transfer, "read_task", lambda config: pytest.fail("the work began"))
+    monkeypatch.setattr(transfer, "run_all", lambda *given: pytest.fail("the work began"))
     with pytest.raises(UserError, match=r"output=.*taken is not a folder"):
         transfer.main([RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path / place}"])
 
@@ -291,5 +294,10 @@ def test_data_of_another_length_is_refused(data, encoder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps(config | {"rate": 250.0}))
+    words = [RHYTHM, "encoder=random", f"like={other}", f"data={data}", f"output={tmp_path / 'o'}"]
     with pytest.raises(UserError, match=r"the encoder needs rate 250.0, .* has 100.0"):
-        transfer.main([RHYTHM, "encoder=random", f"like={other}", f"data={data}", f"output={tmp_path / 'o'}"])
+        transfer.main(words)
+    scaling = {"mode": "fixed", "mean_mv": [0.0] * 2, "std_mv": [0.5] * 2}
+    (other / "config.json").write_text(json.dumps(config | {"leads": ["I", "II"], "scaling": scaling}))
+    with pytest.raises(UserError, match=r"the encoder needs leads \['I', 'II'\], .*: build the shards with the rate"):
+        transfer.main(words)

@@ -381,7 +381,10 @@ def test_help_says_how_a_part_is_called(module, words, capsys, monkeypatch):
 HELPED = {
     "trainer.pretrain": {"": "optim.encoder.lr=0.001   (>= 0)\n      Peak learning rate."},
     "trainer.export": {"": "step=last\n      The step of a committed checkpoint"},
-    "trainer.transfer": {"": "  fraction=1.0   (> 0 and <= 1)\n"},
+    "trainer.transfer": {
+        "": "  fraction=1.0   (> 0 and <= 1)\n",
+        "compare": "  bootstrap=2000   (>= 2 and <= 1000000)\n",
+    },
     "trainer.study": {"": "  seeds=[0]   (>= 0 and < 1e18)\n"},
     "trainer.figures": {"masks": "  by=rhythm\n"},
     "trainer.watch": {"": "  every="},

@@ -11,6 +11,7 @@ from umbra.files import (
     DAY,
     TEMPORARY,
     atomic,
+    atomic_folder,
     claim_folder,
     make_folder,
     read_json,
@@ -126,3 +127,23 @@ def test_lines_that_a_crash_cut_off_are_skipped(tmp_path):
     assert read_json_lines(path, dict[str, int]) == []
     path.write_bytes(b'{"a": 1}\n{"a": "x"}\n[1]\n\xff\n\n{"a": 2}\n{"a": 3')
     assert read_json_lines(path, dict[str, int]) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_folder_is_replaced_whole_or_stays(tmp_path):
+    place = tmp_path / "model"
+    with atomic_folder(place) as new:
+        (new / "a").write_text("1")
+        assert not place.exists()
+
+    def cut():
+        with atomic_folder(place) as new:
+            (new / "a").write_text("2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut()
+    assert (place / "a").read_text() == "1"
+    with atomic_folder(place) as new:
+        (new / "b").write_text("3")
+    assert [p.name for p in place.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

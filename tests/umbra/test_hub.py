@@ -34,17 +34,55 @@ print(__version__, [name for name in heavy if name in sys.modules])
     assert done.stdout.strip().endswith("[]")
 
 
-@pytest.mark.parametrize("shape", [(12, SAMPLES), (1, 8, SAMPLES), (1, 12, SAMPLES - 1), (1, SAMPLES, 12)])
+SHAPES = [(12, SAMPLES - 1), (SAMPLES,), (1, 1, 12, SAMPLES), (1, 8, SAMPLES), (1, 12, SAMPLES - 1), (1, SAMPLES, 12)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_an_input_of_another_shape_is_refused_with_the_shape_that_it_takes(directory, shape):
     with pytest.raises(UserError, match=rf"12 leads, {SAMPLES} samples at 100 Hz\], not \["):
         load_encoder(directory)(torch.zeros(shape))
 
 
-def test_the_module_is_in_eval_mode_and_can_be_trained(directory):
-    encoder = load_encoder(directory)
+def test_the_module_is_in_eval_mode_and_gives_no_gradients_until_they_are_asked_for(directory):
+    encoder, x = load_encoder(directory), torch.randn(2, 12, SAMPLES)
     assert not encoder.training
-    encoder(torch.randn(2, 12, SAMPLES)).sum().backward()
-    assert all(p.grad is not None for p in encoder.backbone.parameters())
+    assert encoder(x).numpy().shape == (2, encoder.config.dim)
+    assert not encoder.tokens(x).requires_grad
+
+    def trained() -> bool:
+        encoder.zero_grad()
+        encoder(x).sum().backward()
+        return all(p.grad is not None for p in encoder.backbone.parameters())
+
+    torch.nn.Sequential(encoder, torch.nn.Linear(encoder.config.dim, 1)).train()
+    assert trained()
+    encoder.eval().requires_grad_()
+    assert trained()
+    with torch.no_grad():
+        assert not encoder(x).requires_grad
+    encoder.requires_grad_(False)
+    assert not encoder(x).requires_grad
+    wave = x.clone().requires_grad_()
+    encoder(wave).sum().backward()
+    assert wave.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int16, torch.int64, torch.uint8])
+def test_any_real_number_and_one_ecg_are_taken(directory, dtype):
+    encoder, x = load_encoder(directory), torch.randint(0, 9, (2, 12, SAMPLES)).to(dtype)
+    features = encoder(x)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, encoder(x.float()))
+    torch.testing.assert_close(encoder(x[1]), features[1])
+
+
+@pytest.mark.parametrize(("kind", "close"), [("half", 2e-2), ("bfloat16", 1e-1), ("double", 1e-4)])
+def test_the_module_may_be_of_another_precision(directory, kind, close):
+    encoder, x = load_encoder(directory), torch.randn(2, 12, SAMPLES)
+    features = encoder(x)
+    other = getattr(encoder, kind)()(x)
+    assert other.dtype == next(encoder.parameters()).dtype
+    torch.testing.assert_close(other.float(), features, rtol=0, atol=close * features.abs().max())
 
 
 def test_broken_directories_are_one_clear_line(directory, tmp_path):
@@ -83,7 +121,8 @@ def test_a_hub_id_fetches_only_json_and_safetensors(directory, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert load_encoder("someone/ecg").config.samples == SAMPLES
-    assert asked == {"name": "someone/ecg", "allow_patterns": ["config.json", "model.safetensors"]}
+    assert asked["name"] == "someone/ecg"
+    assert asked["allow_patterns"] == ["config.json", "model.safetensors", "golden.safetensors"]
 
 
 def test_what_is_neither_directory_nor_hub_id_is_said(monkeypatch, tmp_path):
@@ -169,3 +208,57 @@ def test_a_device_that_is_not_here_is_one_line(device, directory):
 def test_a_numpy_array_is_said_to_be_none_of_torch(directory):
     with pytest.raises(TypeError, match=r"takes a torch tensor, not ndarray: give torch.as_tensor"):
         load_encoder(directory)(np.zeros((1, 12, SAMPLES), np.float32))
+
+
+# ---- the golden input and output ----
+
+
+def test_check_compares_the_features_with_those_of_the_export(directory):
+    assert sorted(load_file(directory / "golden.safetensors")) == ["ecg", "features"]
+    assert load_encoder(directory, check=True).config.samples == SAMPLES
+    weights = load_file(directory / "model.safetensors")
+    name = "backbone.embed.weight"
+    save_file(weights | {name: weights[name] * 1.01}, directory / "model.safetensors")
+    load_encoder(directory)
+    with pytest.raises(
+        UserError, match=r"golden.safetensors: the features differ .* by 0\.0\d+ of the largest"
+    ) as caught:
+        load_encoder(directory, check=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_of_an_older_version_loads_and_says_that_it_cannot_be_checked(directory):
+    (directory / "golden.safetensors").unlink()
+    load_encoder(directory)
+    with pytest.raises(
+        UserError, match=r"^check=True: .*golden.safetensors does not exist, so nothing can be compared"
+    ):
+        load_encoder(directory, check=True)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_golden_files_are_one_clear_line(damage, directory):
+    DAMAGES[damage](directory / "golden.safetensors")
+    with pytest.raises(UserError, match=r"golden.safetensors") as caught:
+        load_encoder(directory, check=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            {"ecg": torch.zeros(2, 12, 9), "features": torch.zeros(2, 64)},
+            r"does not hold the features of an ecg \[2, 12",
+        ),
+        ({"features": torch.zeros(2, 64)}, "does not hold"),
+        (
+            {"ecg": torch.zeros(2, 12, SAMPLES), "features": torch.zeros(2, 3)},
+            r"it holds features \[2, 3\], .* \[2, 64\]",
+        ),
+    ],
+)
+def test_golden_files_of_other_content_are_named(content, said, directory):
+    save_file(content, directory / "golden.safetensors")
+    with pytest.raises(UserError, match=said):
+        load_encoder(directory, check=True)

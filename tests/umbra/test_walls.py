@@ -1,6 +1,7 @@
 """Who may import whom: read from the source, and from what a fresh process really loads."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 TOPS = ("umbra", "sharding", "trainer")
 # What a package may import beside itself and the standard library.
 ALLOWED = {
-    "umbra": {"torch", "numpy", "safetensors", "huggingface_hub", "omegaconf", "yaml", "matplotlib", "pyarrow"},
+    "umbra": {"torch", "numpy", "safetensors", "huggingface_hub", "omegaconf", "yaml", "matplotlib", "pyarrow"}
+    | {"sklearn"},
     "sharding": {"umbra", "numpy", "scipy", "pyarrow", "yaml", "tqdm", "openpyxl", "omegaconf", "h5py", "matplotlib"}
     | {"ecgdatakit", "pydicom", "hdf5plugin", "soundfile", "wfdb"},
     "trainer": {"umbra", "numpy", "torch", "safetensors", "deepspeed", "tqdm", "neurokit2", "pyarrow", "sklearn"}
@@ -81,10 +83,26 @@ def test_import_umbra_loads_nothing_heavy():
 
 
 def test_loading_an_encoder_needs_torch_numpy_and_safetensors_alone():
-    found = loaded("from umbra import load_encoder")
+    found = loaded("from umbra import load_encoder, load_predictor")
     assert {"torch", "safetensors"} <= found
     heavy = {"deepspeed", "wandb", "pyarrow", "scipy", "sklearn", "matplotlib", "omegaconf", "h5py", "webdataset"}
     assert not found & (heavy | {"sharding", "trainer", "huggingface_hub", "pandas"})
+
+
+def test_one_module_of_umbra_asks_for_sharding_by_name_and_only_for_a_path():
+    """`Encoder.embed` is one call for arrays and files; `sharding.recording` is loaded where a file is to be read."""
+    modules = {name: path for name, path in MODULES.items() if name.split(".")[0] == "umbra"}
+    asked = {name: re.findall(r"import_module\((.*?)\)", path.read_text()) for name, path in modules.items()}
+    assert {name: found for name, found in asked.items() if found} == {
+        "umbra.encoders.recordings": ['"sharding.recording"'],
+        "umbra.reference": ["module"],  # the configs whose keys it prints
+    }
+    embed = """import numpy; from umbra.hub import initialise, EncoderConfig as C
+from umbra.leads import CANONICAL as L
+scaling = {"mode": "record", "mean_mv": [0.0] * 12, "std_mv": [1.0] * 12}
+encoder = initialise(C({"name": "resnet18", "args": {"width": 8}}, 0, 100, list(L), 200, scaling), 0)
+encoder.embed(numpy.random.default_rng(0).normal(size=(12, 1500)), rate=500)"""
+    assert not loaded(f"exec({embed!r})") & {"sharding", "trainer", "scipy", "pyarrow", "omegaconf"}
 
 
 def test_sharding_runs_without_torch():

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.order import Order
 from trainer.data.shards import Shards
 from umbra.schema import DTYPE
 
@@ -46,6 +45,14 @@ class Batch:
     partners: Tensor | None = None
 
 
+class Plan(Protocol):
+    """Which samples when, as `Order` says it: those of `steps` [n, micro, share], and the `shards` to read ahead."""
+
+    def steps(self, step: int, count: int, rank: int, world: int) -> NDArray[np.int64]: ...
+
+    def shards(self, step: int, count: int, rank: int, world: int) -> NDArray[np.int64]: ...
+
+
 class Fetcher(Protocol):
     """Provides remote shards: `wait` blocks until those of a step are there, `done` reports that it was read."""
 
@@ -64,7 +71,7 @@ class Stream(Iterator[Batch]):
     def __init__(
         self,
         shards: Shards,
-        order: Order,
+        order: Plan,
         start: int,
         stop: int,
         rank: int,

@@ -147,6 +147,8 @@ def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDAr
     masker.load_state_dict(weights)
     manifest, dials = shards.manifest, settings.game.at(1.0)
     scaling = Scaling(manifest.lead_mean_mv, manifest.lead_std_mv, settings.scaling)
+    if (run / RECORD).is_file() and (init := read_record(run).init):
+        scaling = Scaling(**init["scaling"])
     out = []
     with torch.no_grad():
         for part in np.array_split(ecgs, max(1, len(ecgs) // 64)):

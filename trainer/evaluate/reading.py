@@ -8,6 +8,7 @@ import pyarrow as pa
 from trainer.data.shards import Shards
 from trainer.evaluate import target
 from trainer.evaluate.scores import scorable
+from trainer.evaluate.target import is_list
 from trainer.evaluate.task import Labelled, Task, TaskConfig
 from umbra.errors import UserError, near_miss
 from umbra.parquet import open_samples
@@ -44,6 +45,8 @@ def read_task(config: TaskConfig) -> Task:
 def _columns(config: TaskConfig, shards: Shards) -> pa.Table:
     """The label columns and the patients of all rows."""
     samples = open_samples(shards.root, shards.manifest)
+    if twice := [name for name in config.columns if config.columns.count(name) > 1]:
+        raise UserError(f"task '{config.name}': columns has '{twice[0]}' twice: leave one out")
     for name in config.used_columns:
         if name not in samples.names:
             several = f"; several columns are columns={name}" if name.startswith("[") or "," in name else ""
@@ -51,6 +54,9 @@ def _columns(config: TaskConfig, shards: Shards) -> pa.Table:
                 f"task '{config.name}': label column '{name}' is not in {config.data}/samples.parquet"
                 f"{several or near_miss(name, samples.names)}"
             )
+        kind = samples.schema.field(name).type
+        if pa.types.is_nested(kind) and (not is_list(kind) or pa.types.is_nested(kind.value_type)):
+            raise UserError(f"task '{config.name}': column '{name}' holds neither words nor numbers nor lists of them")
     return samples.read([*dict.fromkeys([*config.used_columns, "patient"])])
 
 

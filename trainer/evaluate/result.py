@@ -1,52 +1,86 @@
-"""Runs one evaluation, writes `result.json` and `predictions.parquet`, and formats results as text."""
+"""Runs one evaluation and writes `result.json` and `predictions.parquet`."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import umbra
 from trainer.evaluate.config import TransferConfig
-from trainer.evaluate.finetune import finetune
+from trainer.evaluate.finetune import finetune, spread
 from trainer.evaluate.fitted import Fitted
+from trainer.evaluate.groups import groups_of, scored_groups
+from trainer.evaluate.keep import MODEL, keep
+from trainer.evaluate.metrics import MAIN, Predicted, figures, thresholds_of
 from trainer.evaluate.probe import Features, features, probe
-from trainer.evaluate.scores import auroc, bootstrap_auroc, interval, macro_auroc, r2, scorable
+from trainer.evaluate.store import Store, folder_of, weights_hash
 from trainer.evaluate.task import Task
+from umbra.config import as_dict
 from umbra.encoders.encoder import Encoder
-from umbra.errors import UserError
-from umbra.files import atomic, make_folder, read_json_as, write_text
-from umbra.schema import SPLITS
+from umbra.files import atomic, make_folder, sha256, write_text
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
-SHOWN = {"auroc": "AUROC", "r2": "R2"}
+FIGURE = "figure.png"
 
 
-def run(config: TransferConfig, task: Task, encoder: Encoder, given: Features | None = None) -> dict[str, Any]:
+def run(
+    config: TransferConfig,
+    task: Task,
+    encoder: Encoder,
+    given: Features | None = None,
+    identity: str = "",
+    leaks: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains, selects, tests, writes predictions.parquet and then result.json to `config.output`; returns the result.
 
-    `given`: precomputed features of this encoder and task (probe only).
+    `given`: precomputed features of this encoder and task (probe only); `identity`: its `weights_hash`, if known;
+    `leaks`: what `leaks.check` returned.
     """
     began = time.monotonic()
+    groups = groups_of(task.test, config.by)
     chosen = task.choose(config.fraction, config.seed)
+    identity = identity or weights_hash(encoder)
+    more: dict[str, Any] = {}
     if config.mode == "probe":
-        fitted = probe(task, given or features(encoder, task, config.batch), chosen, config.probe)
+        store = Store(encoder, config.batch, folder_of(config), identity)
+        fitted = probe(task, given or features(task, store), chosen, config.probe)
     else:
-        fitted = finetune(task, encoder, chosen, config)
-    result = _result(config, task, chosen, fitted) | {"seconds": round(time.monotonic() - began, 2)}
-    _write(Path(config.output), task, fitted.prediction, result)
+        fitted, more = _trained(config, task, encoder, chosen)
+    more |= {"leaks": leaks, "encoder_sha256": identity, "seconds": round(time.monotonic() - began, 2)}
+    result = _result(config, task, chosen, fitted, groups) | more
+    _write(config, task, fitted.prediction, result)
     return result
 
 
-def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitted) -> dict[str, Any]:
-    manifest = task.test.shards.manifest
+def _trained(config: TransferConfig, task: Task, encoder: Encoder, chosen: np.ndarray) -> tuple[Fitted, dict[str, Any]]:
+    """The fit of the seed that is best on val, whose model is kept, and what the result says of all seeds."""
+    fits = finetune(task, encoder, chosen, config)
+    best = max(fits, key=lambda fit: fit.val_value)
+    keep(Path(config.output) / MODEL, task, best, config)
+    notes = task.notes + [note for fit in fits for note in fit.notes]
+    return best, {"notes": notes, "seeds": spread(fits, task.test.target) | {"kept": best.seed}}
+
+
+def _result(
+    config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitted, groups: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    manifest, main = task.test.shards.manifest, MAIN[task.kind]
+    test = Predicted(task.test.target, fitted.prediction, task.test.patient)
+    thresholds = thresholds_of(task.kind, task.val.target, fitted.val)
+    means, per_class = figures(task.kind, task.names, test, thresholds, config.bootstrap, config.seed)
+    rows = np.sort(task.train.row[chosen])
+    first = means[main]
     return {
         "task": task.name,
         "kind": task.kind,
@@ -60,54 +94,38 @@ def _result(config: TransferConfig, task: Task, chosen: np.ndarray, fitted: Fitt
         "counts": task.counts(task.train.take(chosen)),
         "notes": task.notes,
         "chosen": fitted.chosen,
-        **(_numbers(task, fitted) if task.kind == "number" else _aurocs(config, task, fitted)),
-    }
-
-
-def _numbers(task: Task, fitted: Fitted) -> dict[str, Any]:
-    values = r2(task.test.target, fitted.prediction)
-    each = {name: {"r2": float(value), "low": None, "high": None} for name, value in zip(task.names, values)}
-    return {
-        "metric": "r2",
-        "val_r2": fitted.val_value,
-        "r2": float(values.mean()),
-        "low": None,
-        "high": None,
-        "per_class": each,
-    }
-
-
-def _aurocs(config: TransferConfig, task: Task, fitted: Fitted) -> dict[str, Any]:
-    target, score, patient = task.test.target, fitted.prediction, task.test.patient
-    scored = scorable(target)
-    resampled = bootstrap_auroc(target, score, patient, config.bootstrap, config.seed)
-    low, high = interval(resampled.mean(1))
-    per_class = {}
-    for column, k in enumerate(scored):
-        ends = interval(resampled[:, column])
-        value = auroc(target[:, k] > 0, score[:, k])
-        per_class[task.names[k]] = {"auroc": value, "low": ends[0], "high": ends[1]}
-    return {
-        "metric": "auroc",
-        "val_auroc": fitted.val_value,
-        "auroc": macro_auroc(target, score),
-        "low": low,
-        "high": high,
-        "resamples": int(np.isfinite(resampled.mean(1)).sum()),
+        "metric": main,
+        f"val_{main}": fitted.val_value,
+        main: first["value"],
+        "low": first["low"],
+        "high": first["high"],
+        "resamples": first["resamples"],
+        "metrics": means,
         "per_class": per_class,
+        "by": scored_groups(task.kind, task.names, test, groups, config.least, config.bootstrap, config.seed),
+        "train_rows": {"count": len(rows), "sha256": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()},
+        "config": as_dict(config),
+        "versions": {"umbra": umbra.__version__}
+        | {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")},
     }
 
 
-def _write(output: Path, task: Task, probability: np.ndarray, result: dict[str, Any]) -> None:
+def _write(config: TransferConfig, task: Task, prediction: np.ndarray, result: dict[str, Any]) -> None:
+    output = Path(config.output)
     make_folder(output, "output")
     columns: dict[str, Any] = {"row": task.test.row, "patient": task.test.patient}
     if task.kind == "classes":
         columns["label"] = [task.names[k] for k in task.test.target.argmax(1)]
     else:
         columns |= {f"y_{name}": task.test.target[:, k] for k, name in enumerate(task.names)}
-    columns |= {f"p_{name}": probability[:, k] for k, name in enumerate(task.names)}
+    columns |= {f"p_{name}": prediction[:, k] for k, name in enumerate(task.names)}
     with atomic(output / PREDICTIONS) as temporary:
         pq.write_table(pa.table(columns), temporary)
+    if config.figure:
+        from trainer.evaluate.task_figure import task_figure
+
+        task_figure(task.kind, task.names, task.test.target, prediction, output / FIGURE)
+    result["predictions"] = {"file": PREDICTIONS, "sha256": sha256(output / PREDICTIONS)}
     write_text(output / RESULT, json.dumps(plain(result), indent=1) + "\n")
 
 
@@ -118,61 +136,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as a short text table."""
-    head = (
-        f"{result['task']}: {result['mode']} of {result['encoder']}, {result['fraction']:.4g} of the labels, "
-        f"seed {result['seed']}, chosen {', '.join(f'{k}={v:g}' for k, v in result['chosen'].items())}"
-    )
-    lines = [head, f"{'class':<12}{'train':>7}{'val':>7}{'test':>7}  {SHOWN[result['metric']]} (95 % by patients)"]
-    for name in result["classes"]:
-        counts = [result["counts"][split].get(name, 0) for split in SPLITS]
-        lines.append(_line(name, counts, result["per_class"].get(name)))
-    lines.append(_line("macro", [sum(result["counts"][s].values()) for s in SPLITS], result))
-    return "\n".join(lines)
-
-
-def comparison(paths: Sequence[str]) -> str:
-    """One line for each result.json: task, encoder, fraction, macro AUROC with its interval."""
-    if not paths:
-        raise UserError("name the results to compare: python -m trainer.transfer compare RESULT.json ...")
-    lines = [f"{'task':<12}{'labels':>8}  {'macro AUROC (95 % by patients)':<32}encoder"]
-    for path in paths:
-        r = read_scored(Path(path))
-        lines.append(f"{r['task']:<12}{r['fraction']:>8.0%}  {score_text(r):<32}{r['encoder']}")
-    return "\n".join(lines)
-
-
-class Scored(TypedDict):
-    """What a comparison needs of a result.json."""
-
-    task: str
-    encoder: str
-    fraction: float
-    auroc: float
-    low: float | None
-    high: float | None
-
-
-def read_scored(path: Path) -> Scored:
-    """Reads a result.json. Raises `UserError` if it is missing or damaged."""
-    fix = "give result.json files that `python -m trainer.transfer` wrote"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: {fix}")
-    return read_json_as(Scored, path, fix)
-
-
-def score_text(scored: Mapping[str, Any]) -> str:
-    """AUROC with its interval, which is missing without resamples."""
-    low, high = scored["low"], scored["high"]
-    known = None not in (low, high) and math.isfinite(low + high)
-    return f"{scored['auroc' if 'auroc' in scored else 'r2']:.3f} " + (
-        f"({low:.3f} to {high:.3f})" if known else "(no interval)"
-    )
-
-
-def _line(name: str, counts: Sequence[int], scored: dict[str, Any] | None) -> str:
-    value = score_text(scored) if scored else "not scored"
-    return f"{name:<12}{counts[0]:>7}{counts[1]:>7}{counts[2]:>7}  {value}"

@@ -1,4 +1,4 @@
-"""AUROC, and its interval by a bootstrap over patients."""
+"""Scores of predictions (AUROC, AUPRC, errors, calibration), and their intervals by a bootstrap over patients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+
+BINS = 10
+BLOCK = 1 << 14  # weights at a time, so that they stay in the cache
 
 
 def one_hot(label: np.ndarray, classes: int) -> np.ndarray:
@@ -38,20 +41,86 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 def weighted_auroc(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """AUROC of `score` `[n]` for each row of record weights `[B, n]`: P(s+ > s-) + P(s+ = s-) / 2, returns `[B]`.
+    """AUROC of `score` `[n]` for each row of record weights `[B, n]` (see `weighted_areas`), `[B]`."""
+    return weighted_areas(positive, score, weight)[0]
 
-    NaN where the weights leave no positive or no negative record. With integer weights this is the AUROC of the sample
-    in which each record occurs that many times (Mann-Whitney U).
+
+def weighted_areas(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """AUROC and AUPRC of `score` `[n]` for each row of record weights `[B, n]`, `[2, B]`.
+
+    AUROC is P(s+ > s-) + P(s+ = s-) / 2 (Mann-Whitney U). AUPRC is the average precision: the sum over thresholds of
+    precision x the recall gained there. With integer weights these are the areas of the sample in which each record
+    occurs that many times; NaN where the weights leave no positive or no negative record.
     """
     order = np.argsort(score, kind="stable")
-    ranked, sign = score[order], positive[order]
+    ranked = score[order]
     starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
-    ordered = weight[:, order].astype(np.float64)
-    above = np.add.reduceat(ordered * sign, starts, axis=1)
-    below = np.add.reduceat(ordered * ~sign, starts, axis=1)
-    wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(1)
-    pairs = above.sum(1) * below.sum(1)
-    return np.divide(wins, pairs, out=np.full(len(weight), np.nan), where=pairs > 0)
+    step = max(1, BLOCK // len(score))
+    parts = (weight[at : at + step].astype(np.float64)[:, order] for at in range(0, len(weight), step))
+    return np.concatenate([_areas(positive[order], starts, part) for part in parts], axis=1)
+
+
+def _areas(positive: np.ndarray, starts: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`weighted_areas` of records in ascending order of their scores; equal scores begin at `starts`."""
+    above, whole = weight * positive, weight
+    if len(starts) < weight.shape[1]:
+        above, whole = (np.add.reduceat(x, starts, axis=1) for x in (above, whole))
+    rising, told = np.cumsum(above, axis=1), np.cumsum(whole, axis=1)
+    positives = rising[:, -1:].copy()
+    pairs = (positives * (told[:, -1:] - positives))[:, 0]
+    hits = positives - rising + above
+    lower = told - rising - (whole - above) / 2
+    wins = np.einsum("bg,bg->b", above, lower)
+    told = told[:, -1:] - told + whole
+    told[told == 0] = 1
+    gained = np.einsum("bg,bg->b", above, hits / told)
+    nothing = np.full((2, len(weight)), np.nan)
+    return np.divide(np.stack([wins, gained]), np.stack([pairs, positives[:, 0]]), out=nothing, where=pairs > 0)
+
+
+def weighted_errors(target: np.ndarray, prediction: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """R2, mean absolute error and root of the mean squared error for each row of record weights `[B, n]`, `[3, B]`.
+
+    R2 is 1 - squared error / squared deviation from the weighted mean of the targets; NaN where these do not vary.
+    """
+    of, error = target.astype(np.float64), prediction - target.astype(np.float64)
+    of = of - of.mean()
+    w = weight.astype(np.float64)
+    total, squares = w.sum(1), w @ error**2
+    spread = w @ of**2 - (w @ of) ** 2 / total
+    r2 = 1 - np.divide(squares, spread, out=np.full(len(w), np.nan), where=spread > 1e-12 * (w @ of**2))
+    return np.stack([r2, w @ np.abs(error) / total, np.sqrt(squares / total)])
+
+
+def best_threshold(positive: np.ndarray, probability: np.ndarray) -> float:
+    """The threshold with the largest F1, midway between two probabilities `[n]`; 0.5 if no record is positive."""
+    if not positive.any():
+        return 0.5
+    order = np.argsort(-probability, kind="stable")
+    ranked = probability[order]
+    hits, told = np.cumsum(positive[order]), np.arange(1, len(ranked) + 1)
+    f1 = 2 * hits / (told + positive.sum())
+    f1[:-1][ranked[1:] == ranked[:-1]] = -1  # a threshold cannot part equal probabilities
+    at = int(f1.argmax())
+    return float((ranked[at] + (ranked[at + 1] if at + 1 < len(ranked) else 0.0)) / 2)
+
+
+def reliability(positive: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(records, mean probability, share of positives) of the `BINS` bins of equal width that hold a record."""
+    at = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    count = np.bincount(at, minlength=BINS)
+    used = count > 0
+    mean = np.bincount(at, probability, BINS)[used] / count[used]
+    return count[used], mean, np.bincount(at, positive, BINS)[used] / count[used]
+
+
+def calibration_error(positive: np.ndarray, probability: np.ndarray) -> float:
+    """Expected calibration error: mean over records of |mean probability - share of positives| in the record's bin.
+
+    Of one class against the rest, as the classwise error of Kull et al., Beyond temperature scaling (2019).
+    """
+    count, mean, share = reliability(positive, probability)
+    return float((count * np.abs(mean - share)).sum() / count.sum())
 
 
 def patient_resamples(patient: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
@@ -75,6 +144,17 @@ def bootstrap_auroc(
         for weight in patient_resamples(patient, count, seed)
     ]
     return np.concatenate(blocks) if blocks else np.empty((0, len(scored)))
+
+
+def over_columns(resampled: np.ndarray) -> np.ndarray:
+    """Mean of the columns of `[count, S]` that are known in each resample, `[count]`.
+
+    Resamples without a record of a rare class are means of the others: to leave them out would keep those alone in
+    which the rare records were drawn, the more so the more rare classes there are.
+    """
+    known = np.isfinite(resampled)
+    total, count = np.where(known, resampled, 0.0).sum(1), known.sum(1)
+    return np.divide(total, count, out=np.full(len(resampled), np.nan), where=count > 0)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

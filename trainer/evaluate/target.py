@@ -79,9 +79,20 @@ def kept(config: TaskConfig, target: np.ndarray) -> np.ndarray:
 
 def items_of(value: Any) -> frozenset[str] | None:
     """The words of a cell: its items if it is a list, else its one value; None if it is missing."""
-    if value is None or value != value:
-        return None
-    return frozenset(map(word, value)) if isinstance(value, list | tuple) else frozenset([word(value)])
+    if isinstance(value, list | tuple):
+        return frozenset(word(item) for item in value if not missing(item))
+    return None if missing(value) else frozenset([word(value)])
+
+
+def missing(value: Any) -> bool:
+    """Whether a value is none: null, NaN or an empty text."""
+    return value is None or value != value or value == ""
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether the cells of a column of this type are lists."""
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
 def word(value: Any) -> str:
@@ -109,7 +120,7 @@ def _members(values: Sequence[frozenset[str] | None], classes: Mapping[str, Sequ
 def _names(config: TaskConfig, kind: pa.DataType, values: Mapping[str, list], column: str, task: str) -> list[str]:
     """Each value of the column as a class. Raises `UserError` for a quantity, free text, or several values a cell."""
     found = {w for of in values.values() for words in of if words is not None for w in words}
-    if config.kind == "classes" and pa.types.is_list(kind):
+    if config.kind == "classes" and is_list(kind):
         raise UserError(
             f"{task}: column '{column}' has several values a record: list those of each class in `classes`, or use "
             "kind=labels"
@@ -131,14 +142,14 @@ def _names(config: TaskConfig, kind: pa.DataType, values: Mapping[str, list], co
 def _is_truth(table: pa.Table, column: str) -> bool:
     """Whether a column holds 0 and 1 or true and false, and so is a label by itself."""
     of = table.column(column)
-    if pa.types.is_list(of.type):
+    if is_list(of.type):
         return False
     return {w for v in of.unique().to_pylist() for w in items_of(v) or ()} <= _TRUTH.keys()
 
 
 def _truths(table: pa.Table, column: str, task: str) -> np.ndarray:
     """A column of 0 and 1 or true and false as float64 `[n]`."""
-    if pa.types.is_list(table.column(column).type):
+    if is_list(table.column(column).type):
         raise UserError(f"{task}: column '{column}' has several values a record: use it alone, as column={column}")
     words = [items_of(v) for v in table.column(column).to_pylist()]
     truths = [np.nan if w is None else _TRUTH.get(next(iter(w)).lower()) for w in words]

@@ -23,7 +23,7 @@ from umbra.config import setting
 MODES = ("offline", "online", "disabled")
 PRIVATE_KEYS = frozenset(
     ("path", "dir", "directory", "folder", "root", "run", "input", "output", "file", "cache", "resume", "cwd", "home")
-    + ("program", "argv", "command", "host", "hostname", "node", "user", "username")
+    + ("init", "program", "argv", "command", "host", "hostname", "node", "user", "username")
 )
 
 

@@ -33,7 +33,8 @@ from trainer.game.maskers.base import Masker
 from trainer.game.players import ContrastiveEncoder, make_players, masked_views
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, loop
-from trainer.run.engines import make_engine, uses_bf16
+from trainer.run.engines import make_engine, skip_step, uses_bf16
+from trainer.run.init import Origin, read_init
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
 from trainer.run.schedule import player_rate
 from trainer.views import Views, build
@@ -48,7 +49,8 @@ class Plan:
     """A run's settings and players, known from its config and data before the process group is joined.
 
     `views`: of the first and second side of a pair; `total`: steps of the whole run; `patients`: the code of every row
-    of `samples.parquet`; `resumed`: step and total steps of the run that is there, if there is one.
+    of `samples.parquet`; `resumed`: step and total steps of the run that is there, if there is one; `init`: the encoder
+    that the run begins or began with.
     """
 
     cfg: PretrainConfig
@@ -61,6 +63,7 @@ class Plan:
     total: int
     patients: NDArray[np.int64]
     resumed: tuple[int, int] | None = None
+    init: Origin | None = None
 
 
 def plan_run(cfg: PretrainConfig) -> Plan:
@@ -79,9 +82,13 @@ def plan_run(cfg: PretrainConfig) -> Plan:
         raise UserError("data.partner=patient: the source of the data set has no patient ids; use data.partner=same")
     order.ranks(distributed.launched_size())
     encoder, masker = make_players(cfg, train)
+    init = saved.get("init")
+    if cfg.init and not newest:
+        init, weights = read_init(cfg, train.manifest)
+        encoder.backbone.load_state_dict(weights)
     views = build(cfg.views.first, train.manifest.leads), build(cfg.views.second, train.manifest.leads)
     total = cfg.total_steps(order.steps_per_epoch)
-    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed)
+    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init)
 
 
 def _resumed(
@@ -107,14 +114,16 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
     """
     cfg, train, folder = plan.cfg, plan.train, Path(plan.cfg.run)
     mfu = mfu_share(plan, world)
-    engines = make_engines(plan, world)
     found = distributed.agree(str(checkpoint.newest(folder) or ""))
     newest = Path(str(found)) if found else None
     # other processes may have seen another newest checkpoint, and the order depends on it
     order = make_order(cfg, train, checkpoint.saved_state(newest))
-    state = checkpoint_state(cfg, world, order, train)
+    state = checkpoint_state(cfg, world, order, train, plan.init)
+    if newest and checkpoint.prepare(newest, _players(plan), state) and world.is_main:
+        print(f"# {newest} is of another number of processes: the optimiser state is cut anew for {world.size}")
+    engines = make_engines(plan, world)
     start = checkpoint.load(newest, engines, state) if newest else 0
-    record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size)
+    record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size, plan.init)
     if start >= plan.total:
         if world.is_main and not (folder / RECORD).is_file():
             write_record(cfg, record, "finished")
@@ -130,7 +139,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         train=train,
         heldout=plan.heldout,
         order=order,
-        scaling=Scaling(train.manifest.lead_mean_mv, train.manifest.lead_std_mv, cfg.scaling).to(world.device),
+        scaling=Scaling(**record.scaling).to(world.device),
         first=plan.views[0],
         second=plan.views[1],
         game=Game(
@@ -140,6 +149,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
             cfg.temperature,
             hop=cfg.game.hop(train.manifest.rate),
             total=plan.total,
+            skip=skip_step,
         ),
         engines=engines,
         metrics=Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start),
@@ -157,13 +167,16 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
 
 def make_engines(plan: Plan, world: distributed.World) -> dict[str, Any]:
     """The DeepSpeed engine of each player."""
-    players: dict[str, nn.Module] = {"encoder": plan.encoder}
-    if plan.masker is not None:
-        players["masker"] = plan.masker
+    players = _players(plan)
     if plan.cfg.compile:
         compile_networks(players.values(), world.device)
     optim = plan.cfg.optim
     return {name: make_engine(m, getattr(optim, name), plan.cfg, world.device) for name, m in players.items()}
+
+
+def _players(plan: Plan) -> dict[str, nn.Module]:
+    both: dict[str, nn.Module | None] = {"encoder": plan.encoder, "masker": plan.masker}
+    return {name: module for name, module in both.items() if module is not None}
 
 
 def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order:
@@ -189,8 +202,17 @@ def describe(plan: Plan) -> str:
         f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
         f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
         + "".join(changes)
+        + _describe_init(plan)
         + _describe_resumed(plan)
     )
+
+
+def _describe_init(plan: Plan) -> str:
+    """What the run goes on from; empty without `init`, and where it resumes."""
+    if plan.init is None or plan.resumed:
+        return ""
+    method, step = (plan.init["training"].get(key) for key in ("method", "step"))
+    return f"# begins with the weights and the scaling of {plan.cfg.init} ({method}, step {step})\n"
 
 
 def _describe_resumed(plan: Plan) -> str:
@@ -270,9 +292,12 @@ def _resolved(cfg: PretrainConfig, order: Order) -> dict[str, Any]:
     return config
 
 
-def checkpoint_state(cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards) -> dict[str, Any]:
-    """What a checkpoint keeps to know its run again: the config, with what 0 and `auto` stand for."""
+def checkpoint_state(
+    cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards, init: Origin | None = None
+) -> dict[str, Any]:
+    """What a checkpoint keeps to know its run again: the config, with what 0 and `auto` stand for; and its `init`."""
     config = _resolved(cfg, order)
     config["precision"] = "bf16" if uses_bf16(cfg.precision, world.device) else "fp32"
     excluded = exclude.as_saved(order.changes, train.shards)
-    return {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}
+    kept = {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}
+    return kept | ({"init": init} if init else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,8 +18,9 @@ from trainer.config import PretrainConfig
 from trainer.data.remote.fetch import without_secrets
 from trainer.data.shards import Shards
 from trainer.observe.wandb_mirror import new_wandb_id
+from trainer.run.init import Origin
 from umbra.config import dump
-from umbra.encoders.encoder import ScalingOf
+from umbra.encoders.config import ScalingOf
 from umbra.errors import UserError
 from umbra.files import damaged, make_folder, read_json, write_text
 from umbra.typed import typed
@@ -42,7 +44,7 @@ class RunRecord:
     """`run.json`.
 
     `fingerprint` and `key_id` are those of the data, `data` = {samples, patients} of its train split; `world` counts
-    processes; `status` is running, finished, interrupted or failed.
+    processes; `status` is running, finished, interrupted or failed; `init`: the encoder that the run began with.
     """
 
     encoder: EncoderOf
@@ -58,11 +60,15 @@ class RunRecord:
     world: int | None = None
     data: dict[str, int] = field(default_factory=dict)
     status: str | None = None
+    init: Origin | None = None
 
 
-def new_record(cfg: PretrainConfig, train: Shards, steps: int, bf16: bool, world: int) -> RunRecord:
+def new_record(
+    cfg: PretrainConfig, train: Shards, steps: int, bf16: bool, world: int, init: Origin | None = None
+) -> RunRecord:
     """The record of a run that begins or goes on in `cfg.run`; one that goes on keeps its id at W&B."""
     manifest = train.manifest
+    own: ScalingOf = {"mode": cfg.scaling, "mean_mv": manifest.lead_mean_mv, "std_mv": manifest.lead_std_mv}
     return RunRecord(
         method=cfg.method,
         commit=_commit(),
@@ -80,8 +86,9 @@ def new_record(cfg: PretrainConfig, train: Shards, steps: int, bf16: bool, world
             "rate": manifest.rate,
             "args": cfg.encoder.args,
         },
-        scaling={"mode": cfg.scaling, "mean_mv": manifest.lead_mean_mv, "std_mv": manifest.lead_std_mv},
+        scaling=init["scaling"] if init else own,
         data={"samples": train.count, "patients": len(np.unique(train.patients()[list(train.rows)]))},
+        init=init,
     )
 
 
@@ -91,6 +98,13 @@ def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:
     make_folder(folder, "run")
     write_text(folder / "config.yaml", dump(replace(cfg, data=replace(cfg.data, path=without_secrets(cfg.data.path)))))
     write_text(folder / RECORD, json.dumps(dataclasses.asdict(replace(record, status=status)), indent=1) + "\n")
+
+
+def set_status(run: str | Path, status: str) -> None:
+    """Changes only the status in `run.json`, if there is one that can be read and written."""
+    with contextlib.suppress(UserError, OSError):
+        record = replace(read_record(Path(run)), status=status)
+        write_text(Path(run) / RECORD, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 
 
 def read_record(run: Path) -> RunRecord:

@@ -8,11 +8,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from trainer.evaluate import leaks
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import open_encoder
 from trainer.evaluate.probe import features
 from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import RESULT, run
+from trainer.evaluate.store import Store, folder_of
 from trainer.export import export
 from trainer.run.record import RECORD, read_record
 from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of
@@ -114,11 +116,13 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
     first = load(TransferConfig, path, transfer_words(config, left[0]))
     task = read_task(first)
     encoder = open_encoder(first, task.train)
-    given = features(encoder, task, first.batch) if first.mode == "probe" else None
+    seen = leaks.check(first, encoder.config)
+    store = Store(encoder, first.batch, folder_of(first))
+    given = features(task, store) if first.mode == "probe" else None
     for cell in left:
         words = transfer_words(config, cell)
         settings = replace(first, fraction=cell.fraction, output=str(cell.directory(Path(config.output))))
-        result = run(settings, task, encoder, given)
+        result = run(settings, task, encoder, given, store.key, seen)
         name = f"transfer/{cell.rotation}/{cell.method}/{cell.seed}/{cell.task}/{cell.fraction:g}"
         print(f"[{name}] macro AUROC {result['auroc']:.3f}")
         steps.note(name, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)

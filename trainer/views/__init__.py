@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from trainer.views.base import View
+from trainer.views.lead_drop import LeadDrop
 from trainer.views.masks import BlockMask, LeadDropout, TimeMask
 from trainer.views.noise import Gaussian
 from trainer.views.random import Key
@@ -24,6 +25,7 @@ VIEWS: dict[str, type[View]] = {
     "block_mask": BlockMask,
     "time_mask": TimeMask,
     "lead_dropout": LeadDropout,
+    "lead_drop": LeadDrop,
 }
 
 STAGES = ("signal", "mask")

@@ -7,6 +7,7 @@ torch's batch norm is allowed, see `trainer/game/batchnorm.py`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -44,3 +45,9 @@ def build_encoder(name: str, leads: int, samples: int, args: dict[str, Any] | No
             raise UserError(f"encoder.args.{key}={value} must be of type {shown(known[key])}") from None
     with building("encoder", {"encoder.name": name, **{f"encoder.args.{key}": value for key, value in args.items()}}):
         return ENCODERS[name](leads, samples, **args)
+
+
+def whole_args(name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """`args` of a registered encoder with the defaults of all that they leave out: two such are one architecture."""
+    parameters = inspect.signature(ENCODERS[name]).parameters
+    return {key: parameters[key].default for key in arguments(ENCODERS[name], given=2)} | args

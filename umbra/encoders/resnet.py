@@ -20,6 +20,8 @@ class ResNet(Backbone):
     `norm`: `group` (per ECG) or `batch` (`trainer/game/batchnorm.py`); `activation`: `relu` or `gelu`.
     """
 
+    any_length = True
+
     def __init__(
         self,
         leads: int,
@@ -56,6 +58,9 @@ class ResNet(Backbone):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.embed(self.stages(self.stem(x)).mean(-1))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.embed(self.stages(self.stem(x)).transpose(1, 2))
 
 
 class _Block(nn.Module):

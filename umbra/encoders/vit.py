@@ -46,8 +46,11 @@ class ViT(Backbone):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.embed(F.pad(x, (0, -x.shape[-1] % self.patch))).transpose(1, 2)
-        return self.norm(self.blocks(tokens + self.positions)).mean(1)
+        return self.tokens(x).mean(1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        patches = self.embed(F.pad(x, (0, -x.shape[-1] % self.patch))).transpose(1, 2)
+        return self.norm(self.blocks(patches + self.positions))
 
 
 class _Block(nn.Module):

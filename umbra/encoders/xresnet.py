@@ -26,6 +26,8 @@ class XResNet(Backbone):
     `width`: channels inside a block; `norm`: `group` (per ECG) or `batch` (`trainer/game/batchnorm.py`).
     """
 
+    any_length = True
+
     def __init__(
         self,
         leads: int,
@@ -66,6 +68,9 @@ class XResNet(Backbone):
     def forward(self, x: Tensor) -> Tensor:
         h = self.blocks(self.stem(x))
         return torch.cat([h.mean(-1), h.amax(-1)], 1) if self.concat else h.mean(-1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.blocks(self.stem(x)).transpose(1, 2)
 
 
 class _Block(nn.Module):

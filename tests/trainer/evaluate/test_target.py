@@ -44,6 +44,13 @@ def test_numbers_leave_out_what_is_missing_or_infinite():
     assert target.kept(config, found).tolist() == [True, False, False, False, True]
 
 
+def test_an_empty_text_and_a_missing_item_are_no_values():
+    config, names, found = read({"grade": ["x", "", "y"]})
+    assert (names, target.kept(config, found).tolist()) == (["x", "y"], [True, False, True])
+    _, names, found = read({"codes": [["A", None], [""]]}, kind="labels")
+    assert (names, found.tolist()) == (["A"], [[1.0], [0.0]])
+
+
 def test_a_label_that_never_varies_is_dropped_and_one_that_nobody_has():
     config, names, found = read({"codes": [["A", "B"], ["A"]]}, kind="labels", classes={k: [k] for k in "ABC"})
     used, notes = target.usable(config, names, found, "task")

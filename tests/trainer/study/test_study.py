@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests.support.handmade import make_run, make_shards
 from trainer.evaluate.config import TransferConfig
+from trainer.export import export
 from trainer.study import __main__ as study
 from trainer.study import report
 from trainer.study import rotation as runs
@@ -20,6 +22,7 @@ from trainer.study.pooling import compare, pool
 from trainer.study.steps import Steps, run_limited, shown
 from umbra.config import load
 from umbra.errors import UserError
+from umbra.schema import read_manifest
 
 KINDS = ["SR", "SR", "AFIB", "AFIB", "SR", "SR", "STACH", "STACH"]
 
@@ -211,6 +214,26 @@ def test_whole_study_then_nothing_left_to_do_then_only_what_was_lost(tmp_path, s
     more = (output / "steps.jsonl").read_text().removeprefix(steps).splitlines()
     assert [json.loads(line)["step"] for line in more] == ["transfer/1/random/0/sex/0.2"]
     assert json.loads((output / "results.json").read_text())["rows"] == results["rows"]
+
+
+def test_a_study_refuses_a_test_split_that_was_seen_in_pretraining_and_notes_that_one_was_not(tmp_path):
+    output = tmp_path / "out"
+    base = output / "rotation-0"
+    data = make_shards(base / "data", {"train": KINDS * 4, "val": KINDS * 2, "test": KINDS * 2})
+    seen = make_shards(tmp_path / "seen", {"train": KINDS * 4}, first_patient=2000)  # the patients of data's test split
+    cells = [Cell(0, "adversarial", 0, "sex", 1.0)]
+    config = load(StudyConfig, None, words(output))
+    for trained_on in (seen, data):
+        run = base / "runs" / "adversarial-seed0"
+        shutil.rmtree(run, ignore_errors=True)
+        export(make_run(run, fingerprint=read_manifest(trained_on).fingerprint))
+        (run / "config.yaml").write_text(f"data: {{path: '{trained_on}'}}\n")
+        if trained_on == seen:
+            with pytest.raises(UserError, match="known by pseudonym"):
+                runs.assess(config, cells, Steps(output, 60))
+    runs.assess(config, cells, Steps(output, 60))
+    found = json.loads((cells[0].directory(output) / "result.json").read_text())["leaks"]["by_patient"]
+    assert found == {"checked": True, "windows": 0, "patients": 0, "why": ""}
 
 
 def test_another_study_in_the_same_output_is_refused(tmp_path, stand_ins):

@@ -1,0 +1,221 @@
+"""Was the test split seen in pre-training? Patients by their pseudonyms, recordings by fingerprints of their signals.
+
+An encoder directory names its pre-training data by their fingerprint alone; the data are those of `pretrained_on`, the
+evaluated ones, or what the run around the encoder was trained on. Only the counts leave this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.remote.fetch import is_remote
+from trainer.evaluate.config import TransferConfig
+from trainer.run.record import RECORD
+from umbra.encoders.encoder import EncoderConfig
+from umbra.errors import UserError
+from umbra.files import read_json, read_yaml
+from umbra.parquet import open_samples
+from umbra.schema import MANIFEST, Manifest, Shard, read_manifest
+from umbra.signal_fingerprints import NEAR, SHORTEST, SLOWEST, Numbers, computed, distances, file_of, leads_of, of_shard
+
+NAME_IT = "give the folder of its pre-training data as pretrained_on=DIR"
+WAYS = {"by_patient": "patients", "by_signal": "recordings"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one way of looking found: windows of the test split that were seen, and their patients. `why` says what
+    could not be looked at; with `checked` false that is everything, or part of it."""
+
+    checked: bool
+    windows: int = 0
+    patients: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on this machine."""
+
+    root: Path
+    manifest: Manifest
+
+    def shards(self, split: str) -> list[Shard]:
+        return self.manifest.of_split(split)
+
+    def patients(self, split: str) -> NDArray[np.int64]:
+        """The patient code of each window of a split."""
+        codes: NDArray[np.int64] = open_samples(self.root, self.manifest).read(["patient"]).column(0).to_numpy()
+        shards = self.shards(split)
+        first = self.manifest.first_row(split) if shards else 0
+        return codes[first : first + sum(shard.samples for shard in shards)]
+
+    @property
+    def seconds(self) -> float:
+        return self.manifest.samples / self.manifest.rate
+
+
+def check(config: TransferConfig, about: EncoderConfig) -> dict[str, Any]:
+    """The entry `leaks` of result.json; prints what was found. `about`: the encoder's config.json.
+
+    Raises `UserError` if patients or recordings of the test split were in the pre-training, unless `allow_leak` is set,
+    and if `pretrained_on` is no data set or not that of the encoder.
+    """
+    if config.encoder == "random" or config.mode == "scratch":
+        return {"pretrained": False}
+    test = DataSet(Path(config.data), read_manifest(config.data))
+    seen, why = _pretraining_data(config, about, test)
+    found = {way: Found(False, why=why) for way in WAYS}
+    if seen is not None:
+        patients = test.patients("test")
+        found = {"by_patient": _by_patient(test, seen, patients), "by_signal": _by_signal(test, seen, patients)}
+    _refuse_or_print(config, found)
+    return {
+        "pretrained": True,
+        "data": about.data.get("fingerprint") or (seen.manifest.fingerprint if seen else None),
+        "allowed": config.allow_leak,
+        **{way: asdict(one) for way, one in found.items()},
+    }
+
+
+def _refuse_or_print(config: TransferConfig, found: dict[str, Found]) -> None:
+    words = {
+        "by_patient": "{patients:,} patients ({windows:,} windows) known by pseudonym",
+        "by_signal": "{windows:,} recordings ({patients:,} patients) known by signal",
+    }
+    leaked = " and ".join(words[way].format(**asdict(one)) for way, one in found.items() if one.windows)
+    if leaked and not config.allow_leak:
+        raise UserError(
+            f"{leaked} of the test split of {config.data} were in the pre-training of {config.encoder}: evaluate on "
+            "a data set without them, or say allow_leak=true, which result.json records"
+        )
+    if leaked:
+        print(f"leaks: {leaked} of the test split were in pre-training; allowed by allow_leak")
+    for way, one in found.items():
+        if one.why:
+            print(f"leaks: {WAYS[way]} of the test split in pre-training: not checkable: {one.why}")
+        elif not one.windows:
+            print(f"leaks: no {WAYS[way]} of the test split in pre-training")
+
+
+# ---- where the pre-training data are ----
+
+
+def _pretraining_data(config: TransferConfig, about: EncoderConfig, test: DataSet) -> tuple[DataSet | None, str]:
+    """The data set that the encoder was pre-trained on, or None and why it is not known."""
+    known = about.data.get("fingerprint")
+    if config.pretrained_on:
+        given = DataSet(Path(config.pretrained_on), read_manifest(config.pretrained_on))
+        if known and given.manifest.fingerprint != known:
+            raise UserError(
+                f"pretrained_on={config.pretrained_on} has the fingerprint {given.manifest.fingerprint}, "
+                f"{config.encoder} was pre-trained on {known}: name the data set that it was pre-trained on"
+            )
+        return given, ""
+    if not known:
+        return None, f"the encoder does not say what it was pre-trained on; {NAME_IT}"
+    if test.manifest.fingerprint == known:
+        return test, ""
+    return _of_run(Path(config.encoder).resolve().parent, known)
+
+
+def _of_run(run: Path, known: str) -> tuple[DataSet | None, str]:
+    """The data of the run directory that an encoder lies in, if they still are where the run found them."""
+    record, settings = run / RECORD, run / "config.yaml"
+    if not record.is_file() or not settings.is_file():
+        return None, f"the encoder does not lie in the directory of its run; {NAME_IT}"
+    try:
+        same = read_json(record, NAME_IT).get("fingerprint") == known
+        place = (read_yaml(settings, NAME_IT).get("data") or {}).get("path")
+    except (UserError, AttributeError):
+        same, place = False, None
+    if not same or not isinstance(place, str):
+        return None, f"{run} is not the run of the encoder; {NAME_IT}"
+    if is_remote(place):
+        return None, f"its pre-training data are at {place}; copy them and {NAME_IT}"
+    if not (Path(place) / MANIFEST).is_file():
+        return None, f"its pre-training data are no longer in {place}; {NAME_IT}"
+    found = DataSet(Path(place), read_manifest(place))
+    if found.manifest.fingerprint != known:
+        return None, f"{place} now holds another data set than in pre-training; {NAME_IT}"
+    return found, ""
+
+
+# ---- by patients ----
+
+
+def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Found:
+    """Test patients whose pseudonym is among those of the train split that was pre-trained on."""
+    ours, theirs = _keys(test.manifest), _keys(seen.manifest)
+    leaked = np.isin(patients, seen.patients("train")) if ours & theirs else np.zeros(len(patients), bool)
+    why = []
+    if other := sorted(ours ^ theirs):
+        names = ", ".join(f"{name} (key {key})" for name, key in other)
+        why.append(f"pseudonyms depend on key and source.name, which are not those of both sets for {names}")
+    if not (test.manifest.patient_ids and seen.manifest.patient_ids):
+        why.append("a source without patient ids counts each record as a patient")
+    return Found(not why, int(leaked.sum()), len(np.unique(patients[leaked])), "; ".join(why))
+
+
+def _keys(manifest: Manifest) -> set[tuple[str, str]]:
+    """The source names of a data set, of each part of a joined one, with the id of the key of their pseudonyms."""
+    own = {"name": manifest.config.get("source", {}).get("name", ""), "key_id": manifest.key_id}
+    return {(str(part.get("name", "")), str(part.get("key_id", ""))) for part in manifest.config.get("parts") or [own]}
+
+
+# ---- by signals ----
+
+
+def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Found:
+    """Test windows whose fingerprint is near to one of the train split that was pre-trained on."""
+    leads = leads_of([lead for lead in test.manifest.leads if lead in seen.manifest.leads])
+    seconds = min(test.seconds, seen.seconds)
+    if why := _unlike(test, seen, leads, seconds):
+        return Found(False, why=why)
+    for data, split in ((test, "test"), (seen, "train")):
+        if why := _missing(data, split):
+            return Found(False, why=why)
+    wanted = np.concatenate(list(_fingerprints(test, "test", leads, seconds)))
+    near = distances(wanted, _fingerprints(seen, "train", leads, seconds)) <= NEAR
+    leaked, empty = (of_piece.reshape(len(patients), -1).any(1) for of_piece in (near, ~wanted.any(axis=1)))
+    blank = int(empty.sum())
+    why = f"{blank:,} windows are empty in leads {', '.join(leads)}" if blank else ""
+    return Found(not blank, int(leaked.sum()), len(np.unique(patients[leaked])), why)
+
+
+def _unlike(test: DataSet, seen: DataSet, leads: Sequence[str], seconds: float) -> str:
+    """Why the signals of two data sets do not compare; empty if they do."""
+    if not leads:
+        return "they have no lead in common"
+    if seconds < SHORTEST:
+        return f"windows of {seconds:g} s are too short, {SHORTEST:g} s are needed"
+    if (rate := min(test.manifest.rate, seen.manifest.rate)) < SLOWEST:
+        return f"a rate of {rate:g} Hz is too low, {SLOWEST:g} Hz are needed"
+    return ""
+
+
+def _missing(data: DataSet, split: str) -> str:
+    """Why the fingerprints of a split cannot be had; empty if they can. Says so if they have to be computed."""
+    shards = [shard for shard in data.shards(split) if not file_of(data.root, shard.name).is_file()]
+    if gone := [shard.name for shard in shards if not (data.root / shard.name).is_file()]:
+        return f"{len(gone):,} shards of {data.root} are missing, first {gone[0]}"
+    if shards:
+        count = sum(shard.samples for shard in shards)
+        print(f"leaks: computing the fingerprints of {count:,} windows of {data.root}", flush=True)
+    return ""
+
+
+def _fingerprints(data: DataSet, split: str, leads: Sequence[str], seconds: float) -> Iterator[Numbers]:
+    """Those of a split, shard by shard: the kept ones where they are of these leads and this length."""
+    kept = leads == leads_of(data.manifest.leads) and seconds == data.seconds
+    for shard in data.shards(split):
+        if kept:
+            yield of_shard(data.root, data.manifest, shard)
+        else:
+            yield computed(data.root, data.manifest, shard, leads, seconds)
