@@ -7,6 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")"
 DATA=${DATA:-} OUT=${OUT:-demo${DATA:+-data}} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-80}
 say() { printf '\n== %s\n' "$*"; }
+fail() { echo "error: $1" >&2; exit "${2:-2}"; }
+for knob in SEED PATIENTS EPOCHS; do
+  [[ ${!knob} =~ ^(0|[1-9][0-9]{0,8})$ ]] || fail "$knob=${!knob} must be a whole number"
+done
 
 before=
 once() {  # PRODUCT COMMAND...: skips a command that has ended well with these words, after the last of the step before
@@ -16,8 +20,8 @@ once() {  # PRODUCT COMMAND...: skips a command that has ended well with these w
   if [ -e "$product" ] && [ "$(cat "$mark" 2>/dev/null)" = "$words" ] && ! [ "$before" -nt "$mark" ]; then
     echo "done before: $product"
   else
-    printf '$ %s\n' "${*:2}"
-    "${@:2}"
+    printf '$%s\n' "$(printf ' %q' "${@:2}")"
+    "${@:2}" || failed $? "$mark" "$words"
     if [ "$product" = "$OUT/run" ] && grep -qs '"status": "interrupted"' "$OUT/run/run.json"; then exit 130; fi
     mkdir -p "$(dirname "$mark")"
     printf '%s' "$words" > "$mark"
@@ -25,8 +29,17 @@ once() {  # PRODUCT COMMAND...: skips a command that has ended well with these w
   before=$mark
 }
 
+failed() {  # CODE MARK WORDS
+  if [ -e "$2" ] && [ "$(cat "$2")" != "$3" ]; then
+    fail "$OUT holds a demo with other settings: set another OUT=DIR, or delete it yourself" "$1"
+  fi
+  exit "$1"
+}
+
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 processes=$((gpus > 0 ? gpus : 2))
+most=$((${#DATA} > 0 || PATIENTS > 128 ? 64 : PATIENTS / 2))  # ECGs of a batch: fewer than there are for training
+batch=$((most / processes * processes))
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 mkdir -p "$OUT"
 if [ -n "$DATA" ]; then
@@ -42,7 +55,7 @@ once "$OUT/shards" python -m sharding build "$config" input="$input" output="$OU
 say "3/5 pre-training on $processes processes"
 once "$OUT/run" deepspeed --num_gpus "$processes" --master_port "$port" trainer/pretrain.py \
   configs/pretrain/adversarial.yaml data.path="$OUT/shards" run="$OUT/run" seed="$SEED" epochs="$EPOCHS" \
-  batch.global=64 encoder.args.width=16 encoder.args.embedding=128 projector.hidden=256 projector.out=64 log.every=40
+  batch.global=$batch encoder.args.width=16 encoder.args.embedding=128 projector.hidden=256 projector.out=64 log.every=40
 say "4/5 encoder"
 once "$OUT/run/encoder" python -m trainer.export run="$OUT/run"
 say "5/5 linear probe, pre-trained against random"
@@ -54,7 +67,7 @@ for task in rhythm sex; do
   done
 done
 say "macro AUROC of a linear probe on test patients (95 % by patients)"
-once "$OUT/index.html" python -m trainer.demo "$OUT"
+once "$OUT/index.html" python -m trainer.demo output="$OUT"
 python -m trainer.transfer compare "$OUT"/transfer/*/result.json
 out=$(cd "$OUT" && pwd)
 echo "encoder: $out/run/encoder, to be used from any shell like this:"

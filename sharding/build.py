@@ -67,7 +67,11 @@ def dry_run(config: BuildConfig) -> str:
     workers.refuse_foreign(Path(config.output))
     key = deidentify.load_key(config.key_file, config.source.public, Path(config.input))
     known = headers.survey(config, planning.wanted_split)
-    with workers.worker_pool(config.workers) as pool, progress.bar(len(known.records), "record", "headers") as bar:
+    with (
+        workers.guarded(Path(config.output)),
+        workers.worker_pool(config.workers) as pool,
+        progress.bar(len(known.records), "record", "headers") as bar,
+    ):
         plan, rows = planning.draw_up(config, key, known, pool, bar.update)
     tables = list(rows)
     if not plan.shards:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,10 @@ def main(argv: list[str]) -> None:
     if config.push:
         name = publish.create(config.push, config.private, None)
         print(f"encoder sent to {publish.upload(output, name, None, allow_patterns=sorted(FILES))}")
-    print(f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={output} data=DATA output=OUT")
+    print(
+        f"next: python -m trainer.transfer configs/transfer/rhythm.yaml encoder={quote(str(output))} "
+        "data=DATA output=OUT"
+    )
 
 
 def _card_of(config: ExportConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import os
 import sys
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 if __name__ == "__main__":
@@ -148,7 +149,8 @@ def _end(run: loop.Run, done: int, reason: str) -> None:
     loss_curves(run.folder / METRICS, run.folder / "figures" / "curves.png")
     finished = done == run.total
     said = "finished" if finished else f"stopped ({reason}) with a checkpoint"
-    follow = f"python -m trainer.export run={run.folder}" if finished else "the same command resumes from here"
+    export = f"python -m trainer.export run={quote(str(run.folder))}"
+    follow = export if finished else "the same command resumes from here"
     print(f"# {said} at step {done} of {run.total}; next: {follow}", flush=True)
 
 

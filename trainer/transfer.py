@@ -23,7 +23,7 @@ from trainer.evaluate.many import run_all
 from trainer.evaluate.result import PREDICTIONS, RESULT
 from trainer.evaluate.show import table
 from umbra.config import command, load, split_paths
-from umbra.errors import UserError
+from umbra.errors import UserError, nearest
 from umbra.files import claim_folder
 
 ALLOW = "--allow-leak"  # another spelling of allow_leak=true
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     if argv and argv[0] == "compare":
         print(comparison(argv[1:]))
         return
+    if argv and nearest(argv[0], ["compare"]):
+        raise UserError(f"unknown command '{argv[0]}'; did you mean 'compare'?")
     configs = read_configs(argv)
     for config in configs:
         claim_folder(config.output, "output", (RESULT, PREDICTIONS, MODEL))

@@ -23,8 +23,9 @@ class UserError(ValueError):
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """The known word that is most similar to `word`; empty if none is similar."""
-    return next(iter(difflib.get_close_matches(str(word), list(known), n=1, cutoff=CUTOFF)), "")
+    """The known word that is most similar to `word`, in any case; empty if none is similar."""
+    names = {name.lower(): name for name in known}
+    return next((names[n] for n in difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=CUTOFF)), "")
 
 
 def near_miss(word: object, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from umbra.errors import UserError, naming, near_miss, nearest
 from umbra.plain_yaml import MISSING, refuse_surprises
+from umbra.reference import SCHEMAS
 from umbra.usual_names import usual_name
 
 
@@ -43,14 +44,16 @@ def layers(
 
 def refuse_option(word: str, options: Sequence[str] = ()) -> None:
     if word.startswith("-") and "=" not in word:
-        raise UserError(f"unknown option {word}{near_miss(word, [*options, '--help'])}")
+        known = near_miss(word, [*options, "--help"])
+        raise UserError(f"unknown option {word}{known}{', and KEY=VALUE without dashes' * ('; known' in known)}")
 
 
 def _read_word(word: str, schema: type, origin: str) -> dict[Any, Any]:
     key, sign, value = word.partition("=")
     refuse_option(word)
     if not sign or not key:
-        raise UserError(f"{origin} is not of the form key=value")
+        hint = "" if sign else f"; did you mean {next(keys(schema))[0]}={word}?"
+        raise UserError(f"{origin} is not of the form key=value{hint}")
     if dict(keys(schema)).get(key) is str:
         quoted = re.fullmatch(r"(['\"])(.*)\1", value, re.DOTALL)
         nested: Any = quoted[2] if quoted else value
@@ -70,9 +73,7 @@ def _read_word(word: str, schema: type, origin: str) -> dict[Any, Any]:
 def _read_yaml(typed: str | Path) -> dict[Any, Any]:
     path = config_file(typed)
     if not path.is_file():
-        names = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = near_miss(path.name, names) if names else ""
-        raise UserError(f"config file {typed} does not exist{hint}")
+        raise UserError(f"config file {typed} {'is a folder' if path.is_dir() else 'does not exist'}{_instead(path)}")
     try:
         with naming(str(path)):
             refuse_surprises(path.read_text(encoding="utf-8"))
@@ -82,6 +83,16 @@ def _read_yaml(typed: str | Path) -> dict[Any, Any]:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     raise UserError(f"config file {path} must contain `key: value` lines, not a list or a single value")
+
+
+def _instead(path: Path) -> str:
+    """A hint at the config file that was probably meant: one of the product with this name, or one beside it."""
+    here = path if path.is_dir() else path.parent
+    shipped = config_file("configs/shard").parent
+    if same := [f"configs/{p.parent.name}/{p.name}" for p in sorted(shipped.glob(f"*/{path.stem}.yaml"))]:
+        return f"; did you mean {' or '.join(same)}?"
+    names = sorted(p.name for p in here.glob("*.yaml")) if here.is_dir() else []
+    return near_miss(path.name, names) if names else ""
 
 
 def _plain_layer(layer: DictConfig) -> dict[Any, Any]:
@@ -98,12 +109,23 @@ def check_layer(layer: dict[Any, Any], schema: Any, origin: str) -> None:
     for key, value in given:
         kind = known.get(key)
         if kind is None:
-            raise UserError(f"{origin}: unknown key '{key}'{_suggestion(key, known)}")
+            raise UserError(
+                f"{origin}: unknown key '{key}'{_of_another_command(origin, schema) or _suggestion(key, known)}"
+            )
         if dataclasses.is_dataclass(kind):
             inner = " or ".join(f"{k}=..." for k in known if k.startswith(f"{key}.") and "." not in k[len(key) + 1 :])
             raise UserError(f"{origin}: '{key}' is a section: give {inner}")
         if problem := _mismatch(key, value, kind):
             raise UserError(f"{origin}: {problem}")
+
+
+def _of_another_command(origin: str, schema: Any) -> str:
+    """A hint if the layer is a config file of the product for another command than that of `schema`."""
+    folder = Path(origin).parent
+    ours = [name for name, kind in SCHEMAS.items() if kind == f"{schema.__module__}:{schema.__name__}"]
+    if not ours or folder.name in ours or folder.name not in SCHEMAS or folder.parent.name != "configs":
+        return ""
+    return f"; it is a config of another command: this one needs one of configs/{ours[0]}/"
 
 
 def _given(layer: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,7 +162,26 @@ def _mismatch(key: str, value: Any, kind: Any) -> str:
         return f"key '{key}': YAML reads yes, no, on, off, true and false as truth values: write text in quotes"
     if kind is not str and isinstance(value, str) and "${" in value:
         return f"key '{key}': {value} is not replaced by a value: write the {kind.__name__} itself"
+    if kind in WANTED and not converts(value, kind):
+        return f"key '{key}': {WANTED[kind]} is needed, not {value}"
     return ""
+
+
+WANTED = {int: "a whole number", float: "a number", bool: "true or false"}
+_TRUTH = ("true", "false", "yes", "no", "on", "off", "y", "n")
+
+
+def converts(value: Any, kind: type) -> bool:
+    """Whether OmegaConf takes a value for a key of the type `kind`."""
+    if kind is bool:
+        return str(value).lower() in _TRUTH or converts(value, int)
+    if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+        return False
+    try:
+        kind(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def mappings(schema: Any, at: str, layer: dict[Any, Any]) -> list[str]:
@@ -153,12 +194,16 @@ def mappings(schema: Any, at: str, layer: dict[Any, Any]) -> list[str]:
 def _suggestion(key: str, known: dict[str, Any]) -> str:
     """A hint at the key that was probably meant: by what others call it, by its last part in its section, by likeness,
     by its last part."""
+    key = key.lstrip("-").replace("-", "_") if key.startswith("-") else key
     if hint := usual_name(key, known):
         return hint
     candidates = [k for k, kind in known.items() if "." not in key or not dataclasses.is_dataclass(kind)]
-    top, leaf = key.partition(".")[0], key.rpartition(".")[2]
+    top, (section, _, leaf) = key.partition(".")[0], key.rpartition(".")
     same = [k for k in candidates if k.rpartition(".")[2] == leaf]
     inside = [k for k in same if "." in key and k.startswith(f"{top}.")]
+    beside = nearest(leaf, [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section])
+    if f"{section}.args" in known and not inside and not beside:
+        inside = [f"{section}.args.{leaf}"]
     near = next(iter(inside), "") or nearest(key, candidates) or next(iter(same), "")
     top_keys = sorted(k for k in known if "." not in k)
     return f"; did you mean '{near}'?" if near else f"; known keys: {', '.join(top_keys)}"

@@ -153,6 +153,8 @@ def read_manifest(root: str | Path) -> Manifest:
     """
     path = Path(root) / MANIFEST
     command = "join" if (Path(root) / PRIVATE / JOIN).is_file() else "build"
+    if Path(root).is_file():
+        raise UserError(f"{root} is a file: name the folder of the data set, that holds {MANIFEST}")
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: {root} is not a finished data set; "

@@ -11,6 +11,10 @@ _KEYS = {
     "encoder.name": ("model", "arch", "architecture", "backbone", "network"),
     "data.path": ("dataset", "data_dir", "data_path", "shards"),
     "run": ("run_dir", "checkpoint_dir", "output_dir", "output", "out", "save_dir"),
+    "wandb.mode": ("wandb.enabled", "wandb.enable", "wandb.disabled"),
+    "optim.schedule": ("scheduler", "lr_scheduler", "lr_schedule"),
+    "data.threads": ("num_workers", "n_workers", "workers", "num_threads", "data.num_workers"),
+    "mode": ("method", "protocol"),
     "init": ("pretrained", "init_from", "from_pretrained", "weights", "init_weights", "finetune_from", "load_from"),
     "steps": ("max_steps", "num_steps", "iterations"),
     "epochs": ("num_epochs", "max_epochs", "epoch"),
@@ -20,6 +24,7 @@ _KEYS = {
     "input": ("input_dir", "in", "source_dir", "data_dir", "root"),
     "output": ("output_dir", "out", "out_dir", "destination"),
 }
+_CONFIG = ("config", "config_file", "cfg", "yaml", "task")
 _DEVICES = ("device", "devices", "gpu", "gpus", "num_gpus", "n_gpus", "nodes", "num_nodes", "world_size", "processes")
 
 
@@ -28,6 +33,8 @@ def usual_name(key: str, known: Collection[str]) -> str:
     word = key.lower().replace("-", "_")
     if found := next((ours for ours, theirs in _KEYS.items() if word in theirs and ours in known), ""):
         return f"; did you mean '{found}'?"
+    if word in _CONFIG:
+        return "; a config file is given by its path alone: a word of its own, without a key"
     if word in _DEVICES and "zero" in known:  # a pre-training run
         return "; devices and processes are the launcher's: deepspeed --num_gpus N, CUDA_VISIBLE_DEVICES=..."
     return ""

@@ -1,4 +1,4 @@
-"""Fifty typical mistakes of a first hour: one line, exit code 2, and what the line says to do is right."""
+"""Typical mistakes of a first hour: one line, exit code 2, and what the line says to do is right."""
 
 from __future__ import annotations
 
@@ -73,12 +73,22 @@ MISTAKES = [
     M("pretrain", "encoder=resnet34", "'encoder' is a section: give encoder.name=...", "encoder.name=resnet34"),
     M("pretrain", "max_epochs=3", "did you mean 'epochs'?", "epochs=3"),
     M("transfer", "frac=0.1", "did you mean 'fraction'?", "fraction=0.1"),
+    M("pretrain", "num_workers=4", "did you mean 'data.threads'?", "data.threads=4"),
+    M("pretrain", "scheduler=cosine", "did you mean 'optim.schedule'?", "optim.schedule=cosine"),
+    M("pretrain", "encoder.width=8", "did you mean 'encoder.args.width'?", "encoder.args.width=8"),
+    M("pretrain", "wandb.enabled=true", "did you mean 'wandb.mode'?", "wandb.mode=offline"),
+    M("pretrain", "--batch-size=8", "did you mean 'batch.global'?", "batch.global=8"),
+    M("pretrain", "--config=configs/pretrain/none.yaml", "a config file is given by its path alone"),
+    M("build", "--workers 1", "known: --dry-run, --help, and KEY=VALUE without dashes", "workers=1"),
+    M("export", "RUN", "is not of the form key=value; did you mean run=", "run=RUN"),
+    M("transfer", "task=sex", "a config file is given by its path alone"),
     M("transfer", "mode=linear", "mode=linear is unknown; use probe, finetune, scratch", "mode=probe"),
     # spelling
     M("build", "sorce.public=true", "did you mean 'source'?", "source.public=true"),
     M("build", "--dryrun", "unknown option --dryrun; did you mean '--dry-run'?", "--dry-run"),
     M("build", "seconds = 10", "'seconds' is neither a config file (.yaml) nor key=value: no spaces", "seconds=10"),
     M("sharding", "biuld input=WFDB", "unknown command 'biuld'; did you mean 'build'?"),
+    M("pretrain", "encoder.name=ResNet34", "did you mean 'resnet34'?", "encoder.name=resnet34"),
     M("pretrain", "encoder.name=resnet81", "did you mean 'resnet18'?", "encoder.name=resnet18"),
     M("pretrain", "encoder.args.widht=8", "did you mean 'width'?", "encoder.args.width=8"),
     M("pretrain", "views.second=[blockmask]", "did you mean 'block_mask'?", "views.second=[block_mask]"),
@@ -87,6 +97,14 @@ MISTAKES = [
     M("build", "input=EMPTY", "is empty"),
     M("build", "output=WFDB", "holds other files: choose another output", "output=OUT"),
     M("sharding", "build configs/shard/ptb-xl.yaml input=WFDB", "does not exist; did you mean 'ptbxl.yaml'?"),
+    M("sharding", "build wfdb input=WFDB", "config file wfdb does not exist; did you mean configs/shard/wfdb.yaml?"),
+    M("sharding", "build configs/shard input=WFDB", "config file configs/shard is a folder; known: chapman.yaml"),
+    M(
+        "sharding",
+        "build configs/pretrain/none.yaml input=WFDB output=OUT",
+        "it is a config of another command: this one needs one of configs/shard/",
+    ),
+    M("pretrain", "data.path=DATA/manifest.json", "is a file: name the folder of the data set", "data.path=DATA"),
     M("pretrain", "data.path=WFDB", "not a finished data set", "data.path=DATA"),
     M("pretrain", "run=WFDB", "holds other files", "run=OUT"),
     M("export", "run=DATA", "is not a run directory of trainer/pretrain.py", "run=RUN"),
@@ -117,6 +135,10 @@ MISTAKES = [
     # values
     M("pretrain", "batch.global=63 batch.contrast=0", "use batch.global=62 or 64", "batch.global=62", processes=2),
     M("pretrain", "batch.global=4096", "training samples", "batch.global=64"),
+    M("pretrain", "epochs=ten", "key 'epochs': a number is needed, not ten", "epochs=10"),
+    M("pretrain", "batch.global=7.5", "key 'batch.global': a whole number is needed, not 7.5", "batch.global=8"),
+    M("build", "rate=100Hz", "key 'rate': a number is needed, not 100Hz", "rate=100"),
+    M("build", "source.public=maybe", "key 'source.public': true or false is needed, not maybe", "source.public=true"),
     M("pretrain", "epochs=0", "nothing to train", "epochs=1"),
     M("pretrain", "precision=fp16", "precision=fp16 is unknown", "precision=bf16"),
     M("pretrain", "optim.warmup=500", "optim.warmup=500.0 must be >= 0 and <= 1", "optim.warmup=0.1"),

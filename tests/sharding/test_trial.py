@@ -1,11 +1,13 @@
 """A dry run reads a sample of the records and says what the build of the same words then does."""
 
 import re
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 
 from sharding import build as building
+from sharding import plan as planning
 from sharding import trial
 from sharding.options import BuildConfig
 from tests.support.recordings import LEADS, beats, write_folder, write_record
@@ -101,3 +103,13 @@ def test_the_leads_that_are_there_are_named_by_build_and_dry_run(there, named, t
         with pytest.raises(UserError, match=re.escape(f"; leads=[{named}] ")):
             call(words)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_worker_that_dies_in_a_dry_run_is_one_line(tmp_path, monkeypatch):
+    def dies(*_):
+        raise BrokenProcessPool("a process was terminated abruptly")
+
+    write_record(tmp_path / "in", "r0", beats(0))
+    monkeypatch.setattr(planning, "draw_up", dies)
+    with pytest.raises(UserError, match=r"a worker died .*fewer workers need less memory"):
+        building.dry_run(config(tmp_path / "in", tmp_path / "out", "source.public=true"))

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 MAKE = shutil.which("make")
 STUB = """#!/bin/sh
 [ "$1" = -c ] || echo "${0##*/} $*" >> "$CALLS"
-case "$2" in *torch*) echo 0 ;; *socket*) echo 29500 ;; esac
+case "$*" in "$FAILS"*) exit 2 ;; esac
+case "$2" in *torch*) echo "${GPUS:-0}" ;; *socket*) echo 29500 ;; esac
 """
 
 
@@ -32,10 +33,10 @@ def demo(tmp_path):
             program(tmp_path / "bin", name, STUB)
         (tmp_path / "calls").write_text("")
         path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        env = {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), **settings}
+        env = {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), "FAILS": "none", **settings}
         done = subprocess.run(["bash", str(ROOT / "demo.sh")], env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done.stderr
-        call.said = done.stdout
+        call.said, call.error = done.stdout, done.stderr
         return (tmp_path / "calls").read_text().splitlines()
 
     return call
@@ -108,6 +109,50 @@ def test_the_demo_ends_with_its_page_and_a_command_for_any_shell(demo, tmp_path)
     python, *words = shlex.split(line)
     assert (python, words[0]) == (f"{tmp_path}/bin/python", "-c")
     compile(words[1], "shown", "exec")
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "batch"),
+    [
+        ({}, 2, 64),
+        ({"PATIENTS": "60"}, 2, 30),  # 36 of them are for training
+        ({"PATIENTS": "129"}, 2, 64),
+        ({"GPUS": "6"}, 6, 60),
+        ({"GPUS": "3", "PATIENTS": "40"}, 3, 18),
+        ({"PATIENTS": "40", "DATA": "/data/ptbxl"}, 2, 64),
+    ],
+)
+def test_the_batch_of_the_demo_fits_its_patients_and_processes(demo, tmp_path, settings, processes, batch):
+    (words,) = (call for call in demo(OUT=str(tmp_path), **settings) if call.startswith("deepspeed"))
+    assert f"--num_gpus {processes} " in words
+    assert f" batch.global={batch} " in words
+
+
+@pytest.mark.parametrize("settings", [{"PATIENTS": "few"}, {"EPOCHS": "1e2"}, {"SEED": "-1"}, {"PATIENTS": "007"}])
+def test_a_knob_of_the_demo_that_is_no_number_is_one_line_before_anything_is_made(demo, tmp_path, settings):
+    ((knob, value),) = settings.items()
+    assert demo(code=2, OUT=str(tmp_path / "o"), **settings) == []
+    assert demo.error == f"error: {knob}={value} must be a whole number\n"
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_demo_with_other_settings_that_is_refused_names_the_knob_to_turn(demo, tmp_path):
+    out = tmp_path / "my out"
+    products(out)
+    demo(OUT=str(out))
+    demo(code=2, OUT=str(out), SEED="1", FAILS="-m sharding synth")
+    assert demo.error.splitlines()[-1] == (
+        f"error: {out} holds a demo with other settings: set another OUT=DIR, or delete it yourself"
+    )
+    demo(code=2, OUT=str(tmp_path / "new"), FAILS="-m sharding synth")
+    assert demo.error == ""
+
+
+def test_the_commands_that_the_demo_shows_can_be_pasted(demo, tmp_path):
+    calls = demo(OUT=str(tmp_path / "it's my out"))
+    shown = [line[2:] for line in demo.said.splitlines() if line.startswith("$ ")]
+    assert [" ".join(shlex.split(line)) for line in shown] == calls[: len(shown)]
+    assert len(shown) == 9
 
 
 def test_the_demo_on_data_takes_that_folder(demo, tmp_path):

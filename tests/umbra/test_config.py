@@ -5,16 +5,18 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from umbra.config import check_fields, command, dump, given_keys, load, setting, split_words
 from umbra.errors import UserError, near_miss
+from umbra.layers import converts
 from umbra.plain_yaml import refuse_surprises
 from umbra.reference import _class, keys_of
 
@@ -295,7 +297,7 @@ def test_words_that_stand_elsewhere_are_said_so():
     [
         (["c.yaml", "--dryrun"], "unknown option --dryrun; did you mean '--dry-run'?"),
         (["--hlep"], "unknown option --hlep; did you mean '--help'?"),
-        (["-x"], "unknown option -x; known: --dry-run, --help"),
+        (["-x"], "unknown option -x; known: --dry-run, --help, and KEY=VALUE without dashes"),
         (["a.yaml", "b.yaml"], "one config file at a time, not a.yaml, b.yaml"),
         (["a.yaml", "rate", "=", "3"], f"'rate' {NEITHER}"),
     ],
@@ -466,3 +468,19 @@ def test_the_backend_of_a_notebook_elsewhere_stops_no_command():
     env["MPLBACKEND"] = "module://matplotlib.backends.backend_svg"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout == "module://matplotlib.backends.backend_svg\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(int, v) for v in ("7", " 7 ", "1_000", "7.0", "1e3", 7.0, True, "x", "")]
+    + [(float, v) for v in ("7", "1e3", "inf", "1e", True, 7, "x", "")]
+    + [(bool, v) for v in ("true", "TRUE", "off", "Y", "0", "7", "maybe", "", 1, 1.0, "1.0")],
+)
+def test_a_value_is_said_not_to_convert_where_the_loader_below_would_refuse_it(kind, value):
+    schema = make_dataclass("Schema", [("key", kind, kind(0))])
+    try:
+        OmegaConf.merge(OmegaConf.structured(schema), {"key": value})
+        taken = True
+    except OmegaConfBaseException:
+        taken = False
+    assert converts(value, kind) is taken
