@@ -169,3 +169,16 @@ def test_a_column_that_makes_no_task_is_one_clear_line(data, encoder, tmp_path, 
 def test_two_tasks_of_one_name_are_refused(data, encoder, tmp_path):
     with pytest.raises(UserError, match="two tasks are named 'rhythm'"):
         run(data, encoder, tmp_path, RHYTHM, RHYTHM)
+
+
+def test_an_output_holds_what_belongs_to_its_result_and_the_last_line_names_it(data, encoder, tmp_path, capsys):
+    tune = [RHYTHM, "mode=finetune", "finetune.lr=[3e-3]", "finetune.epochs=1", "figure=true"]
+    run(data, encoder, tmp_path, *tune)
+    names = ("result.json", "predictions.parquet", "figure.png", "model")
+    assert capsys.readouterr().out.splitlines()[-1] == "written: " + ", ".join(f"{tmp_path / n}" for n in names)
+    with pytest.raises(UserError, match="holds .*model of an earlier training.*choose another output=DIR"):
+        run(data, encoder, tmp_path, RHYTHM)
+    assert json.loads((tmp_path / "result.json").read_text())["mode"] == "finetune"
+    run(data, encoder, tmp_path, *tune[:-1])
+    assert not (tmp_path / "figure.png").exists()
+    assert (tmp_path / "model").is_dir()
