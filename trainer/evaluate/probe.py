@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from trainer.evaluate.config import ProbeConfig
 from trainer.evaluate.fitted import Fitted
 from trainer.evaluate.kinds import Kind, Numbers, kind_of
-from trainer.evaluate.ridge import probabilities, ridge
+from trainer.evaluate.ridge import Decomposed, decompose, probabilities, ridge
 from trainer.evaluate.store import Store
 from trainer.evaluate.task import Task
 
@@ -23,6 +23,15 @@ class Features:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    _decomposed: dict[bytes, Decomposed] = field(default_factory=dict, repr=False)
+
+    def decomposed(self, chosen: np.ndarray) -> Decomposed:
+        """The decomposition of these train records, kept until others are asked for."""
+        key = chosen.tobytes()
+        if key not in self._decomposed:
+            self._decomposed.clear()
+            self._decomposed[key] = decompose(self.train[chosen])
+        return self._decomposed[key]
 
 
 def features(task: Task, store: Store) -> Features:
@@ -83,7 +92,7 @@ def _ridge(task: Task, kind: Kind, given: Features, chosen: np.ndarray, penaltie
     the train records for a label that val has not)."""
     target, numbers = task.train.target[chosen], isinstance(kind, Numbers)
     wanted = (target - kind.mean) / kind.std if isinstance(kind, Numbers) else target
-    heads = ridge(given.train[chosen], wanted, penalties)
+    heads = ridge(given.decomposed(chosen), wanted, penalties)
     scores = [given.val @ weights + intercept for weights, intercept in heads]
     values = [kind.value(task.val.target, kind.predict(val) if numbers else val) for val in scores]
     best = int(np.argmax(values))
