@@ -156,8 +156,12 @@ def main_value(kind: str, data: Predicted, least: int, count: int, seed: int) ->
     part = Predicted(data.target[:, columns], data.prediction[:, columns], data.patient)
     if kind != "number":  # AUROC alone: half of the work of `ranked`
         low, high = interval(over_columns(bootstrap_auroc(part.target, part.prediction, part.patient, count, seed)))
-        value = macro_auroc(part.target, part.prediction)
-        return {"auroc": value, "low": low, "high": high, "classes": columns.tolist()}
+        return {
+            "auroc": macro_auroc(part.target, part.prediction),
+            "low": low,
+            "high": high,
+            "classes": columns.tolist(),
+        }
     found, _ = ranked(kind, part, count, seed)
     value, resampled = found["r2"]
     low, high = interval(over_columns(resampled))
