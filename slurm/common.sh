@@ -47,6 +47,13 @@ except (OSError, ValueError):
 PYTHON
 }
 
+# hang_of RUN: the line that says which processes hung in the last start; empty if none did.
+hang_of() {
+    if [[ -s $1/hang.txt ]]; then
+        head -n 1 "$1/hang.txt"
+    fi
+}
+
 # first_host: the address that rank 0 listens on.
 first_host() {
     if [[ -n ${UMBRA_MASTER_ADDR:-} ]]; then

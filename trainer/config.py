@@ -156,6 +156,16 @@ class CheckpointConfig:
 
 
 @dataclass
+class HangConfig:
+    """When a run that stands still is ended, with exit code 75 and a line that names the processes that hang."""
+
+    minutes: float = setting(10.0, "> 0 and <= 10000")
+    """Minutes without progress after which every process ends."""
+    start_minutes: float = setting(30.0, "> 0 and <= 10000")
+    """The same until the first step is done and while remote shards are on their way (at least `minutes`)."""
+
+
+@dataclass
 class PretrainConfig:
     """A pre-training run."""
 
@@ -190,6 +200,8 @@ class PretrainConfig:
     """`auto`: resume from the newest committed checkpoint; `never`: refuse a run directory that has one."""
     max_minutes: float = setting(0.0, ">= 0 and <= 525600")
     """Stop with a checkpoint after this many minutes (0: no limit)."""
+    max_skipped: int = setting(3, ">= 0 and <= 1000")
+    """Steps in a row that are skipped because a loss is not finite; one more ends the run."""
     data: DataConfig = field(default_factory=DataConfig)
     """The data set and how it is read."""
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -210,6 +222,8 @@ class PretrainConfig:
     """How often a run is logged."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """How often a run is saved."""
+    hang: HangConfig = field(default_factory=HangConfig)
+    """When a run that stands still is ended."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """The copy of the log at Weights & Biases."""
 

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from trainer import threads
+from trainer import heartbeat, threads
 from umbra.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def collective(function: Callable[P, R]) -> Callable[P, R]:
+    """A function in which each process waits for the others, and is seen to."""
+
+    @functools.wraps(function)
+    def marked(*args: P.args, **kwargs: P.kwargs) -> R:
+        with heartbeat.waiting():
+            return function(*args, **kwargs)
+
+    return marked
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class World:
 def initialise(timeout_s: float = 600) -> World:
     """Joins the process group of the launcher (deepspeed, torchrun or srun); without a launcher, a group of one.
 
+    `timeout_s`: of a collective, should `trainer.heartbeat` not have ended the process before.
     Raises `UserError` where the processes cannot meet because the port is taken.
     """
     os.environ.setdefault("RANK", "0")
@@ -56,9 +72,10 @@ def initialise(timeout_s: float = 600) -> World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
             False  # avoids compiling a C++ extension at the first start
         )
-    deepspeed.init_distributed(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
-    )
+    with heartbeat.waiting():
+        deepspeed.init_distributed(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
+        )
     host = os.uname().nodename
     threads.settle([cores for where, cores in gather((host, os.sched_getaffinity(0))) if where == host])
     return World(dist.get_rank(), dist.get_world_size(), device)
@@ -103,6 +120,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+@collective
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -131,6 +149,7 @@ def ended() -> Iterator[None]:
     os._exit(code)
 
 
+@collective
 def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     """The mean over ranks of scalar tensors, in one collective and one host read."""
     stacked = torch.stack([v.detach().float() for v in values.values()])
@@ -140,6 +159,7 @@ def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(values, stacked.tolist()))
 
 
+@collective
 def max_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     if dist.is_initialized():
@@ -147,6 +167,7 @@ def max_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, 
     return dict(zip(values, stacked.tolist()))
 
 
+@collective
 def add_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The sum over ranks, in place, on the device."""
     if dist.is_initialized():
@@ -154,6 +175,7 @@ def add_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+@collective
 def largest_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The maximum over ranks, in place, on the device."""
     if dist.is_initialized():
@@ -161,6 +183,7 @@ def largest_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+@collective
 def gather_tensors(local: torch.Tensor) -> list[torch.Tensor]:
     """The tensors of all ranks, in rank order; all have the same shape."""
     if not dist.is_initialized():
@@ -170,6 +193,7 @@ def gather_tensors(local: torch.Tensor) -> list[torch.Tensor]:
     return gathered
 
 
+@collective
 def scatter_sum(parts: list[torch.Tensor]) -> torch.Tensor:
     """Reduce-scatter: rank n gets part n, summed over ranks."""
     own = torch.empty_like(parts[0])
@@ -177,6 +201,7 @@ def scatter_sum(parts: list[torch.Tensor]) -> torch.Tensor:
     return own
 
 
+@collective
 def gather(value: object) -> list[Any]:
     """The values of all ranks, on every rank."""
     values = [value]
@@ -200,6 +225,7 @@ def ranks_of_machine(world: World) -> tuple[int, ...]:
     return tuple(ranks)
 
 
+@collective
 def agree(value: object) -> object:
     """Rank 0's value on every rank."""
     box = [value]

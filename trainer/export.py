@@ -32,10 +32,9 @@ from trainer.run.record import RunRecord, read_record
 from umbra import golden, publish
 from umbra.card import CARD, model_card
 from umbra.config import check_fields, command, load, setting
-from umbra.directory import HUB_ID
+from umbra.directory import GOLDEN, HUB_ID
 from umbra.errors import UserError
 from umbra.files import atomic_folder, claim_folder, write_text
-from umbra.golden import GOLDEN
 from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
 
 FILES = {CONFIG, WEIGHTS, GOLDEN, CARD, *runtimes.FILES.values()}

@@ -9,7 +9,9 @@ run directory.
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,13 +22,16 @@ if __name__ == "__main__":
 
     terminal.prepare()
 
-from trainer import distributed
+import torch
+
+from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
+from trainer.game.batchnorm import batch_norms
 from trainer.observe.curves import loss_curves
 from trainer.observe.metrics import METRICS
 from trainer.run import checkpoint, directory, loop
 from trainer.run.assemble import Plan, build_run, describe, describe_cache, plan_run
-from trainer.run.record import write_record
+from trainer.run.record import set_status, write_record
 from trainer.run.resilience import Stop
 from umbra.config import command, dump, load, split_words
 from umbra.errors import UserError
@@ -43,15 +48,22 @@ def main(argv: list[str]) -> int:
         return 0
     if checkpoint.newest(cfg.run) and cfg.resume == "never":
         raise UserError(f"run={cfg.run} has checkpoints and resume=never: choose another run directory")
-    with directory.held(cfg.run, distributed.launched_rank() == 0):
-        _join(cfg, plan)
+    rank, size, limits = distributed.launched_rank(), distributed.launched_size(), cfg.hang
+    with directory.held(cfg.run, rank == 0):
+        times = 60 * limits.minutes, 60 * limits.start_minutes
+        with closing(
+            heartbeat.Watch(Path(cfg.run), rank, size, *times, lambda: set_status(cfg.run, "failed"))
+        ) as watch:
+            _join(cfg, plan, watch)
     return 0
 
 
-def _join(cfg: PretrainConfig, plan: Plan) -> None:
+def _join(cfg: PretrainConfig, plan: Plan, watch: heartbeat.Watch) -> None:
     """Joins the other processes of the run and trains."""
-    world = distributed.initialise()
+    heartbeat.doing("joining of the processes")
+    world = distributed.initialise(timeout_s=120 * (cfg.hang.minutes + cfg.hang.start_minutes))
     try:
+        heartbeat.doing("start-up")
         run = build_run(plan, world)
         if run is not None:
             if world.is_main:
@@ -60,11 +72,14 @@ def _join(cfg: PretrainConfig, plan: Plan) -> None:
                     f"# run {cfg.run}: step {run.start} to {run.total} on {world.size} x {world.device.type}",
                     flush=True,
                 )
-            _train(run)
+            _train(run, watch)
         elif world.is_main:
             print(
                 f"run {Path(cfg.run)} already has its {plan.total} steps; raise epochs or steps, or set another run=DIR"
             )
+    except RuntimeError:
+        watch.give_way()
+        raise
     finally:
         distributed.finalise()
 
@@ -78,18 +93,22 @@ def read_config(words: list[str]) -> PretrainConfig:
     return cfg
 
 
-def _train(run: loop.Run) -> None:
+def _train(run: loop.Run, watch: heartbeat.Watch) -> None:
     """Trains, and closes the run's files and threads even if an error occurs."""
     try:
         with Stop(run.cfg.max_minutes, speaks=run.world.is_main).listening() as stop:
             done = loop.train(run, stop)
+            heartbeat.doing("end", patient=True)
             missing = loop.missing(run, done)
             if run.world.is_main and not missing:
                 write_record(run.cfg, run.record, "finished" if done == run.total else "interrupted")
     except UserError as error:
-        error.alone = True
+        error.alone = not isinstance(error, checkpoint.NotSaved)  # which all ranks raise
         raise
     except RuntimeError as error:
+        watch.give_way()
+        if is_out_of_memory(error):
+            raise _out_of_memory(run) from error
         if run.world.is_main or " by peer" not in str(error):
             raise
         raise SystemExit("error: another process of the run has ended, and this one with it") from error
@@ -102,6 +121,26 @@ def _train(run: loop.Run) -> None:
         _stop_for_data(run, done, missing)
     if run.world.is_main:
         _end(run, done, stop.reason or "another process was asked to stop")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device or, on a CPU, torch's allocator has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _out_of_memory(run: loop.Run) -> UserError:
+    """The error of a process, perhaps the only one, that has no more memory: what to set."""
+    cfg, world, host = run.cfg, run.world, os.uname().nodename
+    share = cfg.batch.device or cfg.contrast // world.size
+    if batch_norms(run.engines["encoder"].module):
+        fix = "with batch norm use more processes, or a smaller batch.contrast"
+    elif share > 1:
+        fix = f"set batch.device={share // 2} (now {share} ECGs per forward pass), which gives the same gradients"
+    else:
+        fix = "one ECG per forward pass is too much: use a smaller encoder or masker, or zero=3 on more processes"
+    said = UserError(f"rank {world.rank} on {host} is out of memory in step {run.at + 1}: {fix}, and run it again")
+    said.alone = True  # the others may have room
+    return said
 
 
 def _end(run: loop.Run, done: int, reason: str) -> None:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +148,7 @@ def _write_onnx(program: ExportedProgram, encoder: Encoder, path: Path) -> None:
 
 
 def _write_pt2(program: ExportedProgram, encoder: Encoder, path: Path) -> None:
-    config = replace(encoder.config, dim=encoder.dim)
-    torch.export.save(program, path, extra_files={"config.json": config.to_json()})
+    torch.export.save(program, path, extra_files={"config.json": encoder.config.to_json()})
 
 
 def _cases(encoder: Encoder) -> dict[str, np.ndarray]:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from umbra.directory import GOLDEN as GOLDEN
-
 if TYPE_CHECKING:
     from umbra.encoders.encoder import Encoder
 

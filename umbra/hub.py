@@ -14,6 +14,7 @@ import torch
 from umbra.directory import (
     CONFIG,
     FIX,
+    GOLDEN,
     WEIGHTS,
     encoder_directory,
     mismatch,
@@ -25,7 +26,7 @@ from umbra.encoders.config import EncoderConfig
 from umbra.encoders.encoder import Encoder
 from umbra.encoders.pretrained import usable
 from umbra.errors import UserError
-from umbra.golden import GOLDEN, difference
+from umbra.golden import difference
 
 __all__ = [
     "CONFIG",

@@ -11,7 +11,19 @@ UNSET = object()
 # Keys and sections that may change on resume. All others determine the result.
 FREE: dict[str, tuple[str, ...]] = {
     "run": (  # a different number of steps stretches the remaining schedule
-        *("run", "resume", "method", "steps", "epochs", "max_minutes", "log", "checkpoint", "wandb"),
+        *(
+            "run",
+            "resume",
+            "method",
+            "steps",
+            "epochs",
+            "max_minutes",
+            "max_skipped",
+            "log",
+            "checkpoint",
+            "hang",
+            "wandb",
+        ),
         *("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb", "data.audit"),
         *("batch.device", "compile"),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -46,26 +48,34 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         self.device = device
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Loads the encoder and learns the size of the ECGs."""
+        """Loads the encoder (an `Encoder` is copied), learns the size of the ECGs and tries the first."""
         encoder = self.encoder
         if encoder == "" or not isinstance(encoder, str | Path | Encoder):
             raise UserError(f"encoder={encoder!r}: give an encoder directory, a hub id or an umbra.Encoder")
-        loaded = encoder.to(usable(self.device)) if isinstance(encoder, Encoder) else load_encoder(encoder, self.device)
-        self._checked(X, loaded, reset=True)
+        if isinstance(encoder, Encoder):
+            loaded = copy.deepcopy(encoder).to(usable(self.device))
+        else:
+            loaded = load_encoder(encoder, self.device)
+        x = self._checked(X, loaded, reset=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `transform` says it
+            self._features(loaded, x[:1])
         self.encoder_ = loaded
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Features [n, dim] of ECGs of the size seen by `fit`."""
         check_is_fitted(self)
-        x = self._checked(X, self.encoder_, reset=False)
-        about, rate = self.encoder_.config, self.rate
+        return self._features(self.encoder_, self._checked(X, self.encoder_, reset=False))
+
+    def _features(self, encoder: Encoder, x: NDArray[Any]) -> NDArray[np.float32]:
+        about, rate = encoder.config, self.rate
         if rate is None and x.shape[2] != about.samples:
             raise UserError(
                 f"rate is not set: the ECGs have {x.shape[2]} samples, the encoder takes {about.samples} at "
                 f"{about.rate:g} Hz; give rate=..., the sampling rate of X in Hz"
             )
-        features: NDArray[np.float32] = self.encoder_.embed(
+        features: NDArray[np.float32] = encoder.embed(
             x, rate=about.rate if rate is None else rate, leads=self.leads, units=self.units, batch=self.batch
         )
         return features

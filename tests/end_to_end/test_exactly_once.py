@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support.handmade import make_shards
-from tests.support.launch import ROOT, environment, launch, start
+from tests.support.launch import ROOT, environment, free_port, launch, start
 from tests.support.misbehaving import Server
 from tests.support.pretrain_words import losses, run_words
 from trainer.data.audit import judge
@@ -133,6 +133,43 @@ def test_a_disk_that_fills_under_the_cache_is_one_line_after_a_checkpoint(shards
     step = int(re.search(r"with a checkpoint of step (\d+)$", said[0])[1])
     assert (run / "checkpoints" / f"step-{step}" / "COMMITTED").is_file()
     assert len(losses(run)) == step
+
+
+FULL_FOR_A_WHILE = """
+set -u
+mkdir -p "$1/checkpoints"
+mount -t tmpfs -o size=8m tmpfs "$1/checkpoints"
+(until [ -e "$1/checkpoints/step-2/COMMITTED" ] || ! kill -0 $$; do sleep 0.02; done
+ until grep -q "could not be written" "$1/said" 2>/dev/null || ! kill -0 $$ 2>/dev/null; do
+   dd if=/dev/zero bs=64k >> "$1/checkpoints/other" 2>/dev/null; sleep 0.02; done
+ rm "$1/checkpoints/other") &
+filler=$! run=$1
+shift
+"$@" | tee "$run/said"; echo "exit code ${PIPESTATUS[0]}"
+ls "$run/checkpoints"
+kill $filler 2>/dev/null
+"""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_a_disk_that_is_full_for_some_checkpoints_is_no_end_of_the_run(shards, tmp_path):
+    inside = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    run = tmp_path / "run"
+    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]
+    words = pretrain(shards, run, "steps=12", "checkpoint.every=2", "zero=1")
+    command = [*inside, "bash", "-c", FULL_FOR_A_WHILE, "bash", str(run), *launcher, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, cwd=ROOT, env=environment())
+    warned = [line for line in done.stdout.splitlines() if line.startswith("# WARNING: ")]
+    assert warned, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(
+        r"step-\d+ could not be written by rank \d \(.*\), .*step-\d+ stays: is the disk full\?", warned[0]
+    )
+    assert warned[0].endswith("The run goes on and tries again at the next checkpoint")
+    assert done.stdout.split("exit code ")[1].split() == ["0", "step-10", "step-12"], done.stdout[-3000:]
+    assert len(losses(run)) == 12
 
 
 @pytest.mark.full

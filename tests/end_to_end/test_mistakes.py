@@ -19,6 +19,7 @@ from tests.support.handmade import make_run, make_shards
 from tests.support.pretrain_words import SMALL
 from tests.support.recordings import LEADS, beats, write_folder, write_record
 from trainer import export, pretrain, transfer, watch
+from trainer.evaluate import many
 from trainer.study import __main__ as study
 from umbra.config import command
 
@@ -159,7 +160,7 @@ def called(mistake: Mistake, words: str, place: Path, monkeypatch, capsys) -> tu
     def begun(*_):
         raise SystemExit(0)
 
-    monkeypatch.setattr(transfer, "run", begun)
+    monkeypatch.setattr(many, "run", begun)
     monkeypatch.setattr(study, "run_rotation", begun)
     monkeypatch.delenv("UMBRA_KEY", raising=False)
     monkeypatch.setenv("WORLD_SIZE", str(mistake.processes))

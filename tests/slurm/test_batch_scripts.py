@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,8 @@ ranks = {key: os.environ[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "M
 for step in words.get("save", "").split():
     (run / "checkpoints" / f"step-{step}").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints" / f"step-{step}" / "COMMITTED").touch()
+if "hang" in words:
+    (run / "hang.txt").write_text(f"error: {words['hang']}\n")
 time.sleep(float(words.get("sleep", 0)))
 sys.exit(int(words.get("code", 0)))
 """
@@ -186,6 +190,51 @@ def test_requeues_end_when_the_run_gets_no_further(slurm: Cluster, stubbed: Path
     job = submit(slurm, stubbed, str(PRETRAIN), *words, home=stubbed)
     (row,) = slurm.wait(job, 120)
     assert (row["JobState"], row["Restarts"]) == ("FAILED", "1"), log_of(stubbed, job)
+
+
+def test_a_run_that_hangs_is_queued_again_but_not_twice_without_progress(slurm: Cluster, stubbed: Path) -> None:
+    """Lives: saves step 4 and hangs; hangs without progress after one that made some; hangs again. Any status."""
+    words = ["run=run", "status=failed", "save=4", "code=75", "hang=rank-1-hangs"]
+    job = submit(slurm, stubbed, str(PRETRAIN), *words, home=stubbed)
+    (row,) = slurm.wait(job, 150)
+    log = log_of(stubbed, job)
+    assert (row["JobState"], row["ExitCode"], row["Restarts"]) == ("FAILED", "2:0", "1"), log
+    assert log.count("error: rank-1-hangs") == 2, log
+    assert "error: it hung twice without a newer checkpoint: not requeued" in log
+
+
+def test_a_stopped_process_of_a_real_run_has_its_job_queued_again(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
+    """One of two tasks is stopped: both end, the job begins again from its checkpoint and is told to save and end."""
+    run = tmp_path / "run"
+    words = [*pretrain_words(shards, run, 100_000), "checkpoint.every=2", "hang.minutes=0.1", "hang.start_minutes=2"]
+    job = submit(slurm, tmp_path, "--nodes=2", str(PRETRAIN), *words)
+    wait_until(lambda: committed(run) != [], 180, tmp_path, job)
+    (pid,) = [p for p in process_ids() if environment_of(p).get("RANK") == "1" and str(run) in command_of(p)]
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: slurm.fields(job)[0]["Restarts"] == "1", 120, tmp_path, job)
+    log = log_of(tmp_path, job)
+    assert "gives no sign of life" in log, log
+    saved = committed(run)[-1]
+    wait_until(lambda: f"step {saved} to 100000" in log_of(tmp_path, job), 180, tmp_path, job)
+    slurm.run("scancel", job)
+    slurm.wait(job, 90)
+
+
+def process_ids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        return {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    return {}
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+    return ""
 
 
 def test_a_cancelled_job_stays_cancelled(slurm: Cluster, stubbed: Path) -> None:

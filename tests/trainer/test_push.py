@@ -64,7 +64,8 @@ def test_the_hubs_own_parser_reads_the_results_of_the_card(run, capsys):
 
 
 def test_a_task_of_numbers_has_its_own_metric(run):
-    of_age = {"metric": "r2", "r2": 0.5, "per_class": {"age": {"r2": 0.5, "low": None, "high": None}}, "task": "age"}
+    age = {"r2": 0.5, "low": None, "high": None}
+    of_age = {"kind": "number", "metric": "r2", "r2": 0.5, "per_class": {"age": age}, "task": "age"}
     main([f"run={run}", f"results=[{result(run, **of_age)}]"])
     found = ModelCard.load(run / "encoder" / "README.md").data.eval_results
     assert [(e.metric_type, e.metric_value) for e in found] == [("r_squared", 0.5), ("r_squared", 0.5)]
@@ -86,11 +87,11 @@ def test_results_of_another_encoder_are_said(run, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["results=[nowhere.json]"], "nowhere.json cannot be read .*give result.json files"),
+        (["results=[nowhere.json]"], "nowhere.json does not exist: give result.json files"),
         (["results=[{result}]", "mode=scratch"], "is of random weights .*: leave it out"),
         (["results=[{result}]", "encoder=random"], "is of random weights .*: leave it out"),
-        (["results=[{result}]", "auroc="], "has no AUROC or R2 or names no data"),
-        (["results=[{result}]", "task=7"], "is damaged .*'task' must be a text"),
+        (["results=[{result}]", "auroc="], "is damaged .'auroc' is None.: give result.json files"),
+        (["results=[{result}]", "task=7"], "is damaged .'task' is 7.: give result.json files"),
         (["push=ecg"], "push=ecg is no repository at the hub: give push=owner/name"),
         (["push=a/b/c"], "push=a/b/c is no repository at the hub"),
         (["license=a licence: mine"], "license=a licence: mine is no licence as the hub writes them"),

@@ -280,6 +280,8 @@ WRONG = {
     "nan": (ecg(), {"nan": "zero"}, "^nan='zero' is unknown"),
     "device": (ecg(), {"device": "gpu"}, "^device='gpu' cannot be used here"),
     "source": (ecg(), {"source": {"trim": True}}, "^source= is for files"),
+    "source of text": ("a.npy", {"source": "trim"}, "^source='trim' must be a mapping"),
+    "source with the rate": ("a.npy", {"source": {"rate": 500}}, "^source: 'rate' is an argument of embed: give rate="),
     "a path": ("no/such/record", {"rate": None}, "^ecg=no/such/record is neither a WFDB record"),
     "a file": ("no/such/file.csv", {}, "^ecg=no/such/file.csv does not exist"),
 }
@@ -290,6 +292,12 @@ def test_wrong_use_is_a_value_error_that_names_the_argument(encoder, given, keys
     with pytest.raises(ValueError, match=said) as caught:
         encoder.embed(given, **{"rate": 100, **keys})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch", [np.int32(2), 10**30])
+def test_any_whole_number_is_a_batch(encoder, batch):
+    x = np.stack([ecg(seed=seed) for seed in range(3)])
+    assert np.allclose(quiet(encoder, x, rate=100, batch=batch), quiet(encoder, x, rate=100), atol=1e-6)
 
 
 def test_it_leaves_the_modes_as_they_were_and_no_gradients(encoder):

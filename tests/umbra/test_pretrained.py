@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from safetensors.torch import load_file, save_file
 
-from tests.support.handmade import SAMPLES, make_run
+from tests.support.handmade import SAMPLES, make_run, small_encoder
 from tests.support.hub_server import TOKEN, point_client_at, serving
 from trainer.export import export
 from umbra import Encoder, load_encoder
@@ -75,6 +75,12 @@ def test_golden_features_are_of_the_saved_weights_in_whatever_state_they_are(sta
     encoder.save_pretrained(tmp_path / "a")
     assert encoder.training == (state == "training")
     assert load_encoder(tmp_path / "a", check=True).config == encoder.config
+
+
+def test_an_encoder_that_was_made_without_its_dim_is_saved_with_it(tmp_path):
+    encoder = small_encoder("resnet18")
+    encoder.save_pretrained(tmp_path)
+    assert load_encoder(tmp_path, check=True).config.dim == encoder.dim == encoder(torch.zeros(12, 1000)).shape[0]
 
 
 def test_only_its_own_config_can_be_given(directory, tmp_path):

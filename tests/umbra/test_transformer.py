@@ -122,7 +122,7 @@ def test_cloned_pickled_and_away_from_its_directory(directory, ecgs, tmp_path):
 def test_wrong_use_is_a_value_error_that_names_it(change, shape, said, directory):
     x = np.random.default_rng(0).normal(size=shape)
     with pytest.raises(ValueError, match=said):
-        EncoderTransformer(**({"encoder": directory} | change)).fit(x).transform(x)
+        EncoderTransformer(**({"encoder": directory} | change)).fit(x)
 
 
 def test_lists_of_ecgs_are_one_array_or_refused(directory, ecgs):
@@ -159,10 +159,15 @@ except ImportError as error:
     assert done.stdout == "EncoderTransformer needs scikit-learn: pip install 'umbra[sklearn]'\n"
 
 
-def test_an_encoder_object_is_taken_as_it_is(directory, ecgs):
+def test_an_encoder_object_is_copied(directory, ecgs):
+    """What is done to the encoder later does not change a fitted step, and `fit` does not move the user's encoder."""
     x, _ = ecgs
     encoder = load_encoder(directory)
-    assert EncoderTransformer(encoder).fit(x).encoder_ is encoder
+    fitted = EncoderTransformer(encoder).fit(x)
+    before = fitted.transform(x)
+    with torch.no_grad():
+        next(encoder.parameters()).zero_()
+    np.testing.assert_array_equal(fitted.transform(x), before)
     assert isinstance(EncoderTransformer(directory).fit(x).encoder_, Encoder)
     with pytest.raises(UserError):
         EncoderTransformer("no/where/at/all").fit(x)

@@ -92,6 +92,12 @@ class Shards:
         shape = (len(indices), len(self.manifest.leads), self.manifest.samples)
         return self.gather(indices, np.empty(shape, DTYPE)) * np.float32(self.resolution_mv)
 
+    def name_of(self, indices: NDArray[np.int64]) -> list[str]:
+        """`SHARD[place]` of the samples at `indices` [n]."""
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        places = indices - self._starts[shards]
+        return [f"{self.shards[s].name}[{place}]" for s, place in zip(shards.tolist(), places.tolist())]
+
     def patients(self) -> NDArray[np.int64]:
         """The patient code of every row of `samples.parquet`, of all splits."""
         codes: NDArray[np.int64] = open_samples(self.root, self.manifest).read(["patient"]).column(0).to_numpy()

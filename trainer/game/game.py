@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed
+from trainer import distributed, heartbeat
 from trainer.game.health import embedding_figures, mask_figures
 from trainer.game.losses import nt_xent
 from trainer.game.masking import GameConfig, binarise, choose, cost, cover, soft_masks, with_random_blocks
@@ -70,31 +70,74 @@ class Engine(Protocol):
     def step(self) -> Any: ...
 
 
+class Still:
+    """An engine on one process that computes gradients, and leaves the weights as they are."""
+
+    def __init__(self, module: nn.Module, device: torch.device, bf16: bool) -> None:
+        self.module, self.device, self.bf16 = module, device, bf16
+
+    def __call__(self, x: Tensor) -> Any:
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+            return self.module(x)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        pass
+
+    def torch_autocast_enabled(self) -> bool:
+        return self.bf16
+
+    def torch_autocast_dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+
 class NonFiniteError(RuntimeError):
-    """A loss or the gradient at the mask is not finite on some rank; raised on all ranks before the step."""
+    """A loss or the gradient at the mask is not finite on some rank; raised on all ranks, instead of the step.
+
+    `stop`: whether any rank was asked to stop.
+    """
+
+    def __init__(self, said: str, stop: bool = False) -> None:
+        super().__init__(said)
+        self.stop = stop
 
 
 class Game:
     """Plays one optimiser step from `len(pairs)` contrast batches on the two engines (`masker` None: no adversary).
 
-    `hop`: samples per cell of a mask. `total`: steps of the run, to which the schedules in `cfg` are relative.
+    `hop`: samples per cell of a mask. `total`: steps of the run, to which the schedules in `cfg` are relative. `skip`
+    ends an engine's step without an update, so that the next one can be played.
     """
 
     def __init__(
-        self, encoder: Engine, masker: Engine | None, cfg: GameConfig, temperature: float, hop: int = 1, total: int = 1
+        self,
+        encoder: Engine,
+        masker: Engine | None,
+        cfg: GameConfig,
+        temperature: float,
+        hop: int = 1,
+        total: int = 1,
+        skip: Callable[[Engine], None] = lambda engine: None,
     ) -> None:
         self.encoder, self.masker, self.temperature = encoder, masker, temperature
         self.dials, self._cfg, self.hop, self._total = cfg.at(1.0), cfg, hop, total
+        self._skip = skip
 
     def step(self, pairs: Sequence[Pair], step: int, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
         """Updates both players. Returns this rank's metrics (means over the pairs, on the device) and whether any
         rank was asked to stop. Raises `NonFiniteError` on all ranks before the player concerned is updated."""
         self.dials = self._cfg.at(step / self._total)
+        with self._statistics_kept():
+            return self._step(pairs, step, stop)
+
+    def _step(self, pairs: Sequence[Pair], step: int, stop: bool) -> tuple[dict[str, Tensor], bool]:
         masker = self.masker
         trains = masker is not None and step % self.dials.masker_interval == 0 and self.dials.share > 0
         if masker is not None and trains and self.dials.schedule == "alternating":
             figures, stop = self._encoder_phase(pairs, None, stop)
-            self._masker_phase(masker, pairs)
+            self._masker_phase(masker, pairs, stop)
             return figures, stop
         return self._encoder_phase(pairs, masker if trains else None, stop)
 
@@ -109,21 +152,26 @@ class Game:
             figures.append(played)
             all_finite.append(finite)
             if len(all_finite) == len(pairs):
-                stop = self._agree(torch.stack(all_finite).all(), stop, "no weight was changed")
+                both = [self.encoder] if trained is None else [self.encoder, trained]
+                stop = self._agree(torch.stack(all_finite).all(), stop, "no weight was changed", both)
+            heartbeat.doing("update")
             self.encoder.step()
             if trained is not None:
                 trained.step()
         return {name: torch.stack([f[name] for f in figures]).mean() for name in figures[0]}, stop
 
     def _play(self, pair: Pair, trained: Engine | None, accumulation: int) -> tuple[dict[str, Tensor], Tensor]:
+        heartbeat.doing("forward")
         if self.masker is None:
             loss, figures = self._contrast(self.encoder, pair, None)
+            heartbeat.doing("backward")
             self.encoder.backward(loss)
             return {"loss": loss.detach(), **figures}, loss.detach().isfinite()
         with contextlib.nullcontext() if trained is not None else torch.no_grad():
             masks, chosen = self.hide(self.masker, pair)
         hidden = chosen.detach().requires_grad_(trained is not None)
         loss, figures = self._contrast(self.encoder, pair, hidden)
+        heartbeat.doing("backward")
         self.encoder.backward(loss)
         price = cost(masks, self.dials)
         finite = loss.detach().isfinite() & price.detach().isfinite()
@@ -135,23 +183,25 @@ class Game:
         figures = {"loss": loss.detach(), "penalty": price.detach(), **figures}
         return figures | mask_figures(masks.detach(), hidden.detach(), self.dials), finite
 
-    def _masker_phase(self, masker: Engine, pairs: Sequence[Pair]) -> None:
+    def _masker_phase(self, masker: Engine, pairs: Sequence[Pair], stop: bool = False) -> None:
         """The second half of the alternating schedule: the updated encoder, frozen and called without its engine."""
         all_finite: list[Tensor] = []
         for pair in pairs:
+            heartbeat.doing("masker's forward")
             masks, chosen = self.hide(masker, pair)
             chosen.retain_grad()
             with frozen(self.encoder.module):  # the backward too, which recomputes chunks
                 with _autocast(self.encoder):
                     loss, _ = self._contrast(self.encoder.module, pair, chosen)
                 price = cost(masks, self.dials)
+                heartbeat.doing("masker's backward")
                 masker.backward(-self.dials.strength * loss + price)
             assert chosen.grad is not None
             finite = loss.detach().isfinite() & price.detach().isfinite() & chosen.grad.isfinite().all()
             all_finite.append(finite)
             if len(all_finite) == len(pairs):
                 kept = "the masker was not changed, the encoder was already updated in this step"
-                self._agree(torch.stack(all_finite).all(), False, kept)
+                self._agree(torch.stack(all_finite).all(), stop, kept, [masker])
             masker.step()
 
     def masks_of(self, masker: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
@@ -197,11 +247,28 @@ class Game:
             for module in modules:
                 module.train()
 
-    def _agree(self, finite: Tensor, stop: bool, kept: str) -> bool:
+    @contextlib.contextmanager
+    def _statistics_kept(self) -> Iterator[None]:
+        """Gives batch norm the statistics back that it had before a step which is not finite."""
+        modules = [e.module for e in (self.encoder, self.masker) if e is not None]
+        kept = [(b, b.clone()) for module in modules for b in module.buffers()]
+        try:
+            yield
+        except NonFiniteError:
+            with torch.no_grad():
+                for buffer, before in kept:
+                    buffer.copy_(before)
+            raise
+
+    def _agree(self, finite: Tensor, stop: bool, kept: str, engines: Sequence[Engine]) -> bool:
+        """Whether any rank was asked to stop. If all is not finite on all ranks, skips the step of the engines."""
         flags = torch.stack([(~finite).float(), torch.full_like(finite, stop, dtype=torch.float32)])
         broken, stop_any = distributed.largest_over_ranks(flags).tolist()
         if broken:
-            raise NonFiniteError(f"the loss or the gradient at the mask is not finite on at least one rank; {kept}")
+            for engine in engines:
+                self._skip(engine)
+            said = f"the loss or the gradient at the mask is not finite on at least one rank; {kept}"
+            raise NonFiniteError(said, bool(stop_any))
         return bool(stop_any)
 
 

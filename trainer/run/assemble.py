@@ -33,7 +33,7 @@ from trainer.game.maskers.base import Masker
 from trainer.game.players import ContrastiveEncoder, make_players, masked_views
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, loop
-from trainer.run.engines import make_engine, uses_bf16
+from trainer.run.engines import make_engine, skip_step, uses_bf16
 from trainer.run.init import Origin, read_init
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
 from trainer.run.schedule import player_rate
@@ -114,12 +114,14 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
     """
     cfg, train, folder = plan.cfg, plan.train, Path(plan.cfg.run)
     mfu = mfu_share(plan, world)
-    engines = make_engines(plan, world)
     found = distributed.agree(str(checkpoint.newest(folder) or ""))
     newest = Path(str(found)) if found else None
     # other processes may have seen another newest checkpoint, and the order depends on it
     order = make_order(cfg, train, checkpoint.saved_state(newest))
     state = checkpoint_state(cfg, world, order, train, plan.init)
+    if newest and checkpoint.prepare(newest, _players(plan), state) and world.is_main:
+        print(f"# {newest} is of another number of processes: the optimiser state is cut anew for {world.size}")
+    engines = make_engines(plan, world)
     start = checkpoint.load(newest, engines, state) if newest else 0
     record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size, plan.init)
     if start >= plan.total:
@@ -147,6 +149,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
             cfg.temperature,
             hop=cfg.game.hop(train.manifest.rate),
             total=plan.total,
+            skip=skip_step,
         ),
         engines=engines,
         metrics=Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start),
@@ -164,13 +167,16 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
 
 def make_engines(plan: Plan, world: distributed.World) -> dict[str, Any]:
     """The DeepSpeed engine of each player."""
-    players: dict[str, nn.Module] = {"encoder": plan.encoder}
-    if plan.masker is not None:
-        players["masker"] = plan.masker
+    players = _players(plan)
     if plan.cfg.compile:
         compile_networks(players.values(), world.device)
     optim = plan.cfg.optim
     return {name: make_engine(m, getattr(optim, name), plan.cfg, world.device) for name, m in players.items()}
+
+
+def _players(plan: Plan) -> dict[str, nn.Module]:
+    both: dict[str, nn.Module | None] = {"encoder": plan.encoder, "masker": plan.masker}
+    return {name: module for name, module in both.items() if module is not None}
 
 
 def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order:

@@ -7,18 +7,20 @@ the marker `COMMITTED`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed
+from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
+from trainer.run import reshape
 from trainer.run.init import Origin
 from umbra import hub, resume
 from umbra.config import as_dict
@@ -42,28 +44,88 @@ def newest(run: str | Path) -> Path | None:
     return next(reversed(committed(run).values()), None)
 
 
+class NotSaved(UserError):
+    """A checkpoint could not be written, on some rank; raised on all. Those before it are as they were."""
+
+
 def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, Any], keep: int) -> Path:
-    """Writes the checkpoint of `step`; called by every rank. Keeps the newest `keep` committed ones."""
-    path = run / "checkpoints" / f"step-{step}"
+    """Writes the checkpoint of `step`; called by every rank. Keeps the newest `keep` committed ones.
+
+    Raises `NotSaved` on every rank if one of them cannot write.
+    """
+    heartbeat.doing("checkpoint", at_once=True)
+    path, problems = run / "checkpoints" / f"step-{step}", _Problems()
     main = distributed.rank() == 0
     if main:
-        shutil.rmtree(path, ignore_errors=True)
-        make_folder(path, "run")
-    distributed.barrier()
+        with problems.noted():
+            shutil.rmtree(path, ignore_errors=True)
+            make_folder(path, "run")
+    _go_on(path, problems)
     weights: dict[str, Tensor] = {}
     for name, engine in engines.items():
-        engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
+        heartbeat.doing("checkpoint", at_once=True)
+        with problems.of(engine):
+            engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
         prefix = "masker." if name == "masker" else ""
         weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
-    distributed.barrier()
+    _go_on(path, problems)
+    heartbeat.doing("checkpoint", at_once=True)
     if main:
-        save_weights(path / WEIGHTS, weights)
-        write_text(path / STATE, json.dumps({"step": step, **state}, indent=1))
-        flush_tree(path)
-        write_text(path / MARKER, "")
-        _remove_old(run, keep)
-    distributed.barrier()
+        with problems.noted():
+            save_weights(path / WEIGHTS, weights)
+            write_text(path / STATE, json.dumps({"step": step, **state}, indent=1))
+            flush_tree(path)
+            write_text(path / MARKER, "")
+            _remove_old(run, keep)
+    _go_on(path, problems)
     return path
+
+
+class _Problems:
+    """What could not be written by this process; the collectives go on, so that all ranks come to the same end."""
+
+    def __init__(self) -> None:
+        self.first = ""
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UserError, RuntimeError) as error:  # torch's writer raises the last
+            self.first = self.first or (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+    @contextlib.contextmanager
+    def of(self, engine: Any) -> Iterator[None]:
+        """Notes what DeepSpeed cannot write in the block, instead of leaving it in the midst of its collectives."""
+        writers = ((getattr(engine, "checkpoint_engine", None), "save"), (engine, "_copy_recovery_script"))
+        replaced = [(owner, name) for owner, name in writers if hasattr(owner, name)]
+        for owner, name in replaced:
+            setattr(owner, name, self._noting(getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name in replaced:
+                delattr(owner, name)  # the method of its class again
+
+    def _noting(self, write: Callable[..., Any]) -> Callable[..., None]:
+        def noting(*args: Any, **kwargs: Any) -> None:
+            with self.noted():
+                write(*args, **kwargs)
+
+        return noting
+
+
+def _go_on(path: Path, problems: _Problems) -> None:
+    """A barrier. Raises `NotSaved` on every rank, and removes what was written, if one of them had a problem."""
+    said = distributed.gather(problems.first)
+    if not any(said):
+        return
+    rank = next(rank for rank, text in enumerate(said) if text)
+    if distributed.rank() == 0:
+        shutil.rmtree(path, ignore_errors=True)
+    before = newest(path.parents[1])
+    kept = f"{before} stays" if before else "there is none before it"
+    raise NotSaved(f"{path} could not be written by rank {rank} ({said[rank]}), {kept}: is the disk full?")
 
 
 class _Data(TypedDict):
@@ -113,31 +175,63 @@ def _fix(path: Path) -> str:
     return f"delete {path} to go on from the checkpoint before it"
 
 
-def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
-    """Restores both engines and returns the step. Raises `UserError`, naming what changed, if it is not the same run.
+def prepare(path: Path, players: Mapping[str, nn.Module], state: Mapping[str, Any]) -> bool:
+    """Whether the state of `path` must be cut anew for another number of processes; gives the players its weights then.
 
-    `state` is what was passed to `save`: `config` (nested), `fingerprint` of the data, `world` (number of processes);
-    `excluded` (the shards excluded, from which step on) may differ.
+    To be called before the engines are made, which partition the weights. Raises `UserError` as `load` does.
     """
     saved = saved_state(path)
     refuse_changes(path, saved, state)
-    zero = state["config"]["zero"]
-    if zero > 0 and saved["world"] != state["world"]:
-        raise UserError(
-            f"{path} was made by {saved['world']} processes, this run has {state['world']}: with zero={zero} "
-            "the optimiser state is partitioned by world size; use the same number of processes (zero=0 can change it)"
-        )
+    if not _cut_anew(saved, state):
+        return False
+    give_weights(players, path / WEIGHTS, _fix(path))
+    return True
+
+
+def give_weights(players: Mapping[str, nn.Module], path: Path, fix: str) -> None:
+    """Loads the plain weights in a file into the players. Raises `UserError`, ending in `fix`, if it is damaged."""
+    weights = hub.read_weights(path, fix)
+    for name, module in players.items():
+        own = {key.removeprefix("masker."): value for key, value in weights.items() if _player(key) == name}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise damaged(path, error, fix) from error
+
+
+def _player(key: str) -> str:
+    return "masker" if key.startswith("masker.") else "encoder"
+
+
+def _cut_anew(saved: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    """Whether ZeRO's partitions are those of another number of processes."""
+    return state["config"]["zero"] > 0 and saved["world"] != state["world"]
+
+
+def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> int:
+    """Restores both engines, of players that `prepare` has seen, and returns the step. Raises `UserError`, naming what
+    changed, if it is not the same run.
+
+    `state` is what was passed to `save`: `config` (nested), `fingerprint` of the data, `world` (number of processes);
+    the last, and `excluded` (the shards excluded, from which step on), may differ.
+    """
+    saved = saved_state(path)
+    refuse_changes(path, saved, state)
     for name, engine in engines.items():
-        _load_engine(engine, path, name)
+        with _damage_named(path, name):
+            if _cut_anew(saved, state):
+                reshape.give(engine, reshape.read(path / name / "state", saved["world"]))
+                engine.global_steps = int(saved["step"])
+            elif engine.load_checkpoint(str(path / name), tag="state")[0] is None:
+                raise ValueError("DeepSpeed found no state")
     return int(saved["step"])
 
 
-def _load_engine(engine: Any, path: Path, name: str) -> None:
-    """Restores one engine. DeepSpeed has no error of its own for a damaged file: anything may be raised."""
+@contextlib.contextmanager
+def _damage_named(path: Path, name: str) -> Iterator[None]:
+    """DeepSpeed has no error of its own for a damaged file: anything may be raised."""
     try:
-        loaded, _ = engine.load_checkpoint(str(path / name), tag="state")
-        if loaded is None:
-            raise ValueError("DeepSpeed found no state")
+        yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer import heartbeat
 from trainer.run.record import RECORD
 from umbra.errors import UserError
 from umbra.files import claim_folder
 from umbra.lock import Held, lock
 
 LOCK = "run.lock"
-OWN = (RECORD, LOCK, "checkpoints", "metrics.jsonl")
+OWN = (RECORD, LOCK, "checkpoints", "metrics.jsonl", heartbeat.FOLDER, heartbeat.VERDICT)
 
 
 def check(run: str | Path) -> None:

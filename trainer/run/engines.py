@@ -69,6 +69,24 @@ def set_learning_rate(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
+def skip_step(engine: Any) -> None:
+    """Ends the step of an engine without an update; its gradients are dropped, also those accumulated.
+
+    With ZeRO by DeepSpeed's own way for a gradient norm that is not finite.
+    """
+    stage, infinite = engine.zero_optimization_stage(), torch.tensor(float("inf"))
+    if stage == 0:
+        engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+        engine.step()
+        return
+    name = "scaled_global_norm" if stage < 3 else "_get_norm_groups"
+    setattr(engine.optimizer, name, lambda *_, **__: infinite if stage < 3 else [infinite])
+    try:
+        engine.step()
+    finally:
+        delattr(engine.optimizer, name)  # the method of its class again
+
+
 def gradient_norm(engine: Any) -> float:
     """The global gradient norm of the last step before clipping (NaN where DeepSpeed did not compute it)."""
     norm = engine.get_global_grad_norm()

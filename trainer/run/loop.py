@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import distributed
+from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
 from trainer.data.audit import Recorder
 from trainer.data.order import Order
@@ -27,13 +28,14 @@ from trainer.observe.example_ecg import synthetic_example
 from trainer.observe.mask_figure import bands, ecg_with_masks
 from trainer.observe.metrics import Metrics
 from trainer.observe.throughput import Throughput
-from trainer.run import checkpoint
+from trainer.run import checkpoint, faults
 from trainer.run.engines import gradient_norm, set_learning_rate
 from trainer.run.record import RunRecord
 from trainer.run.resilience import Stop
 from trainer.run.schedule import player_rate
 from trainer.views import Key, Views
 from umbra.encoders.encoder import Scaling
+from umbra.errors import UserError
 from umbra.schema import Shard
 
 
@@ -66,6 +68,7 @@ class Run:
     recorder: Recorder | None = None
     patients: Tensor | None = None
     mfu_per_ecg: float = math.nan
+    at: int = 0  # the step that is being played, from 0
     partners: Partners | None = None
 
 
@@ -79,6 +82,7 @@ def train(run: Run, stop: Stop) -> int:
     if missing(run, start, wait=True):
         return start
     sums: dict[str, list[Tensor]] = {}
+    skipped = 0  # steps in a row
     stream = Stream(
         run.train,
         run.order,
@@ -93,31 +97,46 @@ def train(run: Run, stop: Stop) -> int:
         partners=run.partners,
     )
     with closing(stream):
-        for batch in _timed(stream, run.throughput):
-            rates = _set_rates(run, batch.step)
+        for batch in _timed(stream, run):
+            run.at, rates = batch.step, _set_rates(run, batch.step)
             try:
                 ending = _next_is_missing(run, batch.step, stop) or stop.asked
                 played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending)
+                skipped = 0
             except NonFiniteError as error:
-                raise SystemExit(_non_finite(run, batch.step, error)) from error
+                played, stopping, skipped = {}, error.stop, skipped + 1
+                _keep_fault(run, batch, error, skipped)
             done = batch.step + 1
             if run.recorder is not None:
                 run.recorder.add(batch.step, run.order.epoch(batch.step).number, batch.host_rows)
+            heartbeat.settled()
             run.throughput.step(cfg.batch.global_)
             for name, value in played.items():
                 sums.setdefault(name, []).append(value)
             last = done == run.total or stopping
-            if done % cfg.log.every == 0 or last:
+            if sums and (done % cfg.log.every == 0 or last):
+                heartbeat.doing("log")
                 _log(run, done, sums, rates)
                 sums = {}
             if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
                 with run.throughput.paused():
-                    if run.recorder is not None:
-                        run.recorder.flush()
-                    checkpoint.save(run.folder, done, run.engines, run.state, cfg.checkpoint.keep)
+                    _save(run, done, last)
             if stopping:
                 break
     return done
+
+
+def _save(run: Run, done: int, last: bool) -> None:
+    """Saves a checkpoint. One that cannot be written is no end of the run, unless it is the last."""
+    if run.recorder is not None:
+        run.recorder.flush()
+    try:
+        checkpoint.save(run.folder, done, run.engines, run.state, run.cfg.checkpoint.keep)
+    except checkpoint.NotSaved as error:
+        if last:
+            raise
+        if run.world.is_main:
+            print(f"# WARNING: {error} The run goes on and tries again at the next checkpoint", flush=True)
 
 
 def missing(run: Run, step: int, wait: bool = False) -> str:
@@ -126,6 +145,7 @@ def missing(run: Run, step: int, wait: bool = False) -> str:
     """
     if run.cache is None:
         return ""
+    heartbeat.doing("shards", patient=True)
     error = run.cache.failure_by(step) if wait else run.cache.failure
     return next(filter(None, distributed.gather(str(error) if error and error.step <= step else "")), "")
 
@@ -134,6 +154,7 @@ def _next_is_missing(run: Run, step: int, stop: Stop) -> bool:
     """Waits for the data of the next step before this one is done, so that a run without them can save a checkpoint."""
     if run.cache is None:
         return False
+    heartbeat.doing("shards", patient=True)
     with run.throughput.waiting():
         return run.cache.failure_by(step + 1, lambda: stop.asked) is not None
 
@@ -181,10 +202,11 @@ def _empty(shards: Shards, n: int) -> np.ndarray:
     return np.empty((n, len(shards.manifest.leads), shards.manifest.samples), "<i2")
 
 
-def _timed(stream: Stream, throughput: Throughput) -> Iterator[Batch]:
-    while True:
-        throughput.found(stream.depth)
-        with throughput.waiting():
+def _timed(stream: Stream, run: Run) -> Iterator[Batch]:
+    for step in itertools.count(run.start + 1):
+        heartbeat.doing("data", step, patient=run.cache is not None)
+        run.throughput.found(stream.depth)
+        with run.throughput.waiting():
             batch = next(stream, None)
         if batch is None:
             return
@@ -269,10 +291,22 @@ def _draw_masks(run: Run, step: int) -> None:
             run.metrics.figure(step, name, path, recording=name == "recording")
 
 
-def _non_finite(run: Run, step: int, error: Exception) -> str:
-    kept = checkpoint.newest(run.folder)
-    where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
-    return (
-        f"error: step {step}: {error}, and {where}; lower optim.encoder.lr or "
-        "game.strength, or look for damaged recordings with `python -m sharding verify`"
-    )
+def _keep_fault(run: Run, batch: Batch, error: NonFiniteError, skipped: int) -> None:
+    """Keeps what the step was made of. Ends the run if it is one too many in a row."""
+    step, shards = batch.step, run.train
+    names = [shards.name_of(rows - shards.rows.start) for rows in batch.host_rows]
+    epoch, (rank, world) = run.order.epoch(step).number, (run.world.rank, run.world.size)
+    rows = batch.host_rows.tolist()
+    fault = faults.Fault(step, run.total, epoch, run.cfg.seed, rank, world, str(error), rows, names)
+    folder = faults.keep(run.folder, fault, run.engines)
+    kept = f"`python -m trainer.replay {run.folder} step={step + 1}` plays it again"
+    if skipped > run.cfg.max_skipped:
+        newest = checkpoint.newest(run.folder)
+        where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        raise UserError(
+            f"step {step + 1}: {error}, {skipped} steps in a row, and {where}; lower optim.encoder.lr or "
+            f"game.strength, or look for damaged recordings with `python -m sharding verify`; {kept}"
+        )
+    if run.world.is_main:
+        most = f"{skipped} in a row of at most {run.cfg.max_skipped}"
+        print(f"# WARNING: step {step + 1} was skipped ({most}): {error}" + (f"; {kept}" if folder else ""), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -97,6 +98,13 @@ def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:
     make_folder(folder, "run")
     write_text(folder / "config.yaml", dump(replace(cfg, data=replace(cfg.data, path=without_secrets(cfg.data.path)))))
     write_text(folder / RECORD, json.dumps(dataclasses.asdict(replace(record, status=status)), indent=1) + "\n")
+
+
+def set_status(run: str | Path, status: str) -> None:
+    """Changes only the status in `run.json`, if there is one that can be read and written."""
+    with contextlib.suppress(UserError, OSError):
+        record = replace(read_record(Path(run)), status=status)
+        write_text(Path(run) / RECORD, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 
 
 def read_record(run: Path) -> RunRecord:

@@ -75,14 +75,15 @@ def embed(
     source: Mapping[str, Any] | None,
 ) -> Any:
     """See `Encoder.embed`."""
-    _check(pool, batch, nan)
+    _check(pool, batch, nan, source)
     wanted, length = encoder.config.leads, encoder.config.samples
-    found = given(ecg, Stated(rate, leads, units, source or {}, wanted))
+    found = given(ecg, Stated(rate, leads, units, {} if source is None else source, wanted))
     names = [f"ecg[{i}]" if found.form == "list" else "ecg" for i in range(len(found.groups))]
     prepared = [part for group, name in zip(found.groups, names) for part in _prepared(encoder, group, nan, name)]
     if device is not None:
         _move(encoder, device)
     reasons: list[str] = []
+    batch = min(int(batch), sys.maxsize)
     parts = _batches(_windows(prepared, encoder, batch, reasons), batch)
     bar = _Bar(sum(len(part.group.x) * part.windows for part in prepared), progress)
     features = _features(encoder, parts, pool, bar.tick)
@@ -92,13 +93,17 @@ def embed(
     return (result, infos[0] if found.form == "one" else infos) if return_info else result
 
 
-def _check(pool: Any, batch: Any, nan: Any) -> None:
+def _check(pool: Any, batch: Any, nan: Any, source: Any) -> None:
     if pool not in POOLS:
         raise UserError(f"pool={pool!r} is unknown; use 'mean' (over windows), 'tokens' or None (each window)")
     if isinstance(batch, bool) or not isinstance(batch, Integral) or int(batch) < 1:
         raise UserError(f"batch={batch!r} must be a whole number of windows, at least 1")
     if nan not in POLICIES:
         raise UserError(f"nan={nan!r} is unknown; use 'refuse' or 'fill'")
+    if source is not None and not isinstance(source, Mapping):
+        raise UserError(f"source={source!r} must be a mapping, such as {{'leads_last': True}}")
+    if own := [key for key in ("rate", "leads", "units") if key in (source or {})]:
+        raise UserError(f"source: '{own[0]}' is an argument of embed: give {own[0]}=...")
 
 
 def _move(encoder: Encoder, device: str | torch.device) -> None:

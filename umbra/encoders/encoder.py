@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from umbra.encoders import withheld
 from umbra.encoders.backbone import Backbone
 from umbra.encoders.config import SCALINGS, EncoderConfig
 from umbra.encoders.embed import embed
@@ -47,8 +49,9 @@ class Encoder(Pretrained):
     `UserError` for another shape, `TypeError` for what is no tensor. `embed` takes ECGs as they come.
 
     In eval mode, as `load_encoder` gives it, features carry no gradients, unless the input requires them or
-    `encoder.requires_grad_()` was called; in training mode (`encoder.train()`) they do. `from_pretrained`,
-    `save_pretrained` and `push_to_hub`: see `Pretrained`.
+    `encoder.requires_grad_()` was called; in training mode (`encoder.train()`) they do. An optimizer that steps over
+    weights which therefore got none is warned of. `from_pretrained`, `save_pretrained` and `push_to_hub`: see
+    `Pretrained`.
     """
 
     gradients = False  # in eval mode
@@ -56,7 +59,7 @@ class Encoder(Pretrained):
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
         super().__init__()
         scaling = config.scaling
-        self.config = config
+        self.config = replace(config, dim=backbone.dim)
         self.scaling = Scaling(scaling["mean_mv"], scaling["std_mv"], scaling["mode"])
         self.backbone = backbone
         self.dim = backbone.dim
@@ -127,6 +130,8 @@ class Encoder(Pretrained):
     def _run(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         self._check(x)
         wanted = self.training or self.gradients or x.requires_grad
+        if torch.is_grad_enabled() and not wanted:
+            withheld.note(self)
         with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
             scaled = self.scaling(x if x.ndim == 3 else x[None])
             features = network(scaled.to(next(self.backbone.parameters()).dtype))
@@ -135,6 +140,8 @@ class Encoder(Pretrained):
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"the encoder takes a torch tensor, not {type(x).__name__}: give torch.as_tensor(x)")
+        if x.is_complex():
+            raise TypeError(f"the encoder takes a tensor of real numbers, not of {x.dtype}")
         shape = (len(self.config.leads), self.config.samples)
         if x.ndim not in (2, 3) or tuple(x.shape[-2:]) != shape:
             raise UserError(

@@ -14,6 +14,7 @@ from sharding.options import BuildConfig
 from sharding.synthetic import SynthConfig, write
 from tests.support.handmade import ENCODER, make_run, make_shards
 from trainer import transfer
+from trainer.evaluate import many
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.leaks import check
 from trainer.export import export
@@ -210,7 +211,7 @@ def test_a_transfer_is_refused_before_its_work_and_allowed_on_request(folder, tm
     words = [SEX, f"encoder={encoder}", f"data={data}", f"output={tmp_path / 'out'}", "bootstrap=0", "probe.C=[1]"]
     words.append(f"pretrained_on={folder / 'seen'}")
     with monkeypatch.context() as patched:
-        patched.setattr(transfer, "run", None)
+        patched.setattr(many, "run", None)
         with pytest.raises(UserError, match="were in the pre-training"):
             transfer.main(words)
     assert not (tmp_path / "out").exists()

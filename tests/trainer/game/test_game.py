@@ -5,7 +5,7 @@ from torch import nn
 
 from benchmarks.step import five_passes
 from tests.support.players import Accumulating, PlainEngine, players
-from trainer.game.game import MASK_VIEW, Game, Pair, contrast
+from trainer.game.game import MASK_VIEW, Game, NonFiniteError, Pair, contrast
 from trainer.game.losses import nt_xent
 from trainer.game.maskers.unet import UNet
 from trainer.game.masking import GameConfig, binarise, choose, cost, cover, quantile, soft_masks, with_random_blocks
@@ -255,6 +255,24 @@ def test_a_non_finite_loss_stops_before_any_step(schedule, spoil, first):
         game.step([spoilt, pair] if first else [pair, spoilt], 0)
     after = [*encoder.parameters(), *masker.parameters()]
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after))
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+def test_a_step_that_is_not_finite_is_skipped_by_both_players_and_batch_norm(schedule):
+    encoder, masker, pair = players(1)
+    encoder = nn.Sequential(nn.BatchNorm1d(3), encoder).double()
+    spoilt = Pair(pair.x.clone().fill_(float("inf")), pair.v, pair.key)
+    engines, skipped = (Accumulating(encoder, pairs=1), Accumulating(masker, pairs=1)), []
+    game = Game(*engines, GameConfig(schedule=schedule), 0.3, skip=skipped.append)
+    with pytest.raises(NonFiniteError) as error:
+        game.step([spoilt], 0, stop=True)
+    assert error.value.stop
+    assert skipped == list(engines[: 1 + (schedule == "simultaneous")])
+    assert (encoder[0].num_batches_tracked, encoder[0].running_mean.tolist()) == (0, [0.0] * 3)
+    encoder.zero_grad()
+    masker.zero_grad()
+    game.step([pair], 1)
+    assert encoder[0].num_batches_tracked > 0
 
 
 @pytest.mark.parametrize("pairs", [1, 2])

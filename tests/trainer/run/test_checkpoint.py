@@ -135,13 +135,73 @@ def test_the_order_of_a_views_arguments_is_no_change():
     assert checkpoint.changes(first, second) == []
 
 
-def test_zero_belongs_to_a_world_size_and_old_checkpoints_are_said(tmp_path):
-    zero = state("zero=1")
-    path = checkpoint.save(tmp_path, 1, {}, zero, 2)
-    with pytest.raises(UserError, match="by 2 processes, this run has 4"):
-        checkpoint.load(path, {}, {**zero, "world": 4})
+def test_old_checkpoints_are_said(tmp_path):
+    path = checkpoint.save(tmp_path, 1, {}, state(), 2)
     content = json.loads((path / "state.json").read_text())
     del content["config"]
     (path / "state.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="earlier version"):
-        checkpoint.load(path, {}, zero)
+        checkpoint.load(path, {}, state())
+
+
+@pytest.mark.parametrize(("words", "cut"), [(["zero=1"], True), (["zero=0"], False)])
+def test_players_get_the_weights_where_the_partitions_are_cut_anew(words, cut, tmp_path):
+    path = saved_as(tmp_path, state(*words))
+    players = {name: nn.Linear(2, 2) for name in ("encoder", "masker")}
+    before = players["encoder"].weight.clone()
+    assert checkpoint.prepare(path, players, state(*words, world=2)) is False
+    assert torch.equal(players["encoder"].weight, before)
+    assert checkpoint.prepare(path, players, state(*words, world=1)) is cut
+    if cut:
+        assert [(player.weight == value).all().item() for player, value in zip(players.values(), (5, -5))] == [True] * 2
+    with pytest.raises(UserError, match="zero: "):
+        checkpoint.prepare(path, players, state("zero=3", world=1))
+
+
+def test_partitions_that_are_missing_or_of_another_network_are_one_line(tmp_path):
+    path = saved_as(tmp_path, state("zero=1"))
+    with pytest.raises(UserError, match=r"encoder is damaged .*zero_pp_rank_0.*: delete") as error:
+        checkpoint.load(path, {"encoder": Engine(0)}, state("zero=1", world=1))
+    assert error.value.alone
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged .*: delete"):
+        checkpoint.prepare(path, {"encoder": nn.Linear(3, 2)}, state("zero=1", world=1))
+
+
+def saved_as(run, content):
+    return checkpoint.save(run, 5, {"encoder": Engine(5), "masker": Engine(-5)}, content, 2)
+
+
+class Full:
+    """DeepSpeed's writer on a full disk."""
+
+    def save(self, *args, **kwargs):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nmore")
+
+
+@pytest.mark.parametrize("where", ["engine", "weights.safetensors", "COMMITTED"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(where, tmp_path, monkeypatch):
+    kept, engine, words = saved(tmp_path), Engine(6), "No space left on device"
+
+    def refusing(write):
+        def maybe(path, *more):
+            if path.name == where:
+                raise OSError(28, words)
+            return write(path, *more)
+
+        return maybe
+
+    for name in ("write_text", "save_weights"):
+        monkeypatch.setattr(checkpoint, name, refusing(getattr(checkpoint, name)))
+    if where == "engine":
+        words, engine.checkpoint_engine = "file write failed", Full()
+        engine.save_checkpoint = lambda *args, **kwargs: engine.checkpoint_engine.save({}, "x")
+    with pytest.raises(
+        checkpoint.NotSaved, match=rf"step-6 could not be written by rank 0 \(.*{words}\), .*step-5 stays"
+    ):
+        checkpoint.save(tmp_path, 6, {"encoder": engine}, state(), 2)
+    assert checkpoint.newest(tmp_path) == kept
+    assert not (tmp_path / "checkpoints" / "step-6").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    assert saved(tmp_path, 7) == checkpoint.newest(tmp_path)
+    assert where != "engine" or not vars(engine.checkpoint_engine)

@@ -1,0 +1,52 @@
+"""A real run whose learning rate throws the weights out of range: skipped steps, the end, and the replay."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.handmade import make_shards
+from tests.support.launch import launch
+from tests.support.pretrain_words import losses, run_words
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(("processes", "zero"), [(0, 0), (2, 3)])
+def test_steps_are_skipped_and_kept_until_too_many_in_a_row_and_played_again(processes, zero, tmp_path):
+    shards = make_shards(tmp_path / "shards", {"train": ["SR", "AFIB"] * 16})
+    words = run_words(
+        shards,
+        tmp_path / "run",
+        "optim.encoder.lr=1e30",
+        "max_skipped=2",
+        "steps=20",
+        f"zero={zero}",
+        "batch.contrast=8",
+    )
+    code, output = launch(words, processes)
+    assert code == 2, output[-3000:]
+    first, last = (int(step) for step in re.findall(r"step (\d+)(?: was skipped|: the loss)", output)[::2])
+    assert last == first + 2
+    assert f"# WARNING: step {first} was skipped (1 in a row of at most 2): the loss or the gradient" in output
+    assert f"error: step {last}: the loss or the gradient" in output
+    assert "3 steps in a row, and there is no checkpoint yet; lower optim.encoder.lr" in output
+    assert len(losses(tmp_path / "run")) == first - 1
+    kept = tmp_path / "run" / "faults"
+    assert sorted(path.name for path in kept.iterdir()) == sorted(f"step-{n}" for n in range(first, last + 1))
+    ranks = [json.loads(path.read_text()) for path in sorted((kept / f"step-{first}").glob("rank-*.json"))]
+    rows = [row for rank in ranks for micro in rank["rows"] for row in micro]
+    assert (len(ranks), len(set(rows))) == (max(processes, 1), 16)
+    assert re.fullmatch(r"train-\d+\.tar\[\d+\]", ranks[0]["samples"][0][0])
+    weights = [load_file(kept / f"step-{n}" / "weights.safetensors") for n in (first, last)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    code, output = launch(["-m", "trainer.replay", str(tmp_path / "run"), f"step={first}"])
+    assert code == 0, output
+    assert f"# step {first}: 16 ECGs of {len(ranks)} processes" in output
+    assert "reproduced: the loss or the gradient at the mask is not finite" in output
+    assert re.search(r"^encoder: the first output that is not finite is that of backbone", output, re.M), output
+    code, output = launch(["-m", "trainer.replay", str(tmp_path / "run"), "step=1"])
+    assert (code, output.count("\n")) == (2, 1)
+    assert "steps that were kept are " in output

@@ -1,0 +1,164 @@
+"""Plays a step again whose loss was not finite: `python -m trainer.replay RUN step=N`.
+
+A run keeps such a step in `RUN/faults/step-N/` and goes on without it. This command plays it on one process, from the
+weights and samples that were kept, changes nothing, and says what is not finite: signals, embeddings, gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.config import PretrainConfig
+from trainer.data.metadata import Metadata, Rows
+from trainer.data.remote.fetch import is_remote
+from trainer.data.remote.store import local_root
+from trainer.data.shards import Shards
+from trainer.distributed import World
+from trainer.game.game import Game, NonFiniteError, Still
+from trainer.game.players import make_players
+from trainer.run import faults, loop
+from trainer.run.checkpoint import WEIGHTS, give_weights
+from trainer.run.record import RunRecord, read_record
+from trainer.views import Key, build
+from umbra.config import check_fields, command, load, setting
+from umbra.encoders.encoder import Scaling
+from umbra.errors import UserError
+from umbra.schema import DTYPE
+
+AGAIN = "the step cannot be played again"
+
+
+@dataclass
+class ReplayConfig:
+    """Which step of which run is played again."""
+
+    run: str = ""
+    """The run directory."""
+    step: int = setting(0, ">= 0")
+    """The step, as in the log (0: the last one that was kept)."""
+    data: str = ""
+    """The folder of the shards (empty: the run's `data.path`)."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        if not self.run:
+            raise UserError("run is not set: python -m trainer.replay RUN [step=N]")
+        check_fields(self)
+
+
+def main(argv: list[str]) -> int:
+    words = [f"run={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else argv
+    own = load(ReplayConfig, None, words)
+    own.check()
+    run = Path(own.run)
+    record = read_record(run)
+    cfg = load(PretrainConfig, run / "config.yaml")
+    cfg.data.path = own.data or cfg.data.path
+    folder, fault, rows = faults.read(run, own.step)
+    print(f"# step {fault.step + 1}: {rows.size} ECGs of {fault.world} processes; it said: {fault.error}")
+    return replay(set_up(cfg, record, folder, fault), fault, rows)
+
+
+def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.Fault) -> loop.Run:
+    """A run on one process, without what a single step does not need."""
+    train = Shards(local_root(cfg.data.path, cfg.data.cache), "train", is_remote(cfg.data.path), cfg.data.exclude)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder, masker = make_players(cfg, train)
+    modules: dict[str, nn.Module] = {"encoder": encoder, **({"masker": masker} if masker is not None else {})}
+    give_weights(modules, folder / WEIGHTS, AGAIN)
+    players = {name: Still(module.to(device), device, record.precision == "bf16") for name, module in modules.items()}
+    manifest, absent = train.manifest, cast(Any, None)
+    return loop.Run(
+        cfg=cfg,
+        world=World(0, 1, device),
+        folder=folder,
+        train=train,
+        heldout=None,
+        order=absent,
+        scaling=Scaling(**record.scaling).to(device),
+        first=build(cfg.views.first, manifest.leads),
+        second=build(cfg.views.second, manifest.leads),
+        game=Game(
+            players["encoder"],
+            players.get("masker"),
+            cfg.game,
+            cfg.temperature,
+            hop=cfg.game.hop(manifest.rate),
+            total=fault.total,
+        ),
+        engines=players,
+        metrics=absent,
+        record=record,
+        state={},
+        start=fault.step,
+        total=fault.total,
+        patients=torch.tensor(train.patients(), device=device),
+    )
+
+
+def replay(run: loop.Run, fault: faults.Fault, rows: Rows) -> int:
+    """Plays the step and prints what is not finite; 0 if it is as it was, else 1."""
+    device, first = run.world.device, run.train.rows.start
+    drawn = [rows]
+    if run.cfg.data.partner == "patient":
+        drawn.append(
+            Metadata(run.train.root, run.cfg.data.cache or run.cfg.run).partners(rows, fault.seed, fault.epoch)
+        )
+    signals = [[torch.from_numpy(_gathered(run.train, part - first)).to(device) for part in side] for side in drawn]
+    keys = [Key(fault.seed, fault.epoch, torch.from_numpy(part).to(device)) for part in rows]
+    pairs = [loop.make_pair(run, one, key, other) for one, key, other in zip(signals[0], keys, signals[-1])]
+    said = _not_finite_first(run)
+    try:
+        run.game.step(pairs, fault.step)
+    except NonFiniteError as error:
+        print(f"reproduced: {error}")
+        print("\n".join(said + _gradients(run)))
+        return 0
+    print("not reproduced: all is finite here; another device, precision or version may round otherwise")
+    return 1
+
+
+def _gathered(train: Shards, indices: Rows) -> NDArray[np.int16]:
+    return train.gather(indices, np.empty((len(indices), *train.shape), DTYPE))
+
+
+def _not_finite_first(run: loop.Run) -> list[str]:
+    """Grows, as the step is played, by the first module of each player whose output is not finite."""
+    said: list[str] = []
+    for player, engine in run.engines.items():
+        broken = [name for name, p in engine.module.named_parameters() if not p.isfinite().all()]
+        if broken:
+            said.append(f"{player}: {len(broken)} weights are not finite, first {broken[0]}")
+        names = {module: name for name, module in engine.module.named_modules()}
+        for module in engine.module.modules():
+            where = f"{player}: the first output that is not finite is that of {names[module] or 'the whole network'}"
+            module.register_forward_hook(functools.partial(_look, said, player, where))
+    return said
+
+
+def _look(said: list[str], player: str, where: str, module: nn.Module, given: Any, out: Any) -> None:
+    outputs = [tensor for tensor in (out if isinstance(out, tuple) else (out,)) if isinstance(tensor, Tensor)]
+    known = any(line.startswith(f"{player}: the first output") for line in said)
+    if not known and not all(tensor.isfinite().all() for tensor in outputs):
+        said.append(where)
+
+
+def _gradients(run: loop.Run) -> list[str]:
+    lines = []
+    for player, engine in run.engines.items():
+        names = [n for n, p in engine.module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        if names:
+            lines.append(f"{player}: {len(names)} gradients are not finite, first {names[0]}")
+    return lines
+
+
+if __name__ == "__main__":
+    command(main)
