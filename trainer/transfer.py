@@ -20,7 +20,7 @@ from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import device_of
 from trainer.evaluate.keep import MODEL
 from trainer.evaluate.many import run_all
-from trainer.evaluate.result import PREDICTIONS, RESULT
+from trainer.evaluate.result import PREDICTIONS, RESULT, written
 from trainer.evaluate.show import table
 from umbra.config import command, load, split_paths
 from umbra.errors import UserError, nearest
@@ -39,11 +39,21 @@ def main(argv: list[str]) -> None:
     configs = read_configs(argv)
     for config in configs:
         claim_folder(config.output, "output", (RESULT, PREDICTIONS, MODEL))
+        refuse_model(config)
     threads.settle()
     device_of(configs[0].device)
     for config, result in run_all(configs, print):
         print(table(result))
-        print(f"written: {Path(config.output) / RESULT}, {Path(config.output) / PREDICTIONS}")
+        print("written: " + ", ".join(str(Path(config.output) / name) for name in written(config)))
+
+
+def refuse_model(config: TransferConfig) -> None:
+    """Raises `UserError` if a probe would write its result beside the model of an earlier fine-tuning."""
+    if config.mode == "probe" and (model := Path(config.output) / MODEL).exists():
+        raise UserError(
+            f"output={config.output} holds {model} of an earlier training, which the result of a probe would not "
+            "describe: choose another output=DIR, or delete it"
+        )
 
 
 def read_configs(argv: list[str]) -> list[TransferConfig]:

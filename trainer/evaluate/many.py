@@ -25,6 +25,7 @@ def run_all(
     tasks = [read_task(config) for config in configs]
     fresh = configs[0].encoder == "random" or configs[0].mode == "scratch"
     store: Store | None = None
+    given, before = None, tasks[0]
     for config, task in zip(configs, tasks):
         for note in task.notes:
             say(f"note: {note}" if len(tasks) == 1 else f"note: {task.name}: {note}")
@@ -38,5 +39,7 @@ def run_all(
                 say(f"features: {store.computed} records computed{f', kept in {store.path}' if store.path else ''}")
             for note in store.notes:
                 say(f"note: {note}")
-        given = features(task, store) if config.mode == "probe" else None
+        if config.mode == "probe" and (given is None or fresh or not task.same_records(before)):
+            given = features(task, store)
+        before = task
         yield config, run(config, task, encoder, given, store.key, seen)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from scipy.special import expit, softmax
 
 from trainer.evaluate.config import ProbeConfig
 from trainer.evaluate.fitted import Fitted
 from trainer.evaluate.kinds import Kind, Numbers, kind_of
-from trainer.evaluate.ridge import probabilities, ridge
+from trainer.evaluate.logistic import logistic
+from trainer.evaluate.ridge import Decomposed, decompose, probabilities, ridge
 from trainer.evaluate.store import Store
 from trainer.evaluate.task import Task
 
@@ -23,6 +23,15 @@ class Features:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    _decomposed: dict[bytes, Decomposed] = field(default_factory=dict, repr=False)
+
+    def decomposed(self, chosen: np.ndarray) -> Decomposed:
+        """The decomposition of these train records, kept until others are asked for."""
+        key = chosen.tobytes()
+        if key not in self._decomposed:
+            self._decomposed.clear()
+            self._decomposed[key] = decompose(self.train[chosen])
+        return self._decomposed[key]
 
 
 def features(task: Task, store: Store) -> Features:
@@ -42,40 +51,30 @@ def probe(task: Task, given: Features, chosen: np.ndarray, config: ProbeConfig) 
     kind = kind_of(task.kind, target)
     if task.kind == "number" or config.head == "ridge":
         return _ridge(task, kind, given, chosen, sorted(config.penalty, reverse=True))
-    best: Fitted | None = None
-    fit = _one_class if task.kind == "classes" else _each_label
-    tried = fit(given.train[chosen], target, sorted(config.C), (given.val, given.test))
-    for c, (val, test) in zip(sorted(config.C), tried):
-        value = kind.value(task.val.target, val)
-        if best is None or value > best.val_value:
-            best = Fitted({"C": c}, value, val, test)
-    assert best is not None
-    return best
+    return _logistic(task, kind, given, chosen, sorted(config.C))
 
 
-Parts = list[np.ndarray]
+def _logistic(task: Task, kind: Kind, given: Features, chosen: np.ndarray, strengths: list[float]) -> Fitted:
+    """Selects C by the probabilities of val; a label that is the same in all chosen records is told as that."""
+    target = task.train.target[chosen].astype(np.float64)
+    one = task.kind == "classes" and target.shape[1] > 2
+    fitted = target[:, 1:] if task.kind == "classes" and not one else target
+    heads = logistic(given.decomposed(chosen), fitted, strengths, one)
 
+    def told(x: np.ndarray, head: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        output = x @ head[0] + head[1]
+        if one:
+            return np.asarray(softmax(output, axis=1))
+        p = expit(output)
+        if task.kind == "classes":
+            return np.column_stack([1 - p, p])
+        same = (target == target[0]).all(0)
+        return np.where(same, target[0], p)
 
-def _one_class(x: np.ndarray, target: np.ndarray, strengths: list[float], others: Sequence[np.ndarray]) -> list[Parts]:
-    """Probabilities `[n, K]` of each of the `others` for each strength."""
-    models = (LogisticRegression(C=c, max_iter=2000).fit(x, target.argmax(1)) for c in strengths)
-    return [[model.predict_proba(other) for other in others] for model in models]
-
-
-def _each_label(x: np.ndarray, target: np.ndarray, strengths: list[float], others: Sequence[np.ndarray]) -> list[Parts]:
-    """As `_one_class`, label by label; a label that is the same in all records is told as that."""
-    columns = [_label(x, column > 0, strengths, others) for column in target.T]
-    return [[np.column_stack(of) for of in zip(*by_label)] for by_label in zip(*columns)]
-
-
-def _label(x: np.ndarray, positive: np.ndarray, strengths: list[float], others: Sequence[np.ndarray]) -> list[Parts]:
-    if positive.all() or not positive.any():
-        return [[np.full(len(other), float(positive[0])) for other in others]] * len(strengths)
-    model, found = LogisticRegression(max_iter=2000, warm_start=True), []
-    for c in strengths:
-        model.set_params(C=c).fit(x, positive)
-        found.append([model.predict_proba(other)[:, 1] for other in others])
-    return found
+    vals = [told(given.val, head) for head in heads]
+    values = [kind.value(task.val.target, val) for val in vals]
+    best = int(np.argmax(values))
+    return Fitted({"C": strengths[best]}, values[best], vals[best], told(given.test, heads[best]))
 
 
 def _ridge(task: Task, kind: Kind, given: Features, chosen: np.ndarray, penalties: list[float]) -> Fitted:
@@ -83,7 +82,7 @@ def _ridge(task: Task, kind: Kind, given: Features, chosen: np.ndarray, penaltie
     the train records for a label that val has not)."""
     target, numbers = task.train.target[chosen], isinstance(kind, Numbers)
     wanted = (target - kind.mean) / kind.std if isinstance(kind, Numbers) else target
-    heads = ridge(given.train[chosen], wanted, penalties)
+    heads = ridge(given.decomposed(chosen), wanted, penalties)
     scores = [given.val @ weights + intercept for weights, intercept in heads]
     values = [kind.value(task.val.target, kind.predict(val) if numbers else val) for val in scores]
     best = int(np.argmax(values))

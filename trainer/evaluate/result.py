@@ -34,6 +34,11 @@ PREDICTIONS = "predictions.parquet"
 FIGURE = "figure.png"
 
 
+def written(config: TransferConfig) -> list[str]:
+    """The names of what a run leaves in `output`."""
+    return [RESULT, PREDICTIONS, *([FIGURE] if config.figure else []), *([MODEL] if config.mode != "probe" else [])]
+
+
 def run(
     config: TransferConfig,
     task: Task,
@@ -121,6 +126,7 @@ def _write(config: TransferConfig, task: Task, prediction: np.ndarray, result: d
     columns |= {f"p_{name}": prediction[:, k] for k, name in enumerate(task.names)}
     with atomic(output / PREDICTIONS) as temporary:
         pq.write_table(pa.table(columns), temporary)
+    (output / FIGURE).unlink(missing_ok=True)  # an older one would not be of this result
     if config.figure:
         from trainer.evaluate.task_figure import task_figure
 

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh
 from sklearn.linear_model import LogisticRegression
 
 
-def ridge(x: np.ndarray, y: np.ndarray, penalties: Sequence[float]) -> list[tuple[np.ndarray, np.ndarray]]:
+@dataclass(frozen=True)
+class Decomposed:
+    """Records `x` `[n, D]` less their `mean`, and eigenvalues and eigenvectors of the smaller of x'x and xx'."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    values: np.ndarray
+    vectors: np.ndarray
+
+    @property
+    def tall(self) -> bool:
+        """Whether x'x is the smaller one."""
+        return self.x.shape[0] >= self.x.shape[1]
+
+
+def decompose(x: np.ndarray) -> Decomposed:
+    """What all targets and penalties on the records `x` `[n, D]` have in common."""
+    mean = x.mean(0, dtype=np.float64)
+    x = x.astype(np.float64) - mean
+    values, vectors = eigh(x.T @ x if len(x) >= x.shape[1] else x @ x.T)
+    return Decomposed(x, mean, np.maximum(values, 0.0), vectors)
+
+
+def ridge(of: Decomposed, y: np.ndarray, penalties: Sequence[float]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(weights `[D, K]`, intercept `[K]`) for each penalty: minimises mean |y - xw - b|^2 + penalty |w|^2.
 
-    `x` `[n, D]`, `y` `[n, K]`; the intercept is not penalised. With S L S' the smaller of x'x and xx' (centred),
+    `y` `[n, K]`; the intercept is not penalised. With S L S' the smaller of x'x and xx' (centred),
     w = S (L + n penalty)^-1 S' x'y, or x' S (L + n penalty)^-1 S' y.
     """
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    mean, middle = x.mean(0), y.mean(0)
-    x, y = x - mean, y - middle
-    tall = len(x) >= x.shape[1]
-    values, vectors = eigh(x.T @ x if tall else x @ x.T)
-    values = np.maximum(values, 0.0)
-    turned = vectors.T @ (x.T @ y if tall else y)
+    y = y.astype(np.float64)
+    middle = y.mean(0)
+    y = y - middle
+    turned = of.vectors.T @ (of.x.T @ y if of.tall else y)
     out = []
     for penalty in penalties:
-        solved = vectors @ (turned / (values + len(x) * penalty)[:, None])
-        weights = solved if tall else x.T @ solved
-        out.append((weights, middle - mean @ weights))
+        solved = of.vectors @ (turned / (of.values + len(of.x) * penalty)[:, None])
+        weights = solved if of.tall else of.x.T @ solved
+        out.append((weights, middle - of.mean @ weights))
     return out
 
 

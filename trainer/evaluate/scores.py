@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import numpy as np
 
 BINS = 10
 BLOCK = 1 << 14  # weights at a time, so that they stay in the cache
+KEPT = 1 << 20  # weights of the resamples that are kept
 
 
 def one_hot(label: np.ndarray, classes: int) -> np.ndarray:
@@ -42,7 +44,19 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
 
 def weighted_auroc(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """AUROC of `score` `[n]` for each row of record weights `[B, n]` (see `weighted_areas`), `[B]`."""
-    return weighted_areas(positive, score, weight)[0]
+    return np.concatenate([_auroc(*part) for part in _in_order(positive, score, weight)])
+
+
+def _auroc(positive: np.ndarray, starts: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The first of `_areas`."""
+    above = weight * positive
+    below = weight - above
+    if len(starts) < weight.shape[1]:
+        above, below = (np.add.reduceat(x, starts, axis=1) for x in (above, below))
+    lower = np.cumsum(below, axis=1)
+    pairs = above.sum(1) * lower[:, -1]
+    lower -= below / 2
+    return np.divide(np.einsum("bg,bg->b", above, lower), pairs, out=np.full(len(weight), np.nan), where=pairs > 0)
 
 
 def weighted_areas(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -52,12 +66,19 @@ def weighted_areas(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) 
     precision x the recall gained there. With integer weights these are the areas of the sample in which each record
     occurs that many times; NaN where the weights leave no positive or no negative record.
     """
+    return np.concatenate([_areas(*part) for part in _in_order(positive, score, weight)], axis=1)
+
+
+def _in_order(
+    positive: np.ndarray, score: np.ndarray, weight: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Records in ascending order of their scores, and where equal scores begin, for some rows of weights at a time."""
     order = np.argsort(score, kind="stable")
     ranked = score[order]
     starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
     step = max(1, BLOCK // len(score))
-    parts = (weight[at : at + step].astype(np.float64)[:, order] for at in range(0, len(weight), step))
-    return np.concatenate([_areas(positive[order], starts, part) for part in parts], axis=1)
+    for at in range(0, len(weight), step):
+        yield positive[order], starts, weight[at : at + step].astype(np.float64)[:, order]
 
 
 def _areas(positive: np.ndarray, starts: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -124,7 +145,23 @@ def calibration_error(positive: np.ndarray, probability: np.ndarray) -> float:
 
 
 def patient_resamples(patient: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Patient bootstrap: blocks `[b, n]` of record weights (how often its patient was drawn), `count` rows in all."""
+    """Patient bootstrap: blocks `[b, n]` of record weights (how often its patient was drawn), `count` rows in all.
+
+    Small ones are kept for the next task or figure of the same patients.
+    """
+    if count * len(patient) > KEPT:
+        yield from _resamples(patient, count, seed)
+    else:
+        number = np.unique(patient, return_inverse=True)[1].astype(np.int64)
+        yield from _kept_resamples(number.tobytes(), count, seed)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_resamples(patient: bytes, count: int, seed: int) -> list[np.ndarray]:
+    return list(_resamples(np.frombuffer(patient, np.int64), count, seed))
+
+
+def _resamples(patient: np.ndarray, count: int, seed: int) -> Iterator[np.ndarray]:
     unique, inverse = np.unique(patient, return_inverse=True)
     rng = np.random.default_rng([seed, 0xB0])
     share = np.full(len(unique), 1 / len(unique))

@@ -76,6 +76,11 @@ class Task:
     test: Labelled
     notes: list[str]
 
+    def same_records(self, other: Task) -> bool:
+        """Whether another task has targets for the same records."""
+        pairs = zip((self.train, self.val, self.test), (other.train, other.val, other.test))
+        return all(np.array_equal(one.row, two.row) for one, two in pairs)
+
     def counts(self, train: Labelled) -> dict[str, dict[str, int]]:
         """Records of each class or label (with numbers: of all) by split."""
         parts = {"train": train, "val": self.val, "test": self.test}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from trainer.evaluate.ridge import probabilities, ridge
+from trainer.evaluate.ridge import decompose, probabilities, ridge
 
 RNG = np.random.default_rng(0)
 
@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 def test_ridge_is_that_of_scikit_learn_for_every_penalty(shape):
     x, y = RNG.normal(1, 2, shape), RNG.normal(size=(shape[0], 3))
     penalties = [1e-3, 1.0, 30.0]
-    for penalty, (weights, intercept) in zip(penalties, ridge(x, y, penalties)):
+    for penalty, (weights, intercept) in zip(penalties, ridge(decompose(x), y, penalties)):
         model = Ridge(alpha=penalty * len(x), solver="svd").fit(x, y)
         np.testing.assert_allclose(weights, model.coef_.T, atol=1e-9)
         np.testing.assert_allclose(intercept, model.intercept_, atol=1e-9)

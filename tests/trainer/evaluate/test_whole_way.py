@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from tests.support.handmade import make_run, make_shards, with_columns
 from trainer import transfer
-from trainer.evaluate import store
+from trainer.evaluate import probe, store
 from trainer.export import export
 from umbra.errors import UserError
 
@@ -169,3 +169,31 @@ def test_a_column_that_makes_no_task_is_one_clear_line(data, encoder, tmp_path, 
 def test_two_tasks_of_one_name_are_refused(data, encoder, tmp_path):
     with pytest.raises(UserError, match="two tasks are named 'rhythm'"):
         run(data, encoder, tmp_path, RHYTHM, RHYTHM)
+
+
+def test_an_output_holds_what_belongs_to_its_result_and_the_last_line_names_it(data, encoder, tmp_path, capsys):
+    tune = [RHYTHM, "mode=finetune", "finetune.lr=[3e-3]", "finetune.epochs=1", "figure=true"]
+    run(data, encoder, tmp_path, *tune)
+    names = ("result.json", "predictions.parquet", "figure.png", "model")
+    assert capsys.readouterr().out.splitlines()[-1] == "written: " + ", ".join(f"{tmp_path / n}" for n in names)
+    with pytest.raises(UserError, match=r"holds .*model of an earlier training.*choose another output=DIR"):
+        run(data, encoder, tmp_path, RHYTHM)
+    assert json.loads((tmp_path / "result.json").read_text())["mode"] == "finetune"
+    run(data, encoder, tmp_path, *tune[:-1])
+    assert not (tmp_path / "figure.png").exists()
+    assert (tmp_path / "model").is_dir()
+
+
+def test_ridge_heads_of_tasks_on_the_same_records_share_one_decomposition(data, encoder, tmp_path, monkeypatch):
+    seen, decompose = [], probe.decompose
+    monkeypatch.setattr(probe, "decompose", lambda x: seen.append(x.shape) or decompose(x))
+    tasks = []
+    for name in ("fast", "only_train"):
+        tasks.append(tmp_path / f"{name}.yaml")
+        tasks[-1].write_text(f"{{name: {name}, kind: labels, column: {name}}}")
+    words = [f"encoder={encoder}", f"data={data}", "bootstrap=0", "features=none", "probe.head=ridge"]
+    transfer.main([*map(str, tasks), *words, f"output={tmp_path / 'many'}"])
+    assert len(seen) == 1
+    transfer.main([str(tasks[1]), *words, f"output={tmp_path / 'one'}"])
+    one, many = (pq.read_table(tmp_path / p / "predictions.parquet") for p in ("one", "many/only_train"))
+    assert one.equals(many)
