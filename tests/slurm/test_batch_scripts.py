@@ -209,7 +209,7 @@ def test_a_stopped_process_of_a_real_run_has_its_job_queued_again(slurm: Cluster
     words = [*pretrain_words(shards, run, 100_000), "checkpoint.every=2", "hang.minutes=0.1", "hang.start_minutes=2"]
     job = submit(slurm, tmp_path, "--nodes=2", str(PRETRAIN), *words)
     wait_until(lambda: committed(run) != [], 180, tmp_path, job)
-    (pid,) = [p for p in process_ids() if environment_of(p).get("RANK") == "1" and str(run) in command_of(p)]
+    (pid,) = [p for p in processes_of(run) if environment_of(p).get("RANK") == "1"]
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: slurm.fields(job)[0]["Restarts"] == "1", 120, tmp_path, job)
     log = log_of(tmp_path, job)
@@ -218,6 +218,16 @@ def test_a_stopped_process_of_a_real_run_has_its_job_queued_again(slurm: Cluster
     wait_until(lambda: f"step {saved} to 100000" in log_of(tmp_path, job), 180, tmp_path, job)
     slurm.run("scancel", job)
     slurm.wait(job, 90)
+    try:
+        wait_until(lambda: processes_of(run) == [], 60, tmp_path, job)
+    finally:  # the cluster ends with the tests, and its processes would live on
+        for pid in processes_of(run):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(run: Path) -> list[int]:
+    return [pid for pid in process_ids() if f"run={run}" in command_of(pid).split()]
 
 
 def process_ids() -> list[int]:
