@@ -48,13 +48,28 @@ def lock(path: Path, wait: bool = True) -> Iterator[None]:
             except BlockingIOError:
                 _wait(path, limit, wait)
             except OSError:  # the file system does not support locks
-                with _claimed(path.with_name(f"{path.name}.claim"), limit, wait):
+                with _claimed(_claim_of(path), limit, wait):
                     yield
                 return
         file.truncate(0)
         file.write(_own())
         file.flush()
         yield
+
+
+def abandoned(path: Path) -> bool:
+    """Whether the lock names a process of this host that is no more; false where that cannot be known."""
+    named = [_holder(place) for place in (path, _claim_of(path))]
+    return any(map(_is_dead, named))
+
+
+def _claim_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.claim")
+
+
+def _is_dead(holder: tuple[str, str]) -> bool:
+    host, process = holder
+    return host == os.uname().nodename and process.isdigit() and not alive(int(process))
 
 
 def _own() -> str:
@@ -87,8 +102,7 @@ def _claimed(path: Path, limit: float, wait: bool) -> Iterator[None]:
         if (now := _modified(path)) != seen:  # timed by this machine's clock: clocks differ
             seen, since = now, time.monotonic()
         host, process = _holder(path)
-        dead = host == os.uname().nodename and process.isdigit() and not alive(int(process))
-        if dead or time.monotonic() > since + STALE:
+        if _is_dead((host, process)) or time.monotonic() > since + STALE:
             path.unlink(missing_ok=True)
             continue
         known = host == os.uname().nodename and process.isdigit()

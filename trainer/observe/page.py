@@ -20,11 +20,13 @@ from trainer.observe.curves import panel_svg
 from trainer.observe.metrics import METRICS, duration, read_metrics
 from trainer.observe.series import panels, series
 from trainer.observe.wandb_mirror import public_config
+from trainer.run.directory import LOCK
 from trainer.run.record import RunRecord, read_record
 from umbra.config import as_dict, load
 from umbra.drawing.webpage import document, escaped, image, tiles
 from umbra.errors import UserError
 from umbra.files import write_text
+from umbra.lock import abandoned
 
 MOST_MASKS = 12  # figures of masks on a page, evenly spaced over the run
 
@@ -39,7 +41,7 @@ if(slider){slider.hidden=false;slider.oninput=()=>show(slider.value);show(slider
 @dataclass(frozen=True)
 class Watched:
     """What a run directory holds: the rows of `metrics.jsonl` and when the last was `written`, `run.json`,
-    `config.yaml`, and the masks of the synthetic ECG as (step, PNG)."""
+    `config.yaml`, the masks of the synthetic ECG as (step, PNG), and whether the run is `killed`."""
 
     name: str
     rows: list[dict[str, Any]]
@@ -47,6 +49,7 @@ class Watched:
     config: PretrainConfig
     masks: list[tuple[int, Path]]
     written: datetime
+    killed: bool = False
 
 
 def read(run: Path) -> Watched:
@@ -60,12 +63,14 @@ def read(run: Path) -> Watched:
     masks = sorted((int(p.stem[6:]), p) for p in (run / "figures").glob("masks-*.png") if p.stem[6:].isdecimal())
     written = datetime.fromtimestamp((run / METRICS).stat().st_mtime, UTC)
     rows = read_metrics(run / METRICS)
-    return Watched(run.resolve().name, rows, record, load(PretrainConfig, config), spread(masks, MOST_MASKS), written)
+    killed = record.status == "running" and abandoned(run / LOCK)
+    name, shown = run.resolve().name, spread(masks, MOST_MASKS)
+    return Watched(name, rows, record, load(PretrainConfig, config), shown, written, killed)
 
 
 def is_running(run: Path) -> bool:
-    """Whether the run says that it goes on. A killed one cannot say that it does not."""
-    return read_record(run).status == "running"
+    """Whether the run goes on. A killed one cannot say that it does not: its lock tells, on the machine it ran on."""
+    return read_record(run).status == "running" and not abandoned(run / LOCK)
 
 
 def has_lines(run: Path) -> bool:
@@ -96,6 +101,8 @@ def render(found: Watched, every: float = 0.0) -> str:
 
 def _head(found: Watched) -> str:
     step, total, status = found.rows[-1]["step"], found.record.steps, found.record.status or "status unknown"
+    if found.killed:
+        status = "killed: the same command resumes from its newest checkpoint"
     return (
         f"<h1>{escaped(found.name)}</h1>"
         f"<p class=soft>{escaped(found.record.method or '')}, {escaped(status)}; "

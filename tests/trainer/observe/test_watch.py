@@ -1,9 +1,11 @@
 """The page of a run: read back as HTML, and in a browser where there is one."""
 
 import base64
+import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -93,6 +95,22 @@ def test_a_run_is_followed_until_it_ends(tmp_path):
     text = (run / "watch.html").read_text()
     assert "finished" in text
     assert 'value="200"' in text
+    assert "refresh" not in text
+
+
+@pytest.mark.parametrize("name", ["run.lock", "run.lock.claim"])
+def test_a_killed_run_is_not_followed_and_said_to_be_killed(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait(60)
+    (run / name).write_text(f"{os.uname().nodename} {os.getpid()}")
+    assert page.is_running(run)
+    (run / name).write_text(f"elsewhere {ended.pid}")
+    assert page.is_running(run)
+    (run / name).write_text(f"{os.uname().nodename} {ended.pid}")
+    watch.main([str(run), "every=0.05"])
+    text = (run / "watch.html").read_text()
+    assert "killed: the same command resumes" in text
     assert "refresh" not in text
 
 
