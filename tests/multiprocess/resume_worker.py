@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.multiprocess.engines_worker import (
+from engines_worker import (  # beside this script
     ADAMW,
     HOP,
     TEMPERATURE,
@@ -20,6 +20,7 @@ from tests.multiprocess.engines_worker import (
     partition_all,
     players,
 )
+
 from trainer import distributed
 from trainer.config import BatchConfig, PretrainConfig
 from trainer.game.batchnorm import over_all_ranks

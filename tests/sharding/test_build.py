@@ -691,7 +691,7 @@ def test_builds_killed_at_each_moment_go_on(tmp_path):
         ),
         (["build", "wfdb.yaml", "input=other", "output=out"], "no pseudonym key"),
         (["build", "wfdb.yaml", "inputs=x"], "did you mean 'input'"),
-        (["build", "wfdb.yaml", "input=x", "extra"], "one config file"),
+        (["build", "wfdb.yaml", "input=x", "extra"], "is neither a config file (.yaml) nor key=value"),
         (["build", "nope.yaml"], "does not exist"),
         (["bild"], "unknown command 'bild'"),
         (["status", "empty"], "holds no plan"),
