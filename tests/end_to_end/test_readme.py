@@ -83,7 +83,8 @@ def test_the_plain_commands_and_the_encoder_in_a_notebook(tmp_path):
     (script,) = blocks("The same steps as plain commands")
     script = replaced(script, {"work/": f"{tmp_path}/", "source .venv/bin/activate\n": "", **SMALLER})
     table = shell(script)
-    assert len(re.findall(r"^rhythm .*0\.\d{3} \(", table, re.MULTILINE)) == 2
+    assert len(re.findall(r"^rhythm +100% +0\.\d{3} \(", table, re.MULTILINE)) == 2
+    assert len(re.findall(r"^rhythm +AUROC [+-]0\.\d{3} \(", table, re.MULTILINE)) == 1
     python = python_block("Use an encoder").replace("demo/run/encoder", f"{tmp_path}/run/encoder")
     subprocess.run([sys.executable, "-c", f"{python}\nassert features.shape == (3, 128)"], check=True, timeout=120)
 
