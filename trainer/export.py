@@ -33,10 +33,11 @@ from trainer.run.record import RunRecord, read_record
 from umbra import golden, publish
 from umbra.card import CARD, model_card
 from umbra.config import check_fields, command, load, setting
-from umbra.directory import GOLDEN, HUB_ID
+from umbra.directory import CONFIG, GOLDEN, HUB_ID, WEIGHTS, mismatch, read_config, save_weights
+from umbra.encoders.config import EncoderConfig
 from umbra.errors import UserError
 from umbra.files import atomic_folder, claim_folder, write_text
-from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
+from umbra.hub import initialise
 
 FILES = {CONFIG, WEIGHTS, GOLDEN, CARD, *runtimes.FILES.values()}
 STATISTICS = ("clean", "running")

@@ -21,9 +21,9 @@ from trainer.study import __main__ as study
 from trainer.study import report
 from trainer.study.config import StudyConfig, keep_config
 from trainer.study.steps import STEPS, Note, Steps
+from umbra.directory import save_weights
 from umbra.errors import UserError
 from umbra.files import read_json_lines
-from umbra.hub import save_weights
 
 STEP = "checkpoints/step-3"
 

@@ -12,9 +12,10 @@ from trainer.data.shards import Shards
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.task import Labelled
 from trainer.game.batchnorm import batch_norms, estimate
+from umbra.directory import read_config
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
-from umbra.hub import initialise, load_encoder, read_config
+from umbra.hub import initialise, load_encoder
 
 
 def open_encoder(config: TransferConfig, train: Labelled) -> Encoder:

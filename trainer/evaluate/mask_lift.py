@@ -37,10 +37,10 @@ from trainer.run.record import RECORD, read_record
 from trainer.views.masks import TimeMask
 from trainer.views.random import Key
 from umbra.config import check_fields, load, setting
+from umbra.directory import mismatch
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.files import make_folder, write_text
-from umbra.hub import mismatch
 from umbra.layers import config_file
 
 LEAST_ECGS, LEAST_SHARE = 10, 0.2  # ECGs of a group, and ECGs with a wave among them, for a lift

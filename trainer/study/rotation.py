@@ -20,7 +20,7 @@ from trainer.run.record import RECORD, read_record
 from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of
 from trainer.study.steps import Steps
 from umbra.config import load
-from umbra.hub import CONFIG
+from umbra.directory import CONFIG
 from umbra.schema import MANIFEST
 
 

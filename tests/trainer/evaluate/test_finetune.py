@@ -21,9 +21,10 @@ from trainer.evaluate.rates import parameter_groups
 from trainer.evaluate.reading import read_task
 from umbra import load_encoder, load_predictor
 from umbra.config import load
+from umbra.directory import save_weights
 from umbra.encoders.encoder import EncoderConfig
 from umbra.errors import UserError
-from umbra.hub import initialise, save_weights
+from umbra.hub import initialise
 from umbra.leads import CANONICAL
 
 RHYTHM = "configs/transfer/rhythm.yaml"
