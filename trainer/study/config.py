@@ -43,6 +43,21 @@ class ShardStep:
 
 
 @dataclass
+class Primary:
+    """The comparisons that the study is made for, named before its first run; all others are exploratory."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks among those of the study."""
+    fractions: list[float] = field(default_factory=list)
+    """Fractions among those of the study."""
+    others: list[str] = field(default_factory=list)
+    """Methods that the reference is compared with."""
+
+    def has(self, task: str, fraction: float, other: str) -> bool:
+        return task in self.tasks and fraction in self.fractions and other in self.others
+
+
+@dataclass
 class StudyConfig:
     """Methods x rotations x seeds x tasks x fractions."""
 
@@ -68,6 +83,8 @@ class StudyConfig:
     """Variant -> [YAML of configs/pretrain, key=value, ...]."""
     reference: str = "adversarial"
     """The method that is compared with each of the others."""
+    primary: Primary = field(default_factory=Primary)
+    """The comparisons that the study is made for."""
     seeds: list[int] = setting([0], ">= 0 and < 1e18")
     """Seeds of pre-training and of the evaluations."""
     tasks: list[str] = field(default_factory=lambda: ["rhythm", "sex"])
@@ -101,6 +118,7 @@ class StudyConfig:
             raise UserError("methods: at least one must be pre-trained, since untrained ones copy its architecture")
         if self.reference not in self.methods:
             raise UserError(f"reference '{self.reference}' is not among the methods {', '.join(self.methods)}")
+        self._check_primary()
         if empty := [name for name, words in self.variants.items() if not words]:
             raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
         wanted = [("pretrain", self.words(m)[0]) for m in trained] + [("transfer", t) for t in self.tasks]
@@ -119,6 +137,19 @@ class StudyConfig:
         for task in self.tasks:
             self._check_transfer(task)
         self._check_shards()
+
+    def _check_primary(self) -> None:
+        given = self.primary
+        lists: list[tuple[str, list, list]] = [
+            ("tasks", given.tasks, self.tasks),
+            ("fractions", given.fractions, self.fractions),
+            ("others", given.others, [m for m in self.methods if m != self.reference]),
+        ]
+        for key, named, known in lists:
+            if unknown := [one for one in named if one not in known]:
+                raise UserError(f"primary.{key} has {unknown[0]}; there are: {', '.join(map(str, known))}")
+        if len({bool(named) for _, named, _ in lists}) > 1:
+            raise UserError("primary: give tasks, fractions and others, or none of them")
 
     def _check_shards(self) -> None:
         if not self.shard.column:
@@ -146,8 +177,6 @@ class StudyConfig:
             cfg.check()
             if cfg.mode == "scratch":
                 raise UserError("mode=scratch would train every method from scratch: name `scratch` among the methods")
-            if cfg.kind != "classes":
-                raise UserError(f"task {task} has kind={cfg.kind}: a study pools tasks of kind=classes")
             device_of(cfg.device)
 
     def words(self, method: str) -> list[str]:

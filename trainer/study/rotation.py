@@ -11,6 +11,7 @@ from pathlib import Path
 from trainer.evaluate import leaks
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import open_encoder
+from trainer.evaluate.metrics import SHOWN
 from trainer.evaluate.probe import features
 from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import RESULT, run
@@ -124,6 +125,6 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
         settings = replace(first, fraction=cell.fraction, output=str(cell.directory(Path(config.output))))
         result = run(settings, task, encoder, given, store.key, seen)
         name = f"transfer/{cell.rotation}/{cell.method}/{cell.seed}/{cell.task}/{cell.fraction:g}"
-        print(f"[{name}] macro AUROC {result['auroc']:.3f}")
+        print(f"[{name}] {SHOWN[result['metric']]} {result[result['metric']]:.3f}")
         steps.note(name, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)
         began = time.monotonic()
