@@ -141,6 +141,11 @@ class LogConfig:
     """Steps between log lines."""
     heldout_every: int = setting(50, ">= 0")
     """Steps between evaluations of the loss on held-out patients (0: never)."""
+    probe: list[str] = field(default_factory=list)
+    """Tasks of configs/transfer, such as `[rhythm]`, on which features of held-out patients are probed with each
+    evaluation of `heldout_every`; only looked at, the run is the same without."""
+    probe_ecgs: int = setting(512, ">= 8 and <= 100000")
+    """The first ECGs of the held-out patients that are probed (at most)."""
     figure_every: int = setting(500, ">= 0")
     """Steps between mask figures; the first log line and the last have one as well (0: never)."""
 
@@ -238,6 +243,8 @@ class PretrainConfig:
         for key in ("cache", "cache_gb"):
             if (value := getattr(self.data, key)) and not is_remote(self.data.path):
                 raise UserError(f"data.{key}={value} has no effect with a local data.path: leave it out")
+        if self.log.probe and not self.log.heldout_every:
+            raise UserError("log.probe has no effect with log.heldout_every=0: leave one of them out")
         if self.optim.encoder.lr == 0:
             raise UserError("optim.encoder.lr=0.0 must be > 0")
         if self.batch.global_ % self.contrast:

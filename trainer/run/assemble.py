@@ -35,6 +35,7 @@ from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, loop
 from trainer.run.engines import make_engine, skip_step, uses_bf16
 from trainer.run.init import Origin, read_init
+from trainer.run.online_probe import OnlineProbe, open_probe
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
 from trainer.run.schedule import player_rate
 from trainer.views import Views, build
@@ -64,6 +65,7 @@ class Plan:
     patients: NDArray[np.int64]
     resumed: tuple[int, int] | None = None
     init: Origin | None = None
+    probe: OnlineProbe | None = None
 
 
 def plan_run(cfg: PretrainConfig) -> Plan:
@@ -88,7 +90,13 @@ def plan_run(cfg: PretrainConfig) -> Plan:
         encoder.backbone.load_state_dict(weights)
     views = build(cfg.views.first, train.manifest.leads), build(cfg.views.second, train.manifest.leads)
     total = cfg.total_steps(order.steps_per_epoch)
-    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init)
+    probe = open_probe(cfg.log.probe, heldout, probed_count(cfg, heldout, order))
+    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init, probe)
+
+
+def probed_count(cfg: PretrainConfig, heldout: Shards | None, order: Order) -> int:
+    """Held-out ECGs that are probed: as many at any world size."""
+    return loop.heldout_count(cfg.log.probe_ecgs, heldout.count, order.lanes) if heldout is not None else 0
 
 
 def _resumed(
@@ -162,6 +170,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         patients=torch.tensor(plan.patients, device=world.device),
         mfu_per_ecg=mfu,
         partners=patient_partners(cfg, order, train),
+        probe=plan.probe,
     )
 
 

@@ -30,6 +30,7 @@ from trainer.observe.metrics import Metrics
 from trainer.observe.throughput import Throughput
 from trainer.run import checkpoint, faults
 from trainer.run.engines import gradient_norm, set_learning_rate
+from trainer.run.online_probe import OnlineProbe
 from trainer.run.record import RunRecord
 from trainer.run.resilience import Stop
 from trainer.run.schedule import player_rate
@@ -70,6 +71,7 @@ class Run:
     mfu_per_ecg: float = math.nan
     at: int = 0  # the step that is being played, from 0
     partners: Partners | None = None
+    probe: OnlineProbe | None = None
 
 
 def train(run: Run, stop: Stop) -> int:
@@ -230,6 +232,8 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
         due = cfg.log.heldout_every and (step % cfg.log.heldout_every < cfg.log.every or step == run.total)
         if due and run.heldout is not None:
             values |= heldout_loss(run)
+            if run.probe is not None:
+                values |= run.probe.figures(run.engines["encoder"], run.scaling, run.world)
         norms = {f"grad_norm/{name}": gradient_norm(engine) for name, engine in run.engines.items()}
         worst = {"data_wait": speed.get("data_wait", 0.0), "queue_depth": -speed.get("queue_depth", 0.0)}
         worst = distributed.max_over_ranks(worst, run.world.device)
@@ -264,7 +268,8 @@ def kept_shards(cfg: PretrainConfig, order: Order, train: Shards, heldout: Shard
     kept = [train.shards[shown_shard(order)]] if cfg.wandb.upload_ecgs else []
     if heldout is not None and cfg.log.heldout_every:
         begins = np.cumsum([0, *heldout.counts[:-1]]).tolist()
-        kept += [s for s, at in zip(heldout.shards, begins) if s.samples and at < cfg.contrast]
+        most = max(cfg.contrast, cfg.log.probe_ecgs if cfg.log.probe else 0)
+        kept += [s for s, at in zip(heldout.shards, begins) if s.samples and at < most]
     return kept
 
 
