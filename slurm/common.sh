@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the batch scripts in this folder. Variables that may be set at submission:
 #   UMBRA_HOME   the repository (default: the folder that the job is submitted from)
 #   UMBRA_VENV   the Python environment (default: $UMBRA_HOME/.venv)
@@ -52,6 +53,22 @@ hang_of() {
     if [[ -s $1/hang.txt ]]; then
         head -n 1 "$1/hang.txt"
     fi
+}
+
+# this_job: the name by which scontrol knows this job; of an array, this task alone.
+this_job() {
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+        echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    else
+        echo "$SLURM_JOB_ID"
+    fi
+}
+
+# once_more CODE: queues a job that failed again, if that was not done UMBRA_RETRIES times (default 1) already.
+once_more() {
+    ((${SLURM_RESTART_COUNT:-0} < ${UMBRA_RETRIES:-1})) || exit "$1"
+    echo "job $(this_job): exit code $1; it is queued once more"
+    scontrol requeue "$(this_job)" || exit "$1"
 }
 
 # first_host: the address that rank 0 listens on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,6 +101,13 @@ class StudyConfig:
     """Bootstrap resamples of the patients."""
     minutes: float = setting(120.0, "> 0 and <= 525600")
     """Time limit per step, in minutes."""
+    workers: int = setting(1, ">= 1 and <= 1024")
+    """Trials (a method of one seed in one rotation) that run at a time on this machine, each in its own process."""
+    part: int = setting(0, ">= 0 and < 100000")
+    """This machine's number among the `parts`, from 0: it begins with every `parts`-th trial from this one on, and goes
+    on with those that nobody runs."""
+    parts: int = setting(1, ">= 1 and <= 100000")
+    """Number of machines (or tasks of an array job) that share the study."""
 
     def check(self) -> None:
         """Raises `UserError` for anything that would make a step fail, before the first one."""
@@ -113,6 +120,8 @@ class StudyConfig:
             if not getattr(self, key):
                 raise UserError(f"key '{key}' is empty: give at least one")
         check_fields(self)
+        if self.part >= self.parts:
+            raise UserError(f"part={self.part} must be between 0 and parts-1={self.parts - 1}")
         trained = [m for m in self.methods if m not in UNTRAINED]
         if not trained:
             raise UserError("methods: at least one must be pre-trained, since untrained ones copy its architecture")
@@ -196,6 +205,23 @@ def _refuse_reserved(schema: type, words: Sequence[str], key: str, reserved: set
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A method of one seed in one rotation: its pre-training, its export and all its evaluations."""
+
+    rotation: int
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.rotation}-{self.method}-seed{self.seed}"
+
+    def cells(self, config: StudyConfig, task: str) -> list[Cell]:
+        """Its evaluations on one task."""
+        return [Cell(self.rotation, self.method, self.seed, task, fraction) for fraction in config.fractions]
+
+
+@dataclass(frozen=True)
 class Cell:
     """One evaluation: a method of one seed in one rotation, on one task with one fraction of the labels."""
 
@@ -235,9 +261,10 @@ def folds_of(rotation: int, folds: int, judge: str = "test") -> tuple[list[int],
 def keep_config(config: StudyConfig, output: Path) -> None:
     """Writes the config; refuses the output of a different study, except for its lists of cells and its limits.
 
-    A variant may be added, and so may a key that an older version did not have.
+    A variant may be added, and so may a key that an older version did not have. A file that says the same is not
+    written again.
     """
-    path = output / CONFIG
+    path, text = output / CONFIG, dump(replace(config, workers=1, part=0, parts=1))
     if path.is_file():
         kept = read_yaml(path, "delete it and run the same study again, which writes it anew")
         if not {"methods", "rotations"} <= kept.keys():
@@ -246,4 +273,5 @@ def keep_config(config: StudyConfig, output: Path) -> None:
         changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': use a new output or the old value")
-    write_text(path, dump(config))
+    if not path.is_file() or path.read_text() != text:
+        write_text(path, text)

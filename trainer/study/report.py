@@ -11,7 +11,9 @@ from trainer.study.comparing import compare
 from trainer.study.config import StudyConfig
 from trainer.study.figure import study_figure
 from trainer.study.steps import STEPS, Note
-from umbra.files import read_json_lines, write_text
+from umbra.files import read_json_lines, read_text, write_text
+
+RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
 
 
 def report(config: StudyConfig, output: Path) -> None:
@@ -19,12 +21,16 @@ def report(config: StudyConfig, output: Path) -> None:
     rows, differences = compare(config)
     noted = read_json_lines(output / STEPS, Note)
     content = {"name": config.name, "rows": rows, "differences": differences, "cost_seconds": cost(noted)}
-    write_text(output / "results.json", json.dumps(plain(content), indent=1) + "\n")
-    text = markdown(config, rows, differences, noted)
-    write_text(output / "table.md", text)
-    study_figure(rows, output / "figure.png")
-    print(text)
-    print(f"written: {output / 'results.json'}, {output / 'table.md'}, {output / 'figure.png'}")
+    write_text(output / TABLE, markdown(config, rows, differences, noted))
+    study_figure(rows, output / FIGURE)
+    write_text(output / RESULTS, json.dumps(plain(content), indent=1) + "\n")
+    show(output)
+
+
+def show(output: Path) -> None:
+    """Prints the table that was written."""
+    print(read_text(output / TABLE, "run the same study again"))
+    print(f"written: {output / RESULTS}, {output / TABLE}, {output / FIGURE}", flush=True)
 
 
 def cost(noted: list[Note]) -> dict[str, float]:

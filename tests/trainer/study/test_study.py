@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from trainer.evaluate.config import TransferConfig
 from trainer.export import export
 from trainer.study import __main__ as study
 from trainer.study import report
-from trainer.study import rotation as runs
+from trainer.study import trial as runs
 from trainer.study.config import Cell, ShardStep, StudyConfig, folds_of, keep_config
 from trainer.study.steps import Steps, run_limited, shown
 from umbra.config import load
@@ -122,6 +124,34 @@ def test_whole_study_then_nothing_left_to_do_then_only_what_was_lost(tmp_path, s
     more = (output / "steps.jsonl").read_text().removeprefix(steps).splitlines()
     assert [json.loads(line)["step"] for line in more] == ["transfer/1/random/0/sex/0.2"]
     assert json.loads((output / "results.json").read_text())["rows"] == results["rows"]
+
+
+@pytest.mark.full
+def test_real_workers_share_what_is_left_also_that_of_one_that_is_killed(tmp_path, stand_ins):
+    output = tmp_path / "out"
+    given = words(output, "methods=[adversarial,none,random]", "tasks=[rhythm]")
+    study.main(given)
+    results = json.loads((output / "results.json").read_text())["rows"]
+    lost = [Cell(r, m, 0, "rhythm", f) for r in (0, 1) for m in ("none", "random") for f in (1.0, 0.2)]
+    for cell in lost:
+        (cell.directory(output) / "result.json").unlink()
+    steps = (output / "steps.jsonl").read_text()
+    shutil.rmtree(output / "trials")
+    command = [sys.executable, "-m", "trainer.study", *given, "workers=2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        limit = time.monotonic() + 100
+        while not (held := [p for p in output.glob("trials/*.lock") if p.read_text()]):
+            assert time.monotonic() < limit
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        os.kill(int(held[0].read_text().split()[1]), signal.SIGKILL)
+        said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert "| rhythm | 20% | none |" in said
+    more = (output / "steps.jsonl").read_text().removeprefix(steps).splitlines()
+    named = sorted(f"transfer/{c.rotation}/{c.method}/{c.seed}/{c.task}/{c.fraction:g}" for c in lost)
+    assert sorted(json.loads(line)["step"] for line in more) == named
+    assert json.loads((output / "results.json").read_text())["rows"] == results
 
 
 def test_a_study_refuses_a_test_split_that_was_seen_in_pretraining_and_notes_that_one_was_not(tmp_path):
