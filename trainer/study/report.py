@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from trainer.evaluate.metrics import SHOWN
 from trainer.evaluate.result import plain
 from trainer.study.comparing import compare
 from trainer.study.config import StudyConfig
 from trainer.study.figure import study_figure
+from trainer.study.pretext import FIGURES, pretext
 from trainer.study.steps import STEPS, Note
 from umbra.files import read_json_lines, read_text, write_text
 
@@ -20,8 +22,10 @@ def report(config: StudyConfig, output: Path) -> None:
     """Writes results.json, table.md and figure.png, and prints the table."""
     rows, differences = compare(config)
     noted = read_json_lines(output / STEPS, Note)
-    content = {"name": config.name, "rows": rows, "differences": differences, "cost_seconds": cost(noted)}
-    write_text(output / TABLE, markdown(config, rows, differences, noted))
+    said = pretext(config)
+    content: dict[str, Any] = {"name": config.name, "rows": rows, "differences": differences, "pretext": said}
+    content["cost_seconds"] = cost(noted)
+    write_text(output / TABLE, markdown(config, rows, differences, noted, said))
     study_figure(rows, output / FIGURE)
     write_text(output / RESULTS, json.dumps(plain(content), indent=1) + "\n")
     show(output)
@@ -44,8 +48,11 @@ def cost(noted: list[Note]) -> dict[str, float]:
     return dict(sorted(total.items()))
 
 
-def markdown(config: StudyConfig, rows: list[dict], differences: list[dict], noted: list[Note]) -> str:
-    """The results as Markdown: scores, differences (those named beforehand first), cost, commands of one rotation."""
+def markdown(
+    config: StudyConfig, rows: list[dict], differences: list[dict], noted: list[Note], said: list[dict]
+) -> str:
+    """The results as Markdown: scores, differences (those named beforehand first), what the runs `said` of the pretext
+    task, cost, commands of one rotation."""
     parts = [f"# {config.name}", _explained(config, rows)]
     if primary := [d for d in differences if d["primary"]]:
         parts += [f"## Primary comparisons: {config.reference} minus", _difference_table(primary)]
@@ -53,6 +60,8 @@ def markdown(config: StudyConfig, rows: list[dict], differences: list[dict], not
     if rest := [d for d in differences if not d["primary"]]:
         title = "Exploratory comparisons" if primary else "Differences"
         parts += [f"## {title}: {config.reference} minus", _difference_table(rest)]
+    if said:
+        parts += ["## The pretext task at the end of pre-training", _pretext_table(said)]
     parts += ["## Cost", _table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
     commands = [step["command"] for step in noted if step["step"].split("/")[1] == str(config.rotations[0])]
     parts += [f"## Commands (rotation {config.rotations[0]})", "```sh\n" + "\n".join(commands) + "\n```"]
@@ -120,6 +129,13 @@ def _difference_table(differences: list[dict]) -> str:
         for d in differences
     ]
     return _table([*head, *(["p (Holm)"] if adjusted else [])], body)
+
+
+def _pretext_table(said: list[dict]) -> str:
+    """A column for each figure that any method has."""
+    names = [n for n in dict.fromkeys(name for row in said for name in row) if n not in ("method", "runs")]
+    body = [[row["method"], str(row["runs"]), *(f"{row[n]:.3g}" if n in row else "" for n in names)] for row in said]
+    return _table(["method", "runs", *(FIGURES.get(n, n) for n in names)], body)
 
 
 def _p(value: float | None) -> str:

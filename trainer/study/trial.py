@@ -32,7 +32,7 @@ from umbra.schema import MANIFEST
 
 def run_trial(config: StudyConfig, trial: Trial, steps: Steps) -> None:
     """Runs the steps of one trial that are not done yet."""
-    base = _base(config, trial.rotation)
+    base = base_of(config, trial.rotation)
     with lock(base / "data.lock"):
         steps.run(
             f"shard/{trial.rotation}", shard_command(config, trial.rotation, base), (base / "data" / MANIFEST).is_file
@@ -56,8 +56,8 @@ def can_begin(config: StudyConfig, trial: Trial) -> bool:
 
 def pretrain(config: StudyConfig, rotation: int, method: str, seed: int, steps: Steps) -> None:
     """Pre-trains one method and exports its encoder, unless the encoder exists."""
-    base = _base(config, rotation)
-    place = _run_directory(base, method, seed)
+    base = base_of(config, rotation)
+    place = run_directory(base, method, seed)
     if (place / "encoder" / CONFIG).is_file():
         return
     if (place / RECORD).is_file():
@@ -74,17 +74,19 @@ def _trained(config: StudyConfig) -> list[str]:
     return [m for m in config.methods if m not in UNTRAINED]
 
 
-def _run_directory(base: Path, method: str, seed: int) -> Path:
+def run_directory(base: Path, method: str, seed: int) -> Path:
+    """Of a pre-training in the rotation whose folder is `base`."""
     return base / "runs" / f"{method}-seed{seed}"
 
 
-def _base(config: StudyConfig, rotation: int) -> Path:
+def base_of(config: StudyConfig, rotation: int) -> Path:
+    """The folder of a rotation."""
     return Path(config.output) / f"rotation-{rotation}"
 
 
 def _example(config: StudyConfig, rotation: int, seed: int) -> Path:
     """The encoder whose architecture the untrained ones copy."""
-    return _run_directory(_base(config, rotation), _trained(config)[0], seed) / "encoder"
+    return run_directory(base_of(config, rotation), _trained(config)[0], seed) / "encoder"
 
 
 def _finished(run_directory: Path) -> bool:
@@ -105,7 +107,7 @@ def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) ->
     if "CUDA_VISIBLE_DEVICES" in os.environ and gpus:  # which the launcher ignores beside --num_gpus
         some = ["--include", f"localhost:{','.join(gpus[: config.processes])}"]
     launcher = [beside if beside.is_file() else "deepspeed", *some, "--master_port", str(_free_port())]
-    place = [f"data.path={base / 'data'}", f"run={_run_directory(base, method, seed)}", f"seed={seed}"]
+    place = [f"data.path={base / 'data'}", f"run={run_directory(base, method, seed)}", f"seed={seed}"]
     return [
         *launcher,
         as_typed(ROOT / "trainer" / "pretrain.py"),
@@ -132,12 +134,12 @@ def _free_port() -> int:
 
 def transfer_words(config: StudyConfig, cell: Cell) -> list[str]:
     """The `key=value` arguments of `python -m trainer.transfer` for one cell."""
-    output, base = Path(config.output), _base(config, cell.rotation)
+    output, base = Path(config.output), base_of(config, cell.rotation)
     like = _example(config, cell.rotation, cell.seed)
     encoder = {
         "random": ["encoder=random", f"like={like}"],
         "scratch": ["encoder=random", f"like={like}", "mode=scratch"],
-    }.get(cell.method, [f"encoder={_run_directory(base, cell.method, cell.seed) / 'encoder'}"])
+    }.get(cell.method, [f"encoder={run_directory(base, cell.method, cell.seed) / 'encoder'}"])
     place = [f"data={base / 'data'}", f"output={cell.directory(output)}"]
     return [*config.transfer, *encoder, *place, f"fraction={cell.fraction:g}", f"seed={cell.seed}"]
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from tests.support.study import study_of
 from trainer.study.comparing import compare, holm, seed_error
 from trainer.study.config import Cell, Primary
 from trainer.study.pooling import pool
+from trainer.study.pretext import pretext
 from trainer.study.report import markdown
+from trainer.study.trial import base_of, run_directory
 from umbra.errors import UserError
 
 
@@ -146,7 +149,7 @@ def test_intervals_hold_the_seeds_as_well(tmp_path):
     patients = np.mean(by_hand, 0).std(ddof=1)
     assert apart["standard_error"] == pytest.approx(np.hypot(patients, noise), rel=0.05)
     assert apart["p"] == pytest.approx(2 * norm.sf(abs(apart["difference"]) / apart["standard_error"]))
-    assert "the variation between seeds, whose variance is pooled" in markdown(config, rows, [apart], [])
+    assert "the variation between seeds, whose variance is pooled" in markdown(config, rows, [apart], [], [])
 
 
 def test_the_variance_of_seeds_is_pooled_over_methods():
@@ -172,7 +175,7 @@ def test_comparisons_that_were_named_beforehand_come_first(tmp_path):
     assert named["p_holm"] == named["p"], "one test alone"
     assert not other["primary"]
     assert "p_holm" not in other
-    text = markdown(config, rows, [named, other], [])
+    text = markdown(config, rows, [named, other], [], [])
     assert text.index("Primary comparisons") < text.index("## Scores") < text.index("Exploratory comparisons")
     assert text.index("p (Holm) |") < text.index("## Scores")
 
@@ -182,3 +185,22 @@ def test_predictions_of_another_kind_are_one_line(tmp_path):
     predict(config, "adversarial", 0, np.random.rand(4, 2), np.array([0, 1] * 2), np.arange(4), task="age")
     with pytest.raises(UserError, match="lacks 'y_A': the kind of the task was changed"):
         compare(config)
+
+
+def test_what_the_runs_logged_of_the_pretext_task_stands_beside_the_scores(tmp_path):
+    """The last known value of each run, the mean of the runs; a run that is gone has none."""
+    config = study_of(tmp_path, ["adversarial", "none", "random"])
+    for rotation, (first, last) in enumerate(((0.1, 0.4), (0.2, 0.8))):
+        place = run_directory(base_of(config, rotation), "adversarial", 0)
+        place.mkdir(parents=True)
+        rows = [
+            {"step": 1, "heldout/accuracy": first, "probe/sex": 0.5},
+            {"step": 2, "heldout/accuracy": last, "loss": 1},
+        ]
+        rows.append({"step": 3, "heldout/accuracy": None})
+        (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (row,) = pretext(config)
+    assert row == {"method": "adversarial", "runs": 2, "heldout/accuracy": pytest.approx(0.6), "probe/sex": 0.5}
+    text = markdown(config, [], [], [], [row])
+    assert "| method | runs | pairs found | probe/sex |" in text
+    assert "| adversarial | 2 | 0.6 | 0.5 |" in text
