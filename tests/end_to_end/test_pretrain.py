@@ -286,15 +286,21 @@ def test_a_run_goes_on_under_its_own_config_only(whole, shards):
 
 
 @pytest.mark.full
-def test_pairs_of_a_patient_are_the_same_game_at_any_world_size(shards, tmp_path):
-    runs = {"1": (1, "patient"), "2": (2, "patient"), "alone": (2, "same")}
-    for name, (processes, partner) in runs.items():
-        words = pretrain(shards, tmp_path / name, f"data.partner={partner}", "data.audit=true", *SMOOTH)
-        assert launch(words, processes)[0] == 0
-    one, two, alone = (losses(tmp_path / name)[:5] for name in runs)
+@pytest.mark.parametrize("pair", [["pair=patient"], ["pair=crops", "pair.seconds=1.5"]], ids=lambda words: words[0])
+def test_pairs_are_the_same_game_at_any_world_size_and_go_on_bit_equal(pair, shards, tmp_path):
+    words = [*pair, "data.audit=true", "batch.contrast=8", "checkpoint.every=6", *SMOOTH]
+    runs = {"1": (1, []), "2": (2, []), "same": (2, ["pair.kind=same", "pair.seconds=0"])}
+    for name, (processes, more) in runs.items():
+        assert launch(pretrain(shards, tmp_path / name, *words, *more), processes)[0] == 0
+    one, two, same = (losses(tmp_path / name)[:5] for name in runs)
     assert one == pytest.approx(two, rel=1e-5)
-    assert one != pytest.approx(alone, rel=1e-3)
+    assert one != pytest.approx(same, rel=1e-3)
     assert judge(tmp_path / "2").problems == []
+    shutil.copytree(tmp_path / "2", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-12")
+    code, output = launch(pretrain(shards, tmp_path / "cut", *words), 2)
+    assert code == 0, output[-3000:]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "2")
 
 
 @pytest.mark.full

@@ -26,11 +26,10 @@ from trainer.data.remote.cache import Cache, open_cache, space_needed
 from trainer.data.remote.fetch import Remote, is_remote, without_secrets
 from trainer.data.remote.store import local_root
 from trainer.data.shards import Shards
-from trainer.data.stream import Partners
 from trainer.game.compiled import compile_networks
 from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
-from trainer.game.players import ContrastiveEncoder, make_players, masked_views
+from trainer.game.players import ContrastiveEncoder, make_players, masked_views, pairing_of
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, loop
 from trainer.run.engines import make_engine, skip_step, uses_bf16
@@ -80,8 +79,8 @@ def plan_run(cfg: PretrainConfig) -> Plan:
     saved = checkpoint.saved_state(newest)
     order = make_order(cfg, train, saved)
     resumed = _resumed(cfg, order, train, newest, saved) if newest else None
-    if cfg.data.partner == "patient" and not train.manifest.patient_ids:
-        raise UserError("data.partner=patient: the source of the data set has no patient ids; use data.partner=same")
+    if cfg.of_patients and not train.manifest.patient_ids:
+        raise UserError("pair=patient: the source of the data set has no patient ids; use pair=same, halves or crops")
     order.ranks(distributed.launched_size())
     encoder, masker = make_players(cfg, train)
     init = saved.get("init")
@@ -169,8 +168,9 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         recorder=open_recorder(cfg, world, order, train, start),
         patients=torch.tensor(plan.patients, device=world.device),
         mfu_per_ecg=mfu,
-        partners=patient_partners(cfg, order, train),
         probe=plan.probe,
+        pairing=pairing_of(cfg, train),
+        partners=patient_partners(cfg, train),
     )
 
 
@@ -211,9 +211,23 @@ def describe(plan: Plan) -> str:
         f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
         f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
         + "".join(changes)
+        + _describe_pairs(plan)
         + _describe_init(plan)
         + _describe_resumed(plan)
     )
+
+
+def _describe_pairs(plan: Plan) -> str:
+    """Where the two views come from; empty if both are of the whole window."""
+    cfg, manifest = plan.cfg, plan.train.manifest
+    if cfg.of_patients:
+        _, place, windows = np.unique(plan.patients[list(plan.train.rows)], return_inverse=True, return_counts=True)
+        more = int((windows[place] > 1).sum())
+        return f"# pair=patient: {more} of {plan.train.count} training ECGs have another one of their patient\n"
+    if cfg.pair.kind == "same":
+        return ""
+    seconds = pairing_of(cfg, plan.train).samples / manifest.rate
+    return f"# pair={cfg.pair.kind}: views of {seconds:g} s, of windows of {manifest.samples / manifest.rate:g} s\n"
 
 
 def _describe_init(plan: Plan) -> str:
@@ -265,15 +279,15 @@ def start_cache(plan: Plan, world: distributed.World, order: Order, start: int) 
     return cache
 
 
-def patient_partners(cfg: PretrainConfig, order: Order, train: Shards) -> Partners | None:
-    """With `data.partner=patient`, what draws for each sample of a step another one of its patient."""
-    if cfg.data.partner == "same":
+def patient_partners(cfg: PretrainConfig, train: Shards) -> loop.OfPatients | None:
+    """With `pair=patient`, what draws for each row of `samples.parquet`, by epoch, another one of its patient."""
+    if not cfg.of_patients:
         return None
-    metadata, first = Metadata(train.root, cfg.data.cache or cfg.run), train.rows.start
+    metadata = Metadata(train.root, cfg.data.cache or cfg.run)
     if distributed.local_rank() == 0:
         metadata.prepare()
     distributed.gather(None)  # the other processes of the machine wait for the files
-    return lambda step, rows: metadata.partners(rows + first, cfg.seed, order.epoch(step).number) - first
+    return lambda rows, epoch: metadata.partners(rows, cfg.seed, epoch)
 
 
 def open_recorder(
@@ -289,7 +303,8 @@ def open_recorder(
 
 def mfu_share(plan: Plan, world: distributed.World) -> float:
     """Model FLOPs utilisation per ECG and second, by the operations of the simultaneous schedule."""
-    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), *plan.train.shape)
+    leads, samples = len(plan.train.manifest.leads), pairing_of(plan.cfg, plan.train).samples
+    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), leads, samples)
     return flops / (peak(world.device) * world.size)
 
 
