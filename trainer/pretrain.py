@@ -34,6 +34,7 @@ from trainer.run import checkpoint, directory, loop
 from trainer.run.assemble import Plan, build_run, describe, describe_cache, plan_run
 from trainer.run.record import set_status, write_record
 from trainer.run.resilience import Stop
+from trainer.run.saving import NotSaved
 from umbra.config import command, dump, load, split_words
 from umbra.errors import UserError
 
@@ -102,7 +103,7 @@ def _train(run: loop.Run, watch: watchdog.Watch) -> None:
             if run.world.is_main and not missing:
                 write_record(run.cfg, run.record, "finished" if done == run.total else "interrupted")
     except UserError as error:
-        error.alone = not isinstance(error, checkpoint.NotSaved)  # which all ranks raise
+        error.alone = not isinstance(error, NotSaved)  # which all ranks raise
         raise
     except RuntimeError as error:
         watch.give_way()
