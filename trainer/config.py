@@ -158,6 +158,9 @@ class CheckpointConfig:
     """Steps between checkpoints (0: only at the end)."""
     keep: int = setting(2, ">= 1")
     """Number of checkpoints to keep, the newest ones."""
+    asynchronous: bool = True
+    """Whether training goes on while a checkpoint is written: it waits only for a copy of weights and optimiser state
+    in host memory, which takes as much memory again. The last checkpoint of a run is always waited for."""
 
 
 @dataclass

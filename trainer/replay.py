@@ -99,6 +99,7 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
         engines=players,
         metrics=absent,
         record=record,
+        saver=absent,
         state={},
         start=fault.step,
         total=fault.total,

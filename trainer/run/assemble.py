@@ -36,6 +36,7 @@ from trainer.run.engines import make_engine, skip_step, uses_bf16
 from trainer.run.init import Origin, read_init
 from trainer.run.online_probe import OnlineProbe, open_probe
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
+from trainer.run.saving import Saver
 from trainer.run.schedule import player_rate
 from trainer.views import Views, build
 from umbra.config import as_dict
@@ -161,6 +162,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         engines=engines,
         metrics=Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start),
         record=record,
+        saver=Saver(folder, cfg.checkpoint.keep, world.device),
         state=state,
         start=start,
         total=plan.total,

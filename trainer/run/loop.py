@@ -34,6 +34,7 @@ from trainer.run.engines import gradient_norm, set_learning_rate
 from trainer.run.online_probe import OnlineProbe
 from trainer.run.record import RunRecord
 from trainer.run.resilience import Stop
+from trainer.run.saving import NotSaved, Saver
 from trainer.run.schedule import player_rate
 from trainer.views import Key, Views
 from trainer.views.pairing import Pairing
@@ -66,6 +67,7 @@ class Run:
     engines: dict[str, Any]
     metrics: Metrics
     record: RunRecord
+    saver: Saver
     state: dict[str, Any]
     start: int
     total: int
@@ -131,6 +133,7 @@ def train(run: Run, stop: Stop) -> int:
                 heartbeat.doing("log")
                 _log(run, done, sums, rates)
                 sums = {}
+            _tell_if_not_saved(run, run.saver.look)
             if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
                 with run.throughput.paused():
                     _save(run, done, last)
@@ -143,11 +146,18 @@ def _save(run: Run, done: int, last: bool) -> None:
     """Saves a checkpoint. One that cannot be written is no end of the run, unless it is the last."""
     if run.recorder is not None:
         run.recorder.flush()
+    _tell_if_not_saved(run, run.saver.finish)
+    if last:
+        run.saver.save(done, run.engines, run.state)
+    else:
+        background = run.cfg.checkpoint.asynchronous
+        _tell_if_not_saved(run, lambda: run.saver.save(done, run.engines, run.state, background))
+
+
+def _tell_if_not_saved(run: Run, work: Callable[[], object]) -> None:
     try:
-        checkpoint.save(run.folder, done, run.engines, run.state, run.cfg.checkpoint.keep)
-    except checkpoint.NotSaved as error:
-        if last:
-            raise
+        work()
+    except NotSaved as error:
         if run.world.is_main:
             print(f"# WARNING: {error} The run goes on and tries again at the next checkpoint", flush=True)
 
@@ -320,6 +330,7 @@ def _keep_fault(run: Run, batch: Batch, error: NonFiniteError, skipped: int) -> 
     folder = faults.keep(run.folder, fault, run.engines)
     kept = f"`python -m trainer.replay {run.folder} step={step + 1}` plays it again"
     if skipped > run.cfg.max_skipped:
+        _tell_if_not_saved(run, run.saver.finish)
         newest = checkpoint.newest(run.folder)
         where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
         raise UserError(
