@@ -131,6 +131,9 @@ class ViewsConfig:
     """Views of the first side."""
     second: list[Any] = field(default_factory=list)
     """Views of the second side; the masker's mask is applied after them."""
+    both: list[Any] = field(default_factory=list)
+    """Views of both sides, after those of each, with other random numbers on each side: a method's `first` and `second`
+    stay as they are."""
 
 
 @dataclass

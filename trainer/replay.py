@@ -25,10 +25,10 @@ from trainer.distributed import World
 from trainer.game.game import Game, NonFiniteError, Still
 from trainer.game.players import make_players, pairing_of
 from trainer.run import faults, loop
-from trainer.run.assemble import patient_partners
+from trainer.run.assemble import patient_partners, views_of
 from trainer.run.checkpoint import WEIGHTS, give_weights
 from trainer.run.record import RunRecord, read_record
-from trainer.views import Key, build
+from trainer.views import Key
 from umbra.config import check_fields, command, load, setting
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
@@ -76,7 +76,7 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
     modules: dict[str, nn.Module] = {"encoder": encoder, **({"masker": masker} if masker is not None else {})}
     give_weights(modules, folder / WEIGHTS, AGAIN)
     players = {name: Still(module.to(device), device, record.precision == "bf16") for name, module in modules.items()}
-    manifest, absent = train.manifest, cast(Any, None)
+    views, absent = views_of(cfg, train), cast(Any, None)
     return loop.Run(
         cfg=cfg,
         world=World(0, 1, device),
@@ -85,15 +85,15 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
         heldout=None,
         order=absent,
         scaling=Scaling(**record.scaling).to(device),
-        first=build(cfg.views.first, manifest.leads),
-        second=build(cfg.views.second, manifest.leads),
+        first=views[0],
+        second=views[1],
         pairing=pairing_of(cfg, train),
         game=Game(
             players["encoder"],
             players.get("masker"),
             cfg.game,
             cfg.temperature,
-            hop=cfg.game.hop(manifest.rate),
+            hop=cfg.game.hop(train.manifest.rate),
             total=fault.total,
         ),
         engines=players,

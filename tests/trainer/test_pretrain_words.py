@@ -88,6 +88,8 @@ MISTAKES = [
     (["optim.masker.lr=-1"], "optim.masker.lr=-1.0 must be >= 0"),
     (["optim.warmup=5"], "optim.warmup=5.0 must be >= 0 and <= 1"),
     (["views.second=[blok_mask]"], "did you mean 'block_mask'?"),
+    (["views.both=[wandr]"], "did you mean 'wander'?"),
+    (["views.both=[mains]"], "view 'mains': 50 Hz needs a rate above 100 Hz, the data have 100: leave the view out"),
     (["game.slope=nan"], "game.slope=nan must be a finite number"),
     (["game.strength=nan"], "game.strength=nan must be a finite number"),
     (["game.strength=-1"], "game.strength=-1.0 must be >= 0"),
@@ -169,6 +171,13 @@ def test_a_dry_run_says_where_the_views_come_from(words, said, tmp_path, capsys,
     code, output, error = called([*given, "--dry-run"], monkeypatch, capsys)
     assert (code, error) == (0, "")
     assert said in output
+
+
+def test_views_of_both_sides_come_after_those_of_each(shards, tmp_path):
+    words = [f"data.path={shards}", *SMALL, "views.first=[vcg]", "views.second=[time_mask, wander]"]
+    first, second = assemble.plan_run(pretrain.read_config([*words, "views.both=[wander, lead_dropout]"])).views
+    assert [view.op for view in first.signal + first.mask] == ["vcg", "wander", "lead_dropout"]
+    assert [view.op for view in second.signal + second.mask] == ["wander", "wander#2", "time_mask", "lead_dropout"]
 
 
 def test_a_network_of_one_length_has_no_shorter_views(shards, tmp_path, monkeypatch):

@@ -88,7 +88,7 @@ def plan_run(cfg: PretrainConfig) -> Plan:
     if cfg.init and not newest:
         init, weights = read_init(cfg, train.manifest)
         encoder.backbone.load_state_dict(weights)
-    views = build(cfg.views.first, train.manifest.leads), build(cfg.views.second, train.manifest.leads)
+    views = views_of(cfg, train)
     total = cfg.total_steps(order.steps_per_epoch)
     probe = open_probe(cfg.log.probe, heldout, probed_count(cfg, heldout, order))
     return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init, probe)
@@ -279,6 +279,12 @@ def start_cache(plan: Plan, world: distributed.World, order: Order, start: int) 
     if world.is_main:
         print(f"# shards are fetched into {train.root}, at most {cache.size / 1e9:.3f} GB at a time", flush=True)
     return cache
+
+
+def views_of(cfg: PretrainConfig, train: Shards) -> tuple[Views, Views]:
+    """The views of the first and the second side. Raises `UserError` for one that the data cannot have."""
+    leads, rate, both = train.manifest.leads, train.manifest.rate, cfg.views.both
+    return build([*cfg.views.first, *both], leads, rate), build([*cfg.views.second, *both], leads, rate)
 
 
 def patient_partners(cfg: PretrainConfig, train: Shards) -> loop.OfPatients | None:

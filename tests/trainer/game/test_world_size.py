@@ -43,7 +43,7 @@ def run(tmp_path_factory):
         order=Order(train.counts, 3, 16, 8, 2, 2),
         scaling=Scaling([0.1] * 12, [0.5] * 12),
         pairing=Pairing("crops", 200),
-        first=build(["vcg", "gaussian", "time_mask"], leads),
+        first=build(["vcg", "gaussian", "wander", "emg", "lead_gain", "time_mask"], leads),
         second=build(["gaussian", {"name": "block_mask", "blocks": 2}], leads),
         patients=torch.tensor(train.patients()),
     )
