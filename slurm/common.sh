@@ -71,6 +71,11 @@ once_more() {
     scontrol requeue "$(this_job)" || exit "$1"
 }
 
+# hosts_of_job: the nodes of this job, as NODE,NODE,...
+hosts_of_job() {
+    scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d,
+}
+
 # first_host: the address that rank 0 listens on.
 first_host() {
     if [[ -n ${UMBRA_MASTER_ADDR:-} ]]; then
@@ -79,7 +84,7 @@ first_host() {
         echo 127.0.0.1
     else
         local hosts
-        hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-        echo "${hosts%%$'\n'*}"
+        hosts=$(hosts_of_job)
+        echo "${hosts%%,*}"
     fi
 }

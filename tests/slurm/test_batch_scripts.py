@@ -59,7 +59,10 @@ def shards(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stubbed(tmp_path: Path) -> Path:
     """A repository whose trainer only writes down how it was called, and does what it is told."""
     (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__init__.py").touch()
     (tmp_path / "trainer" / "pretrain.py").write_text(STUB)
+    world = "import sys; nodes = len(sys.argv[2].split(',')); print(int(sys.argv[1]) * nodes, nodes)"
+    (tmp_path / "trainer" / "world.py").write_text(world)
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     return tmp_path
 
@@ -198,6 +201,31 @@ def command_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
     return ""
+
+
+def test_a_run_goes_on_with_the_nodes_that_are_left(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
+    """Six lanes: three of four processes on two nodes, then one node goes down, and two run on the other."""
+    run = tmp_path / "run"
+    words = [*pretrain_words(shards, run, 100_000), "batch.global=6", "checkpoint.every=2", "wandb.mode=disabled"]
+    job = submit(slurm, tmp_path, "--nodes=1-2", "--gpus-per-node=2", "--cpus-per-gpu=1", str(PRETRAIN), *words)
+    try:
+        wait_until(lambda: committed(run) != [], 180, tmp_path, job)
+        for state in ("DRAIN", "DOWN"):  # a node that is only down would come back at once
+            slurm.run("scontrol", "update", "NodeName=n1", f"State={state}", "Reason=gone")
+        wait_until(lambda: "to 100000 on 2 x cpu" in log_of(tmp_path, job), 120, tmp_path, job)
+        slurm.run("scancel", job)
+        slurm.wait(job, 90)
+    finally:
+        slurm.run("scontrol", "update", "NodeName=n1", "State=RESUME")
+    log = log_of(tmp_path, job)
+    first, second = log.split(", start 2: ")
+    assert "warning: 4 processes cannot share 6 lanes (data.lanes), 3 can: rank 3 is idle\n" in first
+    assert "start 1: 3 processes x 1 CPUs on n0,n1, rank 0" in first
+    assert "to 100000 on 3 x cpu" in first
+    assert second.startswith("2 processes x 1 CPUs on n0, rank 0")
+    assert "cannot share" not in second
+    saved = int(second.split("newest checkpoint: ")[1].split()[0])
+    assert f"step {saved} to 100000 on 2 x cpu" in second
 
 
 def test_a_cancelled_job_stays_cancelled(slurm: Cluster, stubbed: Path) -> None:
