@@ -2,17 +2,22 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.support.handmade import make_shards
+from tests.support.launch import ROOT
 from tests.support.pretrain_words import SMALL, called
 from tests.support.ranges import ranged
 from trainer import config, distributed, pretrain
 from trainer.data.shards import Shards
-from trainer.run import assemble
+from trainer.game.players import pairing_of
+from trainer.run import assemble, loop
+from trainer.views import Key
+from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.layers import keys
 
@@ -88,6 +93,7 @@ MISTAKES = [
     (["optim.masker.lr=-1"], "optim.masker.lr=-1.0 must be >= 0"),
     (["optim.warmup=5"], "optim.warmup=5.0 must be >= 0 and <= 1"),
     (["views.second=[blok_mask]"], "did you mean 'block_mask'?"),
+    (["views.both=[{name: cell_mask, cell_s: 2.6}]"], "view 'cell_mask': cell_s=2.6 leaves one cell in 2.56 s"),
     (["views.both=[wandr]"], "did you mean 'wander'?"),
     (["views.both=[mains]"], "view 'mains': 50 Hz needs a rate above 100 Hz, the data have 100: leave the view out"),
     (["game.slope=nan"], "game.slope=nan must be a finite number"),
@@ -171,6 +177,33 @@ def test_a_dry_run_says_where_the_views_come_from(words, said, tmp_path, capsys,
     code, output, error = called([*given, "--dry-run"], monkeypatch, capsys)
     assert (code, error) == (0, "")
     assert said in output
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "pretrain").glob("*.yaml")))
+def test_every_method_makes_pairs_of_halves_with_noise_on_both_sides(config, shards):
+    words = [
+        f"configs/pretrain/{config}.yaml",
+        f"data.path={shards}",
+        *SMALL,
+        "pair=halves",
+        "views.both=[emg]",
+    ]
+    plan = assemble.plan_run(pretrain.read_config(words))
+    run = SimpleNamespace(
+        cfg=plan.cfg,
+        train=plan.train,
+        first=plan.views[0],
+        second=plan.views[1],
+        scaling=Scaling([0.0] * 12, [0.5] * 12, plan.cfg.scaling),
+        pairing=pairing_of(plan.cfg, plan.train),
+        patients=None,
+    )
+    signals = torch.from_numpy(plan.train.gather(np.arange(4), np.empty((4, 12, 256), "<i2")))
+    pair = loop.make_pair(run, signals, Key(0, 0, torch.arange(4)))
+    assert pair.x.shape == pair.v.shape == (4, 12, 128)
+    assert plan.encoder(torch.cat([pair.x, pair.v])).isfinite().all()
+    if plan.masker is not None:
+        assert plan.masker(pair.v).shape[-1] == 128
 
 
 def test_views_of_both_sides_come_after_those_of_each(shards, tmp_path):

@@ -283,8 +283,9 @@ def start_cache(plan: Plan, world: distributed.World, order: Order, start: int) 
 
 def views_of(cfg: PretrainConfig, train: Shards) -> tuple[Views, Views]:
     """The views of the first and the second side. Raises `UserError` for one that the data cannot have."""
-    leads, rate, both = train.manifest.leads, train.manifest.rate, cfg.views.both
-    return build([*cfg.views.first, *both], leads, rate), build([*cfg.views.second, *both], leads, rate)
+    leads, signal = train.manifest.leads, (pairing_of(cfg, train).samples, train.manifest.rate)
+    first, second = ([*own, *cfg.views.both] for own in (cfg.views.first, cfg.views.second))
+    return build(first, leads, signal), build(second, leads, signal)
 
 
 def patient_partners(cfg: PretrainConfig, train: Shards) -> loop.OfPatients | None:

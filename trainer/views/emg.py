@@ -40,7 +40,7 @@ class Emg(View):
         self.require(0 < self.low < self.high, f"low and high must be 0 < low < high, not {self.low:g}, {self.high:g}")
         self.require(1 <= self.bursts <= 100, f"bursts must be 1 to 100, not {self.bursts}")
 
-    def check_rate(self, rate: float) -> None:
+    def check_signal(self, samples: int, rate: float) -> None:
         self.require(
             self.low < TOP * rate,
             f"low={self.low:g} Hz needs a rate above {self.low / TOP:.3g} Hz, the data have {rate:g}: lower it",

@@ -59,7 +59,7 @@ class Mains(View):
         self.require(self.sd_mv >= 0, f"sd_mv must be at least 0, not {self.sd_mv:g}")
         self.require(1 <= self.hz <= 1000, f"hz must be 1 to 1000, not {self.hz:g}")
 
-    def check_rate(self, rate: float) -> None:
+    def check_signal(self, samples: int, rate: float) -> None:
         self.require(
             2 * (self.hz + SIDES[-1]) < rate,
             f"{self.hz:g} Hz needs a rate above {2 * self.hz:g} Hz, the data have {rate:g}: leave the view out",

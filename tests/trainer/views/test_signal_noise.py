@@ -20,13 +20,13 @@ def keys(batch, start=0, view=0, epoch=0):
 
 def added(spec, batch=64, samples=2500, rate=RATE, **key):
     """What the view adds to a silent ECG, [B, leads, samples]."""
-    views = build([spec], LEADS, rate)
+    views = build([spec], LEADS, (2500, rate))
     return views.signal_views(torch.zeros(batch, len(LEADS), samples), keys(batch, **key), rate).numpy()
 
 
 @pytest.mark.parametrize("name", ["wander", "mains", "emg", "lead_gain"])
 def test_each_is_the_same_alone_and_in_any_batch_and_differs_by_side_and_epoch(name):
-    views, x = build([name], LEADS, RATE), torch.randn(40, 3, 611)
+    views, x = build([name], LEADS, (2500, RATE)), torch.randn(40, 3, 611)
     whole = views.signal_views(x, keys(40), RATE)
     for start, count in ((0, 1), (7, 5), (39, 1), (2, 37)):
         part = views.signal_views(x[start : start + count], keys(count, start), RATE)
@@ -39,7 +39,7 @@ def test_each_is_the_same_alone_and_in_any_batch_and_differs_by_side_and_epoch(n
 
 @pytest.mark.parametrize("name", ["wander", "mains", "emg"])
 def test_what_is_added_does_not_depend_on_the_ecg_and_its_leads_are_unrelated(name):
-    views, x = build([name], LEADS, RATE), torch.randn(8, 3, 500)
+    views, x = build([name], LEADS, (2500, RATE)), torch.randn(8, 3, 500)
     noise = added(name, 8, 500)
     np.testing.assert_allclose(views.signal_views(x, keys(8), RATE) - x, noise, atol=1e-6)
     one, two = (added(name, 400, 500)[:, lead].ravel() for lead in (0, 1))
@@ -109,7 +109,7 @@ def test_muscle_noise_equals_a_reference_with_scipy_and_is_silent_between_its_bu
 
 def test_a_gain_is_one_factor_a_lead_in_its_range():
     x = torch.randn(500, 3, 50) + 5
-    y = build([{"name": "lead_gain", "most": 0.1}], LEADS, RATE).signal_views(x, keys(500), RATE)
+    y = build([{"name": "lead_gain", "most": 0.1}], LEADS, (50, RATE)).signal_views(x, keys(500), RATE)
     factor = (y / x).double()
     assert torch.allclose(factor, factor[..., :1].expand_as(factor), atol=1e-5)
     drawn = factor[..., 0].numpy()
@@ -132,7 +132,7 @@ def test_a_gain_is_one_factor_a_lead_in_its_range():
 )
 def test_what_cannot_work_is_one_line(spec, rate, said):
     with pytest.raises(UserError, match=said):
-        build([spec], LEADS, rate)
+        build([spec], LEADS, (2500, rate))
 
 
 @pytest.mark.parametrize("rate", [100.0, 500.0])
