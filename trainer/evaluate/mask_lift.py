@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from trainer.config import PretrainConfig
-from trainer.data.remote.store import local_root
+from trainer.config import DataConfig, PretrainConfig
+from trainer.data.places import named
 from trainer.data.shards import Shards
+from trainer.data.sources import opened
 from trainer.evaluate import target
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.delineation import WAVES, Delineation, delineate
@@ -41,7 +42,7 @@ from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.files import make_folder, write_text
 from umbra.hub import mismatch
-from umbra.layers import config_file
+from umbra.layers import TextOrTexts, config_file
 
 LEAST_ECGS, LEAST_SHARE = 10, 0.2  # ECGs of a group, and ECGs with a wave among them, for a lift
 MASKS = ("masker", "masker, another ECG's", "random block")
@@ -55,8 +56,8 @@ class MaskLiftConfig:
 
     run: str = ""
     """The run directory."""
-    data: str = ""
-    """The folder of the data set (empty: the one that the run was trained on)."""
+    data: TextOrTexts = ""
+    """The folder of the data set, or those of several by name (empty: what the run was trained on)."""
     split: str = "val"
     """The split that the ECGs are taken from."""
     ecgs: int = setting(300, ">= 2")
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> None:
     settings = load(PretrainConfig, run / "config.yaml")
     if not (cfg.data or settings.data.path):
         raise UserError(f"{run / 'config.yaml'} names no data set (data.path): give data=DIR")
-    shards = Shards(cfg.data or local_root(settings.data.path, settings.data.cache), cfg.split)
+    shards = _opened(cfg, settings)
     wanted = read_record(run).encoder if (run / RECORD).is_file() else None
     manifest = shards.manifest
     given = manifest.leads, manifest.samples, manifest.rate
@@ -131,6 +132,13 @@ def main(argv: list[str]) -> None:
     print(f"written: {folder / 'mask_lift.md'}, {folder / 'mask_lift.json'}, {drawn}")
 
 
+def _opened(cfg: MaskLiftConfig, settings: PretrainConfig) -> Shards:
+    """The ECGs, of the folders of `cfg` or of the run. Raises `UserError` for a split that does not exist."""
+    weights = {name: w for name, w in settings.data.weights.items() if name in named(cfg.data or settings.data.path)}
+    cache = "" if cfg.data else settings.data.cache
+    return opened(DataConfig(path=cfg.data or settings.data.path, weights=weights, cache=cache), cfg.split, later=False)
+
+
 def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] for per-lead
     masks; spectral masks are averaged over bins. Raises `UserError` for a run without a masker or checkpoint."""
@@ -147,8 +155,8 @@ def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDAr
     masker.load_state_dict(weights)
     manifest, dials = shards.manifest, settings.game.at(1.0)
     scaling = Scaling(manifest.lead_mean_mv, manifest.lead_std_mv, settings.scaling)
-    if (run / RECORD).is_file() and (init := read_record(run).init):
-        scaling = Scaling(**init["scaling"])
+    if (run / RECORD).is_file() and ((record := read_record(run)).init or record.sources):
+        scaling = Scaling(**record.scaling)
     out = []
     with torch.no_grad():
         for part in np.array_split(ecgs, max(1, len(ecgs) // 64)):
