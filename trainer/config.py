@@ -3,82 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.data.places import Place, any_remote, named
+from trainer.data.config import DataConfig
 from trainer.game.masking import GameConfig
 from trainer.game.temperature import LEAST, MOST
 from trainer.observe.wandb_mirror import WandbConfig
+from trainer.views.pairing import PairConfig
 from umbra.config import check_fields, setting
-from umbra.errors import UserError, near_miss
-from umbra.layers import TextOrTexts
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of a source
-
-
-@dataclass
-class DataConfig:
-    """The data set, how a process reads it, and in which order."""
-
-    path: TextOrTexts = ""
-    """The folder of the sharded data set, or its URL (`https://`, `s3://`, `gs://`, ...), or `pipe:COMMAND`; or several
-    by name, which are mixed: `{ptbxl: DIR, mimic: DIR}`, or `data.path.ptbxl=DIR` (docs/data/mixing.md)."""
-    lanes: int = setting(0, ">= 0")
-    """Number of equal segments into which the sample order of an epoch is split; must be a multiple of the world
-    size. 0: the largest divisor of the contrast batch up to 64."""
-    block_shards: int = setting(8, ">= 1")
-    """Number of shards that are shuffled together. Ideally `lanes * block_shards` shards fit into the memory of all
-    machines."""
-    partner: str = setting("same", choices=("same", "patient"))
-    """Source of the second view: the `same` window, or another window of the same `patient` (redrawn each epoch; the
-    same window if the patient has only one)."""
-    threads: int = setting(2, ">= 1 and <= 256")
-    """Threads per process that copy samples; the same number of threads reads shards ahead."""
-    ahead: int = setting(2, ">= 1 and <= 1000")
-    """Batches that each process prefetches, all of them in memory."""
-    exclude: list[str] = field(default_factory=list)
-    """Names of training shards to leave out (of a mixture: SOURCE/SHARD). A change on resume starts a new epoch at the
-    resumed step."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """How many ECGs a mixture takes of each source of `path`, such as `{ptbxl: 1, mimic: 3}` (a source without a
-    weight: 1; 0 leaves it out). Empty: as many as it has, so that each ECG is seen equally often."""
-    cache: str = ""
-    """Only with a remote `path`: a folder on a local disk of each machine, into which shards are prefetched by
-    `threads` (at least 4) threads."""
-    cache_gb: float = setting(0.0, ">= 0")
-    """Maximum size of `cache` in GB (0: twice the minimum that works)."""
-    audit: bool = False
-    """Whether to record the samples of each step, for `python -m trainer.data.audit RUN`."""
-
-    def __post_init__(self) -> None:
-        several = isinstance(self.path, dict)
-        self.path = {str(k): str(v) for k, v in self.path.items()} if several else str(self.path)
-
-    @property
-    def place(self) -> Place:
-        """`path` without the sources whose weight is 0."""
-        if not isinstance(self.path, dict):
-            return str(self.path)
-        return {name: path for name, path in sorted(self.path.items()) if self.weights.get(name, 1)}
-
-    def check(self) -> None:
-        """Raises `UserError` for sources and weights that cannot be."""
-        if empty := [name for name, path in named(self.path).items() if not path]:
-            raise UserError(f"data.path.{empty[0]} is empty: give its folder, data.path.{empty[0]}=DIR")
-        if odd := [name for name in named(self.path) if isinstance(self.path, dict) and not NAME.fullmatch(name)]:
-            raise UserError(f"data.path: a source cannot be called '{odd[0]}': use letters, digits, - and _")
-        if odd := [name for name in self.weights if name not in named(self.path)]:
-            raise UserError(f"data.weights.{odd[0]}: data.path has no such source{near_miss(odd[0], named(self.path))}")
-        for name, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise UserError(f"data.weights.{name}={weight} must be a finite number >= 0")
-        if not self.place:
-            raise UserError("data.weights leaves no source: give one of them a weight above 0")
-        for key in ("cache", "cache_gb"):
-            if (value := getattr(self, key)) and not any_remote(self.place):
-                raise UserError(f"data.{key}={value} has no effect with a local data.path: leave it out")
+from umbra.errors import UserError
 
 
 @dataclass
@@ -168,6 +102,9 @@ class ViewsConfig:
     """Views of the first side."""
     second: list[Any] = field(default_factory=list)
     """Views of the second side; the masker's mask is applied after them."""
+    both: list[Any] = field(default_factory=list)
+    """Views of both sides, after those of each, with other random numbers on each side: a method's `first` and `second`
+    stay as they are."""
 
 
 @dataclass
@@ -178,6 +115,11 @@ class LogConfig:
     """Steps between log lines."""
     heldout_every: int = setting(50, ">= 0")
     """Steps between evaluations of the loss on held-out patients (0: never)."""
+    probe: list[str] = field(default_factory=list)
+    """Tasks of configs/transfer, such as `[rhythm]`, on which features of held-out patients are probed with each
+    evaluation of `heldout_every`; only looked at, the run is the same without."""
+    probe_ecgs: int = setting(512, ">= 8 and <= 100000")
+    """The first ECGs of the held-out patients that are probed (at most)."""
     figure_every: int = setting(500, ">= 0")
     """Steps between mask figures; the first log line and the last have one as well (0: never)."""
 
@@ -190,6 +132,9 @@ class CheckpointConfig:
     """Steps between checkpoints (0: only at the end)."""
     keep: int = setting(2, ">= 1")
     """Number of checkpoints to keep, the newest ones."""
+    asynchronous: bool = True
+    """Whether training goes on while a checkpoint is written: it waits only for a copy of weights and optimiser state
+    in host memory, which takes as much memory again. The last checkpoint of a run is always waited for."""
 
 
 @dataclass
@@ -251,6 +196,8 @@ class PretrainConfig:
     """The masker's network."""
     game: GameConfig = field(default_factory=GameConfig)
     """The game between encoder and masker."""
+    pair: PairConfig = field(default_factory=PairConfig)
+    """Where the two views of a pair come from."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """Views (augmentations) of the two sides of a pair."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -267,12 +214,17 @@ class PretrainConfig:
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work, before anything is built."""
         self.game.check()
+        self.pair.check()
         if not self.data.path:
             raise UserError("data.path is not set: give the folder of a sharded data set, data.path=DIR")
         check_fields(self)
         self.data.check()
         if not self.run:
             raise UserError("run is empty: give the run directory, run=DIR")
+        if self.log.probe and not self.log.heldout_every:
+            raise UserError("log.probe has no effect with log.heldout_every=0: leave one of them out")
+        if self.data.partner == "patient" and self.pair.kind not in ("same", "patient"):
+            raise UserError(f"data.partner=patient is pair=patient, but pair={self.pair.kind}: leave data.partner out")
         if self.optim.encoder.lr == 0:
             raise UserError("optim.encoder.lr=0.0 must be > 0")
         if self.batch.global_ % self.contrast:
@@ -301,6 +253,11 @@ class PretrainConfig:
             )
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
+
+    @property
+    def of_patients(self) -> bool:
+        """Whether the second view is of another window of the patient."""
+        return "patient" in (self.pair.kind, self.data.partner)
 
     @property
     def contrast(self) -> int:

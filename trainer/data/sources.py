@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainer.config import DataConfig
+from trainer.data.config import DataConfig
 from trainer.data.metadata import Partnering, Rows
 from trainer.data.mixtures import Offered
 from trainer.data.remote.fetch import is_remote

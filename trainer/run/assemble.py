@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +21,21 @@ from trainer.data.audit_records import Recorder, next_start
 from trainer.data.mixture import Mixture
 from trainer.data.mixtures import ONE, fingerprint
 from trainer.data.order import Order, default_lanes
-from trainer.data.places import any_remote, public
-from trainer.data.remote.board import Node
-from trainer.data.remote.cache import Cache, open_cache, space_needed
-from trainer.data.remote.caches import Caches
-from trainer.data.remote.fetch import Remote
+from trainer.data.places import public
 from trainer.data.shards import Shards
 from trainer.data.sources import Sources, opened
-from trainer.data.stream import Partners
 from trainer.game.compiled import compile_networks
 from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
-from trainer.game.players import ContrastiveEncoder, make_players, masked_views
+from trainer.game.players import ContrastiveEncoder, make_players, masked_views, pairing_of
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, loop, mixed
+from trainer.run.caching import start_cache
 from trainer.run.engines import make_engine, skip_step, uses_bf16
 from trainer.run.init import Origin, read_init
+from trainer.run.online_probe import OnlineProbe, open_probe
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
+from trainer.run.saving import Saver
 from trainer.run.schedule import player_rate
 from trainer.views import Views, build
 from umbra.config import as_dict
@@ -67,6 +64,7 @@ class Plan:
     patients: NDArray[np.int64]
     resumed: tuple[int, int] | None = None
     init: Origin | None = None
+    probe: OnlineProbe | None = None
 
 
 def plan_run(cfg: PretrainConfig) -> Plan:
@@ -81,17 +79,23 @@ def plan_run(cfg: PretrainConfig) -> Plan:
     mixed.keep_scaling(train, saved)
     order = make_order(cfg, train, saved)
     resumed = _resumed(cfg, order, train, newest, saved) if newest else None
-    if cfg.data.partner == "patient" and not train.manifest.patient_ids:
-        raise UserError("data.partner=patient: the source of the data set has no patient ids; use data.partner=same")
+    if cfg.of_patients and not train.manifest.patient_ids:
+        raise UserError("pair=patient: the source of the data set has no patient ids; use pair=same, halves or crops")
     order.ranks(distributed.launched_size())
     encoder, masker = make_players(cfg, train)
     init = saved.get("init")
     if cfg.init and not newest:
         init, weights = read_init(cfg, train.manifest)
         encoder.backbone.load_state_dict(weights)
-    views = build(cfg.views.first, train.manifest.leads), build(cfg.views.second, train.manifest.leads)
+    views = views_of(cfg, train)
     total = cfg.total_steps(order.steps_per_epoch)
-    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init)
+    probe = open_probe(cfg.log.probe, heldout, probed_count(cfg, heldout, order))
+    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init, probe)
+
+
+def probed_count(cfg: PretrainConfig, heldout: Shards | None, order: Order | Mixture) -> int:
+    """Held-out ECGs that are probed: as many at any world size."""
+    return loop.heldout_count(cfg.log.probe_ecgs, heldout.count, order.lanes) if heldout is not None else 0
 
 
 def _resumed(
@@ -132,7 +136,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         if world.is_main and not (folder / RECORD).is_file():
             write_record(cfg, record, "finished")
         return None
-    cache = start_cache(plan, world, order, start)
+    cache = start_cache(cfg, train, plan.heldout, order, world, start, plan.total)
     if world.is_main:
         write_record(cfg, record, "running")
     info = dataclasses.asdict(record)
@@ -158,6 +162,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         engines=engines,
         metrics=Metrics(folder, cfg.wandb, {**info, "config": as_dict(cfg)}, world.is_main, start),
         record=record,
+        saver=Saver(folder, cfg.checkpoint.keep, world.device),
         state=state,
         start=start,
         total=plan.total,
@@ -165,7 +170,9 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         recorder=open_recorder(cfg, world, order, train, start),
         patients=torch.tensor(plan.patients, device=world.device),
         mfu_per_ecg=mfu,
-        partners=patient_partners(cfg, order, train),
+        probe=plan.probe,
+        pairing=pairing_of(cfg, train),
+        partners=patient_partners(cfg, train),
     )
 
 
@@ -213,9 +220,25 @@ def describe(plan: Plan) -> str:
         f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
         f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
         + "".join(changes)
+        + _describe_pairs(plan)
         + _describe_init(plan)
         + _describe_resumed(plan)
     )
+
+
+def _describe_pairs(plan: Plan) -> str:
+    """Where the two views come from; empty if both are of the whole window."""
+    cfg, manifest = plan.cfg, plan.train.manifest
+    if cfg.of_patients:
+        _, place, windows = np.unique(
+            plan.patients[plan.train.rows_of(np.arange(plan.train.count))], return_inverse=True, return_counts=True
+        )
+        more = int((windows[place] > 1).sum())
+        return f"# pair=patient: {more} of {plan.train.count} training ECGs have another one of their patient\n"
+    if cfg.pair.kind == "same":
+        return ""
+    seconds = pairing_of(cfg, plan.train).samples / manifest.rate
+    return f"# pair={cfg.pair.kind}: views of {seconds:g} s, of windows of {manifest.samples / manifest.rate:g} s\n"
 
 
 def _describe_init(plan: Plan) -> str:
@@ -243,49 +266,21 @@ def _describe_resumed(plan: Plan) -> str:
     )
 
 
-def describe_cache(plan: Plan) -> str:
-    """The disk space that the shards of a run need on each machine; empty if they are not remote."""
-    if not any_remote(plan.cfg.data.place):
-        return ""
-    kept = loop.kept_shards(plan.cfg, plan.order, plan.train, plan.heldout)
-    if isinstance(plan.train, Sources):
-        step = plan.resumed[0] if plan.resumed else 0
-        needed = mixed.space_needed(plan.cfg, plan.train, plan.order, Node(), step, plan.total, kept)
-        least, whole = (sum(sizes) for sizes in zip(*needed.values()))
-    else:
-        least, whole = space_needed(plan.train.manifest, plan.order, Node(), 0, plan.total, kept)
-    return f"# data.cache on one machine: {whole / 1e9:.3f} GB for all shards, at least {least / 1e9:.3f} GB\n"
+def views_of(cfg: PretrainConfig, train: Shards) -> tuple[Views, Views]:
+    """The views of the first and the second side. Raises `UserError` for one that the data cannot have."""
+    leads, rate, both = train.manifest.leads, train.manifest.rate, cfg.views.both
+    return build([*cfg.views.first, *both], leads, rate), build([*cfg.views.second, *both], leads, rate)
 
 
-def start_cache(plan: Plan, world: distributed.World, order: Order | Mixture, start: int) -> Cache | Caches | None:
-    """The cache of remote shards, shared by the processes of a machine."""
-    cfg, train = plan.cfg, plan.train
-    if not any_remote(cfg.data.place):
-        return None
-    ranks = distributed.ranks_of_machine(world)
-    token = f"{distributed.agree(secrets.token_hex(8))}-{ranks[0]}"
-    node, pinned = Node(world.rank, ranks, world.size), loop.kept_shards(cfg, order, train, plan.heldout)
-    cache: Cache | Caches
-    if isinstance(train, Sources):
-        cache = mixed.open_caches(cfg, train, order, node, start, plan.total, token, pinned)
-    else:
-        words = (train.root, train.manifest, order, node, start, plan.total, cfg.data.cache_gb, token, pinned)
-        cache = open_cache(Remote(str(cfg.data.place)), *words, max(4, cfg.data.threads))
-    if world.is_main:
-        place = cfg.data.cache if isinstance(train, Sources) else train.root
-        print(f"# shards are fetched into {place}, at most {cache.size / 1e9:.3f} GB at a time", flush=True)
-    return cache
-
-
-def patient_partners(cfg: PretrainConfig, order: Order | Mixture, train: Shards) -> Partners | None:
-    """With `data.partner=patient`, what draws for each sample of a step another one of its patient."""
-    if cfg.data.partner == "same":
+def patient_partners(cfg: PretrainConfig, train: Shards) -> loop.OfPatients | None:
+    """With `pair=patient`, what draws for each row of `samples.parquet`, by epoch, another one of its patient."""
+    if not cfg.of_patients:
         return None
     metadata = train.metadata(cfg.data.cache or cfg.run)
     if distributed.local_rank() == 0:
         metadata.prepare()
     distributed.gather(None)  # the other processes of the machine wait for the files
-    return lambda step, chosen: train.indices_of(metadata.partners(train.rows_of(chosen), cfg.seed, order.key(step)))
+    return lambda rows, epoch: metadata.partners(rows, cfg.seed, epoch)
 
 
 def open_recorder(
@@ -304,7 +299,8 @@ def open_recorder(
 
 def mfu_share(plan: Plan, world: distributed.World) -> float:
     """Model FLOPs utilisation per ECG and second, by the operations of the simultaneous schedule."""
-    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), *plan.train.shape)
+    leads, samples = len(plan.train.manifest.leads), pairing_of(plan.cfg, plan.train).samples
+    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), leads, samples)
     return flops / (peak(world.device) * world.size)
 
 

@@ -1,9 +1,9 @@
-"""What is particular to a run that mixes data sets: its order, caches, records and words."""
+"""What is particular to a run that mixes data sets: its order, records and words."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import PretrainConfig
@@ -11,15 +11,8 @@ from trainer.data.audit_records import Mixed
 from trainer.data.mixture import Mixture
 from trainer.data.mixtures import Taken, current, ever, mixtures
 from trainer.data.order import Order
-from trainer.data.places import named
-from trainer.data.remote.board import Node
-from trainer.data.remote.cache import open_cache
-from trainer.data.remote.cache import space_needed as needed_by_one
-from trainer.data.remote.caches import Caches, shared
-from trainer.data.remote.fetch import Remote, is_remote
 from trainer.data.shards import Shards
 from trainer.data.sources import Sources
-from umbra.schema import Shard
 
 
 def make_mixture(cfg: PretrainConfig, train: Sources, saved: Mapping[str, Any], lanes: int) -> Mixture:
@@ -69,46 +62,3 @@ def describe(order: Mixture) -> list[str]:
                 f"in epoch {one['epoch']} after {one['start']}{without}\n"
             )
     return lines
-
-
-def space_needed(
-    cfg: PretrainConfig,
-    train: Sources,
-    order: Order | Mixture,
-    node: Node,
-    start: int,
-    stop: int,
-    kept: Sequence[Shard],
-) -> dict[str, tuple[int, int]]:
-    """Bytes that each remote source needs at least, and those of all its shards."""
-    return {
-        name: needed_by_one(train.manifests[name], order, node, start, stop, _of(kept, name, train), name)
-        for name, path in named(cfg.data.place).items()
-        if is_remote(path)
-    }
-
-
-def open_caches(
-    cfg: PretrainConfig,
-    train: Sources,
-    order: Order | Mixture,
-    node: Node,
-    start: int,
-    stop: int,
-    token: str,
-    kept: Sequence[Shard],
-) -> Caches:
-    """The caches of the remote sources, which share `data.cache_gb`."""
-    needed = space_needed(cfg, train, order, node, start, stop, kept)
-    caches = {}
-    for name, gb in shared(cfg.data.cache_gb, needed).items():
-        part, remote = train.parts[name], Remote(named(cfg.data.place)[name])
-        words = (part.root, part.manifest, order, node, start, stop, gb, token, _of(kept, name, train))
-        caches[name] = open_cache(remote, *words, max(4, cfg.data.threads), name)
-    return Caches(caches)
-
-
-def _of(kept: Sequence[Shard], name: str, train: Sources) -> list[Shard]:
-    """Those of the shards SOURCE/SHARD that are of one source, as its manifest has them."""
-    names = {shard.name for shard in kept}
-    return [shard for shard in train.manifests[name].shards if f"{name}/{shard.name}" in names]

@@ -21,6 +21,7 @@ from trainer.data.places import public
 from trainer.data.shards import Shards
 from trainer.observe.wandb_mirror import new_wandb_id
 from trainer.run.init import Origin
+from trainer.views.pairing import pairing
 from umbra.config import dump
 from umbra.encoders.config import ScalingOf
 from umbra.errors import UserError
@@ -41,13 +42,21 @@ class EncoderOf(TypedDict):
     args: dict[str, Any]
 
 
+class PairOf(TypedDict):
+    """`pair.kind`, and the length of a view in seconds."""
+
+    kind: str
+    seconds: float
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """`run.json`.
 
     `fingerprint` and `key_id` are those of the data, `data` = {samples, patients} of its train split; `world` counts
-    processes; `status` is running, finished, interrupted or failed; `init`: the encoder that the run began with. Of a
-    mixture they are those of all `sources` that the run was ever trained on, with + between.
+    processes; `status` is running, finished, interrupted or failed; `init`: the encoder that the run began with;
+    `pair`: how views are cut, if they are not whole windows. Of a mixture, fingerprint, key and size are those of all
+    `sources` that the run was ever trained on, with + between.
     """
 
     encoder: EncoderOf
@@ -64,6 +73,7 @@ class RunRecord:
     data: dict[str, int] = field(default_factory=dict)
     status: str | None = None
     init: Origin | None = None
+    pair: PairOf | None = None
     sources: dict[str, Taken] = field(default_factory=dict)
 
 
@@ -102,6 +112,7 @@ def new_record(
         scaling=init["scaling"] if init else own,
         data=_size(train, sources),
         init=init,
+        pair=_pair(cfg, train),
         sources=dict(sources or {}),
     )
 
@@ -114,6 +125,12 @@ def _size(train: Shards, sources: Mapping[str, Taken] | None) -> dict[str, int]:
     if sources:
         return {key: sum(source[key] for source in sources.values()) for key in ("samples", "patients")}
     return {"samples": train.count, "patients": len(np.unique(train.patients()[list(train.rows)]))}
+
+
+def _pair(cfg: PretrainConfig, train: Shards) -> PairOf | None:
+    samples, rate = train.manifest.samples, train.manifest.rate
+    length = pairing(cfg.pair, samples, rate).samples
+    return {"kind": cfg.pair.kind, "seconds": length / rate} if length != samples else None
 
 
 def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:

@@ -45,5 +45,8 @@ class View:
         if not fine:
             raise UserError(f"view '{self.op}': {what}")
 
+    def check_rate(self, rate: float) -> None:
+        """Raises `UserError` if the view cannot work on signals of `rate` Hz."""
+
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
         raise NotImplementedError
