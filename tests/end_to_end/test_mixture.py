@@ -26,9 +26,9 @@ from trainer.evaluate import mask_lift
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.leaks import check
 from trainer.export import drawn, export
+from umbra.directory import read_config
 from umbra.encoders.registry import build_encoder
 from umbra.errors import UserError
-from umbra.hub import read_config
 from umbra.schema import read_manifest
 
 LONG = 500  # seconds for a start of a run on a busy machine
