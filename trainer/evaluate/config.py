@@ -8,6 +8,7 @@ from typing import Any
 from trainer.evaluate.task import TaskConfig
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
+from umbra.layers import TextOrTexts
 
 
 @dataclass
@@ -66,9 +67,10 @@ class TransferConfig(TaskConfig):
     output: str = ""
     """The folder for result.json, predictions.parquet and, of what was trained, model/; of several tasks, a folder
     NAME in it for each."""
-    pretrained_on: str = ""
-    """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it
-    (empty: `data`, or what the run around the encoder directory was trained on)."""
+    pretrained_on: TextOrTexts = ""
+    """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it;
+    of a mixture the folder of each source, `{ptbxl: DIR, mimic: DIR}` (empty: `data`, or what the run around the
+    encoder directory was trained on)."""
     allow_leak: bool = False
     """Evaluate although patients or recordings of the test split were in the pre-training; result.json says so."""
     mode: str = setting("probe", choices=("probe", "finetune", "scratch"))

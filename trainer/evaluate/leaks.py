@@ -1,7 +1,8 @@
 """Was the test split seen in pre-training? Patients by their pseudonyms, recordings by fingerprints of their signals.
 
-An encoder directory names its pre-training data by their fingerprint alone; the data are those of `pretrained_on`, the
-evaluated ones, or what the run around the encoder was trained on. Only the counts leave this module.
+An encoder directory names its pre-training data by their fingerprint alone, of a mixture all its sources; the data are
+those of `pretrained_on`, the evaluated ones, or what the run around the encoder was trained on. Only the counts leave
+this module.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.places import named
 from trainer.data.remote.fetch import is_remote
 from trainer.evaluate.config import TransferConfig
 from trainer.run.record import RECORD
@@ -72,16 +74,24 @@ def check(config: TransferConfig, about: EncoderConfig) -> dict[str, Any]:
     test = DataSet(Path(config.data), read_manifest(config.data))
     seen, why = _pretraining_data(config, about, test)
     found = {way: Found(False, why=why) for way in WAYS}
-    if seen is not None:
-        patients = test.patients("test")
-        found = {"by_patient": _by_patient(test, seen, patients), "by_signal": _by_signal(test, seen, patients)}
+    if seen:
+        patients, looks = test.patients("test"), (_by_patient, _by_signal)
+        found = {w: _found(patients, [look(test, one, patients) for one in seen], why) for w, look in zip(WAYS, looks)}
     _refuse_or_print(config, found)
     return {
         "pretrained": True,
-        "data": about.data.get("fingerprint") or (seen.manifest.fingerprint if seen else None),
+        "data": about.data.get("fingerprint") or ("+".join(one.manifest.fingerprint for one in seen) or None),
         "allowed": config.allow_leak,
         **{way: asdict(one) for way, one in found.items()},
     }
+
+
+def _found(patients: NDArray[np.int64], looks: Sequence[tuple[NDArray[np.bool_], str]], missing: str) -> Found:
+    """What was found in any of the data sets looked at, each with the windows that were seen and what could not be
+    looked at; `missing`: why there are data sets that were not."""
+    leaked = np.any([windows for windows, _ in looks], axis=0)
+    why = "; ".join(dict.fromkeys(filter(None, (*(words for _, words in looks), missing))))
+    return Found(not why, int(leaked.sum()), len(np.unique(patients[leaked])), why)
 
 
 def _refuse_or_print(config: TransferConfig, found: dict[str, Found]) -> None:
@@ -107,34 +117,55 @@ def _refuse_or_print(config: TransferConfig, found: dict[str, Found]) -> None:
 # ---- where the pre-training data are ----
 
 
-def _pretraining_data(config: TransferConfig, about: EncoderConfig, test: DataSet) -> tuple[DataSet | None, str]:
-    """The data set that the encoder was pre-trained on, or None and why it is not known."""
-    known = about.data.get("fingerprint")
-    if config.pretrained_on:
-        given = DataSet(Path(config.pretrained_on), read_manifest(config.pretrained_on))
-        if known and given.manifest.fingerprint != known:
+def _pretraining_data(config: TransferConfig, about: EncoderConfig, test: DataSet) -> tuple[list[DataSet], str]:
+    """The data sets that the encoder was pre-trained on, and why others of them, or all, are not known."""
+    known, found = _known(about), list[DataSet]()
+    for place in named(config.pretrained_on).values() if config.pretrained_on else ():
+        given = DataSet(Path(place), read_manifest(place))
+        if known and given.manifest.fingerprint not in known.values():
             raise UserError(
-                f"pretrained_on={config.pretrained_on} has the fingerprint {given.manifest.fingerprint}, "
-                f"{config.encoder} was pre-trained on {known}: name the data set that it was pre-trained on"
+                f"pretrained_on={place} has the fingerprint {given.manifest.fingerprint}, "
+                f"{config.encoder} was pre-trained on {', '.join(known.values())}: name the data set that it was "
+                "pre-trained on"
             )
-        return given, ""
+        found.append(given)
     if not known:
-        return None, f"the encoder does not say what it was pre-trained on; {NAME_IT}"
-    if test.manifest.fingerprint == known:
-        return test, ""
-    return _of_run(Path(config.encoder).resolve().parent, known)
+        return found, "" if found else f"the encoder does not say what it was pre-trained on; {NAME_IT}"
+    why = []
+    for name, fingerprint in known.items():
+        if fingerprint in [one.manifest.fingerprint for one in found]:
+            continue
+        if fingerprint == test.manifest.fingerprint:
+            found.append(test)
+            continue
+        one, words = _of_run(Path(config.encoder).resolve().parent, about, name, fingerprint)
+        found += [one] if one else []
+        why += [f"{name}: {words}" if name and words else words]
+    return found, "; ".join(filter(None, why))
 
 
-def _of_run(run: Path, known: str) -> tuple[DataSet | None, str]:
-    """The data of the run directory that an encoder lies in, if they still are where the run found them."""
+def _known(about: EncoderConfig) -> dict[str, str]:
+    """The fingerprints of the data sets that an encoder names, by the source of a mixture; a single one has no name."""
+    if sources := about.data.get("sources"):
+        return {str(name): str(source["fingerprint"]) for name, source in sources.items()}
+    one = about.data.get("fingerprint")
+    return {"": one} if one else {}
+
+
+def _of_run(run: Path, about: EncoderConfig, name: str, known: str) -> tuple[DataSet | None, str]:
+    """A data set of the run directory that an encoder lies in, if it still is where the run found it."""
     record, settings = run / RECORD, run / "config.yaml"
     if not record.is_file() or not settings.is_file():
         return None, f"the encoder does not lie in the directory of its run; {NAME_IT}"
     try:
-        same = read_json(record, NAME_IT).get("fingerprint") == known
+        same = read_json(record, NAME_IT).get("fingerprint") == about.data["fingerprint"]
         place = (read_yaml(settings, NAME_IT).get("data") or {}).get("path")
     except (UserError, AttributeError):
         same, place = False, None
+    if same and name:
+        place = place.get(name) if isinstance(place, dict) else None
+        if place is None:
+            return None, f"the run was last without it; {NAME_IT}"
     if not same or not isinstance(place, str):
         return None, f"{run} is not the run of the encoder; {NAME_IT}"
     if is_remote(place):
@@ -150,9 +181,10 @@ def _of_run(run: Path, known: str) -> tuple[DataSet | None, str]:
 # ---- by patients ----
 
 
-def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Found:
-    """Test patients whose pseudonym is among those of the train split that was pre-trained on."""
-    ours, theirs = _keys(test.manifest), _keys(seen.manifest)
+def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[NDArray[np.bool_], str]:
+    """Test windows whose patient's pseudonym is among those of the train split that was pre-trained on, and what cannot
+    be told."""
+    ours, theirs = test.manifest.patient_keys, seen.manifest.patient_keys
     leaked = np.isin(patients, seen.patients("train")) if ours & theirs else np.zeros(len(patients), bool)
     why = []
     if other := sorted(ours ^ theirs):
@@ -160,33 +192,28 @@ def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Fo
         why.append(f"pseudonyms depend on key and source.name, which are not those of both sets for {names}")
     if not (test.manifest.patient_ids and seen.manifest.patient_ids):
         why.append("a source without patient ids counts each record as a patient")
-    return Found(not why, int(leaked.sum()), len(np.unique(patients[leaked])), "; ".join(why))
-
-
-def _keys(manifest: Manifest) -> set[tuple[str, str]]:
-    """The source names of a data set, of each part of a joined one, with the id of the key of their pseudonyms."""
-    own = {"name": manifest.config.get("source", {}).get("name", ""), "key_id": manifest.key_id}
-    return {(str(part.get("name", "")), str(part.get("key_id", ""))) for part in manifest.config.get("parts") or [own]}
+    return leaked, "; ".join(why)
 
 
 # ---- by signals ----
 
 
-def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Found:
-    """Test windows whose fingerprint is near to one of the train split that was pre-trained on."""
+def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[NDArray[np.bool_], str]:
+    """Test windows whose fingerprint is near to one of the train split that was pre-trained on, and what cannot be
+    told."""
     leads = leads_of([lead for lead in test.manifest.leads if lead in seen.manifest.leads])
     seconds = min(test.seconds, seen.seconds)
     if why := _unlike(test, seen, leads, seconds):
-        return Found(False, why=why)
+        return np.zeros(len(patients), bool), why
     for data, split in ((test, "test"), (seen, "train")):
         if why := _missing(data, split):
-            return Found(False, why=why)
+            return np.zeros(len(patients), bool), why
     wanted = np.concatenate(list(_fingerprints(test, "test", leads, seconds)))
     near = distances(wanted, _fingerprints(seen, "train", leads, seconds)) <= NEAR
-    leaked, empty = (of_piece.reshape(len(patients), -1).any(1) for of_piece in (near, ~wanted.any(axis=1)))
+    leaked, empty = (np.any(of.reshape(len(patients), -1), axis=1) for of in (near, ~wanted.any(axis=1)))
     blank = int(empty.sum())
     why = f"{blank:,} windows are empty in leads {', '.join(leads)}" if blank else ""
-    return Found(not blank, int(leaked.sum()), len(np.unique(patients[leaked])), why)
+    return leaked, why
 
 
 def _unlike(test: DataSet, seen: DataSet, leads: Sequence[str], seconds: float) -> str:

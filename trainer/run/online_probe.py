@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer import distributed
 from trainer.data.shards import Shards
+from trainer.data.sources import Sources
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.kinds import Kind, kind_of
 from trainer.evaluate.reading import read_task
@@ -94,6 +95,8 @@ def open_probe(names: list[str], heldout: Shards | None, count: int) -> OnlinePr
         return None
     if heldout is None:
         raise UserError(f"log.probe={names[0]}: the data set has no val split to probe: leave it out")
+    if isinstance(heldout, Sources):
+        raise UserError(f"log.probe={names[0]}: a task is of one data set, data.path names several: leave it out")
     return OnlineProbe(heldout, count, [_labels(name, heldout, count) for name in names])
 
 
