@@ -27,7 +27,7 @@ from trainer.evaluate.store import Store, folder_of, weights_hash
 from trainer.evaluate.task import Task
 from umbra.config import as_dict
 from umbra.encoders.encoder import Encoder
-from umbra.files import atomic, make_folder, sha256, write_text
+from umbra.files import atomic, make_folder, remove_partial, sha256, write_text
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
@@ -72,7 +72,8 @@ def _trained(config: TransferConfig, task: Task, encoder: Encoder, chosen: np.nd
     """The fit of the seed that is best on val, whose model is kept, and what the result says of all seeds."""
     fits = finetune(task, encoder, chosen, config)
     best = max(fits, key=lambda fit: fit.val_value)
-    keep(Path(config.output) / MODEL, task, best, config)
+    output = Path(config.output)
+    keep(output / MODEL, task, best, config, older=output / RESULT)
     notes = task.notes + [note for fit in fits for note in fit.notes]
     return best, {"notes": notes, "seeds": spread(fits, task.test.target) | {"kept": best.seed}}
 
@@ -118,6 +119,7 @@ def _result(
 def _write(config: TransferConfig, task: Task, prediction: np.ndarray, result: dict[str, Any]) -> None:
     output = Path(config.output)
     make_folder(output, "output")
+    remove_partial(output)
     columns: dict[str, Any] = {"row": task.test.row, "patient": task.test.patient}
     if task.kind == "classes":
         columns["label"] = [task.names[k] for k in task.test.target.argmax(1)]
@@ -126,6 +128,7 @@ def _write(config: TransferConfig, task: Task, prediction: np.ndarray, result: d
     columns |= {f"p_{name}": prediction[:, k] for k, name in enumerate(task.names)}
     with atomic(output / PREDICTIONS) as temporary:
         pq.write_table(pa.table(columns), temporary)
+        (output / RESULT).unlink(missing_ok=True)  # if there is an older one: it is not of these
     (output / FIGURE).unlink(missing_ok=True)  # an older one would not be of this result
     if config.figure:
         from trainer.evaluate.task_figure import task_figure

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from tests.support.handmade import RATE, SAMPLES, SCALING, make_shards
 from trainer import transfer
 from trainer.evaluate import finetune as module
-from trainer.evaluate import records
+from trainer.evaluate import records, result
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import open_encoder
 from trainer.evaluate.finetune import epochs, finetune, share, spread, with_head
@@ -23,6 +25,7 @@ from umbra import load_encoder, load_predictor
 from umbra.config import load
 from umbra.encoders.encoder import EncoderConfig
 from umbra.errors import UserError
+from umbra.files import TEMPORARY
 from umbra.hub import initialise, save_weights
 from umbra.leads import CANONICAL
 
@@ -302,6 +305,40 @@ def test_records_that_do_not_fit_are_read_ahead_with_the_same_result(prepared, m
     [read] = fitted(prepared, f"mode={mode}", "finetune.memory_gb=1e-9")
     assert same(held, read)
     np.testing.assert_array_equal(held.prediction, read.prediction)
+
+
+# --- killed in the middle --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["predictions.parquet", "result.json"])
+def test_no_result_stands_beside_the_model_or_predictions_of_another(data, encoder, tmp_path, monkeypatch, at):
+    """The process dies (as by SIGKILL) where it has written the new model and would write the file `at`."""
+    words = [RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path}", *QUICK]
+    transfer.main(words)
+
+    class Killed(BaseException): ...
+
+    def killed(path, *_):
+        if Path(path).name == at:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(result, "atomic" if at.endswith("parquet") else "write_text", killed)
+        with pytest.raises(Killed):
+            transfer.main([*words, "seed=1"])
+    assert not (tmp_path / "result.json").exists()
+    transfer.main([*words, "seed=1"])
+    assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
+
+
+def test_what_a_killed_one_left_is_removed_by_the_next(data, encoder, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f"predictions.parquet{TEMPORARY}{os.uname().nodename}-{dead.pid}"
+    left.write_bytes(b"half")
+    words = [RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "bootstrap=0", "features=none"]
+    transfer.main(words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.parquet", "result.json"]
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
