@@ -1,7 +1,8 @@
 """Was the test split seen in pre-training? Patients by their pseudonyms, recordings by fingerprints of their signals.
 
 An encoder directory names its pre-training data by their fingerprint alone; the data are those of `pretrained_on`, the
-evaluated ones, or what the run around the encoder was trained on. Only the counts leave this module.
+evaluated ones, or what the run around the encoder was trained on. Weights may have seen further data sets: those of the
+encoder that a run began with, and those that they were fine-tuned on. Only the counts leave this module.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from umbra.schema import MANIFEST, Manifest, Shard, read_manifest
 from umbra.signal_fingerprints import NEAR, SHORTEST, SLOWEST, Numbers, computed, distances, file_of, leads_of, of_shard
 
 NAME_IT = "give the folder of its pre-training data as pretrained_on=DIR"
+NAME_IT_TOO = "give its folder as also_trained_on=[DIR]"
+Mask = NDArray[np.bool_]
 WAYS = {"by_patient": "patients", "by_signal": "recordings"}
 
 
@@ -70,18 +73,30 @@ def check(config: TransferConfig, about: EncoderConfig) -> dict[str, Any]:
     if config.encoder == "random" or config.mode == "scratch":
         return {"pretrained": False}
     test = DataSet(Path(config.data), read_manifest(config.data))
-    seen, why = _pretraining_data(config, about, test)
-    found = {way: Found(False, why=why) for way in WAYS}
-    if seen is not None:
-        patients = test.patients("test")
-        found = {"by_patient": _by_patient(test, seen, patients), "by_signal": _by_signal(test, seen, patients)}
+    first, why = _pretraining_data(config, about, test)
+    more, unknown = _further_data(config, about, [test] if first is None else [test, first])
+    sets, missing = [*([] if first is None else [first]), *more], [*([why] if why else []), *unknown]
+    patients = test.patients("test")
+    looks = {"by_patient": _by_patient, "by_signal": _by_signal}
+    found = {
+        way: _found([look(test, seen, patients) for seen in sets], missing, patients) for way, look in looks.items()
+    }
     _refuse_or_print(config, found)
     return {
         "pretrained": True,
-        "data": about.data.get("fingerprint") or (seen.manifest.fingerprint if seen else None),
+        "data": about.data.get("fingerprint") or (first.manifest.fingerprint if first else None),
         "allowed": config.allow_leak,
         **{way: asdict(one) for way, one in found.items()},
     }
+
+
+def _found(looks: Sequence[tuple[Mask, str]], missing: Sequence[str], patients: NDArray[np.int64]) -> Found:
+    """What was found in any of the data sets: of each the windows that were seen, and what could not be looked at."""
+    leaked = np.zeros(len(patients), bool)
+    for seen, _ in looks:
+        leaked |= seen
+    why = "; ".join(dict.fromkeys([*(why for _, why in looks if why), *missing]))
+    return Found(not why, int(leaked.sum()), len(np.unique(patients[leaked])), why)
 
 
 def _refuse_or_print(config: TransferConfig, found: dict[str, Found]) -> None:
@@ -147,11 +162,42 @@ def _of_run(run: Path, known: str) -> tuple[DataSet | None, str]:
     return found, ""
 
 
+def _further_data(
+    config: TransferConfig, about: EncoderConfig, at_hand: list[DataSet]
+) -> tuple[list[DataSet], list[str]]:
+    """The other data sets that the weights have seen, and why some of them are not known."""
+    given = [DataSet(Path(place), read_manifest(place)) for place in config.also_trained_on]
+    known = {data.manifest.fingerprint: data for data in [*at_hand, *given]}
+    names = {name: what for name, what in _earlier(about.training) if name != about.data.get("fingerprint")}
+    found = {name: known[name] for name in names if name in known} | {d.manifest.fingerprint: d for d in given}
+    return list(found.values()), [
+        f"the encoder {what} {name or 'a data set that it does not name'}, which is not at hand; {NAME_IT_TOO}"
+        for name, what in names.items()
+        if name not in known
+    ]
+
+
+def _earlier(training: Any) -> Iterator[tuple[str, str]]:
+    """(fingerprint, what was done with it) of each data set before the last pre-training, and of each fine-tuning."""
+    of = training if isinstance(training, dict) else {}
+    if isinstance(labels := of.get("labels"), dict):
+        yield str(labels.get("data", "")), "was fine-tuned on"
+        yield from _earlier({"labels": labels.get("before")})
+    if isinstance(init := of.get("init"), dict):
+        data = init.get("data")
+        yield (
+            str(data.get("fingerprint", "") if isinstance(data, dict) else ""),
+            "began with the weights of one trained on",
+        )
+        yield from _earlier(init.get("training"))
+
+
 # ---- by patients ----
 
 
-def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Found:
-    """Test patients whose pseudonym is among those of the train split that was pre-trained on."""
+def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[Mask, str]:
+    """Test windows of patients whose pseudonym is among those of the train split that was seen, and what could not be
+    looked at."""
     ours, theirs = _keys(test.manifest), _keys(seen.manifest)
     leaked = np.isin(patients, seen.patients("train")) if ours & theirs else np.zeros(len(patients), bool)
     why = []
@@ -160,7 +206,7 @@ def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Fo
         why.append(f"pseudonyms depend on key and source.name, which are not those of both sets for {names}")
     if not (test.manifest.patient_ids and seen.manifest.patient_ids):
         why.append("a source without patient ids counts each record as a patient")
-    return Found(not why, int(leaked.sum()), len(np.unique(patients[leaked])), "; ".join(why))
+    return leaked, "; ".join(why)
 
 
 def _keys(manifest: Manifest) -> set[tuple[str, str]]:
@@ -172,21 +218,22 @@ def _keys(manifest: Manifest) -> set[tuple[str, str]]:
 # ---- by signals ----
 
 
-def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Found:
-    """Test windows whose fingerprint is near to one of the train split that was pre-trained on."""
+def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[Mask, str]:
+    """Test windows whose fingerprint is near to one of the train split that was seen, and what could not be looked
+    at."""
+    nothing = np.zeros(len(patients), bool)
     leads = leads_of([lead for lead in test.manifest.leads if lead in seen.manifest.leads])
     seconds = min(test.seconds, seen.seconds)
     if why := _unlike(test, seen, leads, seconds):
-        return Found(False, why=why)
+        return nothing, why
     for data, split in ((test, "test"), (seen, "train")):
         if why := _missing(data, split):
-            return Found(False, why=why)
+            return nothing, why
     wanted = np.concatenate(list(_fingerprints(test, "test", leads, seconds)))
     near = distances(wanted, _fingerprints(seen, "train", leads, seconds)) <= NEAR
-    leaked, empty = (of_piece.reshape(len(patients), -1).any(1) for of_piece in (near, ~wanted.any(axis=1)))
+    leaked, empty = (np.asarray(of_piece.reshape(len(patients), -1).any(1)) for of_piece in (near, ~wanted.any(axis=1)))
     blank = int(empty.sum())
-    why = f"{blank:,} windows are empty in leads {', '.join(leads)}" if blank else ""
-    return Found(not blank, int(leaked.sum()), len(np.unique(patients[leaked])), why)
+    return leaked, f"{blank:,} windows are empty in leads {', '.join(leads)}" if blank else ""
 
 
 def _unlike(test: DataSet, seen: DataSet, leads: Sequence[str], seconds: float) -> str:
