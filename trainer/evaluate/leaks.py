@@ -170,10 +170,9 @@ def _further_data(
     known = {data.manifest.fingerprint: data for data in [*at_hand, *given]}
     names = {name: what for name, what in _earlier(about.training) if name != about.data.get("fingerprint")}
     found = {name: known[name] for name in names if name in known} | {d.manifest.fingerprint: d for d in given}
+    missing = {name or "that it does not name": what for name, what in names.items() if name not in known}
     return list(found.values()), [
-        f"the encoder {what} {name or 'a data set that it does not name'}, which is not at hand; {NAME_IT_TOO}"
-        for name, what in names.items()
-        if name not in known
+        f"the encoder {what} a data set, {name}, which is not at hand; {NAME_IT_TOO}" for name, what in missing.items()
     ]
 
 
@@ -181,7 +180,7 @@ def _earlier(training: Any) -> Iterator[tuple[str, str]]:
     """(fingerprint, what was done with it) of each data set before the last pre-training, and of each fine-tuning."""
     of = training if isinstance(training, dict) else {}
     if isinstance(labels := of.get("labels"), dict):
-        yield str(labels.get("data", "")), "was fine-tuned on"
+        yield str(labels.get("data") or ""), "was fine-tuned on"
         yield from _earlier({"labels": labels.get("before")})
     if isinstance(init := of.get("init"), dict):
         data = init.get("data")
