@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from trainer.evaluate.store import Store, folder_of, weights_hash
 from trainer.evaluate.task import Task
 from umbra.config import as_dict
 from umbra.encoders.encoder import Encoder
+from umbra.errors import UserError
 from umbra.files import atomic, make_folder, remove_partial, sha256, write_text
 
 RESULT = "result.json"
@@ -64,7 +66,8 @@ def run(
         fitted, more = _trained(config, task, encoder, chosen)
     more |= {"leaks": leaks, "encoder_sha256": identity, "seconds": round(time.monotonic() - began, 2)}
     result = _result(config, task, chosen, fitted, groups) | more
-    _write(config, task, fitted.prediction, result)
+    with _writing(Path(config.output)):
+        _write(config, task, fitted.prediction, result)
     return result
 
 
@@ -73,7 +76,8 @@ def _trained(config: TransferConfig, task: Task, encoder: Encoder, chosen: np.nd
     fits = finetune(task, encoder, chosen, config)
     best = max(fits, key=lambda fit: fit.val_value)
     output = Path(config.output)
-    keep(output / MODEL, task, best, config, older=output / RESULT)
+    with _writing(output):
+        keep(output / MODEL, task, best, config, older=output / RESULT)
     notes = task.notes + [note for fit in fits for note in fit.notes]
     return best, {"notes": notes, "seeds": spread(fits, task.test.target) | {"kept": best.seed}}
 
@@ -114,6 +118,18 @@ def _result(
         "versions": {"umbra": umbra.__version__}
         | {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")},
     }
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Raises `UserError` where a file of the output cannot be written, on a full disk above all."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error).partition("\n")[0]
+        raise UserError(
+            f"output={output}: writing failed ({reason}): free some space, or choose another output=DIR"
+        ) from error
 
 
 def _write(config: TransferConfig, task: Task, prediction: np.ndarray, result: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import resource
+import signal
 import subprocess
 from pathlib import Path
 
@@ -339,6 +341,24 @@ def test_what_a_killed_one_left_is_removed_by_the_next(data, encoder, tmp_path):
     words = [RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "bootstrap=0", "features=none"]
     transfer.main(words)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.parquet", "result.json"]
+
+
+@pytest.mark.parametrize(("mode", "limit"), [("probe", 1), ("finetune", 50)])
+def test_a_full_disk_is_one_line_and_leaves_no_half_a_file(data, encoder, tmp_path, mode, limit):
+    """`limit`: KiB that a file may have; a fine-tuning writes its model first."""
+    words = [RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path / 'o'}", *QUICK, f"mode={mode}"]
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit * 1024, before[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"output=.*: writing failed \(.*File too large\): free some space"
+        ) as caught:
+            transfer.main([*words, "features=none"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "\n" not in str(caught.value)
+    assert not [p.name for p in (tmp_path / "o").iterdir()]
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
