@@ -26,6 +26,7 @@ from trainer.config import BatchConfig, PretrainConfig
 from trainer.game.batchnorm import over_all_ranks
 from trainer.game.game import Game, NonFiniteError
 from trainer.run import checkpoint, engines
+from trainer.run.saving import Saver
 from umbra.config import as_dict
 
 BATCH, SAVED = 8, 3
@@ -59,15 +60,16 @@ def main() -> None:
             over_all_ranks(module)
             made[name] = engines.make_engine(module, ADAMW[name], cfg, world.device)
         start = checkpoint.load(path, made, state) if path else 0
+        saver = Saver(folder, 9, world.device)
         game = Game(made["encoder"], made["masker"], case.game, TEMPERATURE, HOP, skip=engines.skip_step)
         if path:
-            checkpoint.save(folder, start, made, state, 9)
+            saver.save(start, made, state)
             spoil(game, case, world)  # of which nothing may be left
         for step in range(start, SAVED + 1):
             pairs = [global_pair(step, micro, 2, case.dtype) for micro in range(case.accumulation)]
             game.step([mine(pair, world.rank, BATCH // world.size) for pair in pairs], step)
             if step + 1 >= SAVED:
-                checkpoint.save(folder, step + 1, made, state, 9)
+                saver.save(step + 1, made, state)
     distributed.finalise()
 
 
