@@ -71,6 +71,9 @@ class TransferConfig(TaskConfig):
     """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it;
     of a mixture the folder of each source, `{ptbxl: DIR, mimic: DIR}` (empty: `data`, or what the run around the
     encoder directory was trained on)."""
+    also_trained_on: list[str] = field(default_factory=list)
+    """Folders of further data sets that the weights have seen and that are looked at too: those of the encoder that the
+    pre-training began with (`init`), or of an earlier fine-tuning."""
     allow_leak: bool = False
     """Evaluate although patients or recordings of the test split were in the pre-training; result.json says so."""
     mode: str = setting("probe", choices=("probe", "finetune", "scratch"))

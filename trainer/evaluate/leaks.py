@@ -1,8 +1,9 @@
 """Was the test split seen in pre-training? Patients by their pseudonyms, recordings by fingerprints of their signals.
 
 An encoder directory names its pre-training data by their fingerprint alone, of a mixture all its sources; the data are
-those of `pretrained_on`, the evaluated ones, or what the run around the encoder was trained on. Only the counts leave
-this module.
+those of `pretrained_on`, the evaluated ones, or what the run around the encoder was trained on. Weights may have seen
+further data sets: those of the encoder that a run began with, and those that they were fine-tuned on. Only the counts
+leave this module.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from umbra.schema import MANIFEST, Manifest, Shard, read_manifest
 from umbra.signal_fingerprints import NEAR, SHORTEST, SLOWEST, Numbers, computed, distances, file_of, leads_of, of_shard
 
 NAME_IT = "give the folder of its pre-training data as pretrained_on=DIR"
+NAME_IT_TOO = "give its folder as also_trained_on=[DIR]"
+Mask = NDArray[np.bool_]
 WAYS = {"by_patient": "patients", "by_signal": "recordings"}
 
 
@@ -72,25 +75,29 @@ def check(config: TransferConfig, about: EncoderConfig) -> dict[str, Any]:
     if config.encoder == "random" or config.mode == "scratch":
         return {"pretrained": False}
     test = DataSet(Path(config.data), read_manifest(config.data))
-    seen, why = _pretraining_data(config, about, test)
-    found = {way: Found(False, why=why) for way in WAYS}
-    if seen:
-        patients, looks = test.patients("test"), (_by_patient, _by_signal)
-        found = {w: _found(patients, [look(test, one, patients) for one in seen], why) for w, look in zip(WAYS, looks)}
+    first, why = _pretraining_data(config, about, test)
+    more, unknown = _further_data(config, about, [test, *first])
+    sets, missing = [*first, *more], [*([why] if why else []), *unknown]
+    patients = test.patients("test")
+    looks = {"by_patient": _by_patient, "by_signal": _by_signal}
+    found = {
+        way: _found([look(test, seen, patients) for seen in sets], missing, patients) for way, look in looks.items()
+    }
     _refuse_or_print(config, found)
     return {
         "pretrained": True,
-        "data": about.data.get("fingerprint") or ("+".join(one.manifest.fingerprint for one in seen) or None),
+        "data": about.data.get("fingerprint") or ("+".join(one.manifest.fingerprint for one in first) or None),
         "allowed": config.allow_leak,
         **{way: asdict(one) for way, one in found.items()},
     }
 
 
-def _found(patients: NDArray[np.int64], looks: Sequence[tuple[NDArray[np.bool_], str]], missing: str) -> Found:
-    """What was found in any of the data sets looked at, each with the windows that were seen and what could not be
-    looked at; `missing`: why there are data sets that were not."""
-    leaked = np.any([windows for windows, _ in looks], axis=0)
-    why = "; ".join(dict.fromkeys(filter(None, (*(words for _, words in looks), missing))))
+def _found(looks: Sequence[tuple[Mask, str]], missing: Sequence[str], patients: NDArray[np.int64]) -> Found:
+    """What was found in any of the data sets: of each the windows that were seen, and what could not be looked at."""
+    leaked = np.zeros(len(patients), bool)
+    for seen, _ in looks:
+        leaked |= seen
+    why = "; ".join(dict.fromkeys([*(why for _, why in looks if why), *missing]))
     return Found(not why, int(leaked.sum()), len(np.unique(patients[leaked])), why)
 
 
@@ -119,7 +126,7 @@ def _refuse_or_print(config: TransferConfig, found: dict[str, Found]) -> None:
 
 def _pretraining_data(config: TransferConfig, about: EncoderConfig, test: DataSet) -> tuple[list[DataSet], str]:
     """The data sets that the encoder was pre-trained on, and why others of them, or all, are not known."""
-    known, found = _known(about), list[DataSet]()
+    known, found = _known(about.data), list[DataSet]()
     for place in named(config.pretrained_on).values() if config.pretrained_on else ():
         given = DataSet(Path(place), read_manifest(place))
         if known and given.manifest.fingerprint not in known.values():
@@ -144,12 +151,14 @@ def _pretraining_data(config: TransferConfig, about: EncoderConfig, test: DataSe
     return found, "; ".join(filter(None, why))
 
 
-def _known(about: EncoderConfig) -> dict[str, str]:
-    """The fingerprints of the data sets that an encoder names, by the source of a mixture; a single one has no name."""
-    if sources := about.data.get("sources"):
+def _known(data: Any) -> dict[str, str]:
+    """The fingerprints of the data sets that the entry `data` of an encoder names, by the source of a mixture; a single
+    one has no name."""
+    of = data if isinstance(data, dict) else {}
+    if sources := of.get("sources"):
         return {str(name): str(source["fingerprint"]) for name, source in sources.items()}
-    one = about.data.get("fingerprint")
-    return {"": one} if one else {}
+    one = of.get("fingerprint")
+    return {"": str(one)} if one else {}
 
 
 def _of_run(run: Path, about: EncoderConfig, name: str, known: str) -> tuple[DataSet | None, str]:
@@ -178,12 +187,39 @@ def _of_run(run: Path, about: EncoderConfig, name: str, known: str) -> tuple[Dat
     return found, ""
 
 
+def _further_data(
+    config: TransferConfig, about: EncoderConfig, at_hand: list[DataSet]
+) -> tuple[list[DataSet], list[str]]:
+    """The other data sets that the weights have seen, and why some of them are not known."""
+    given = [DataSet(Path(place), read_manifest(place)) for place in config.also_trained_on]
+    known = {data.manifest.fingerprint: data for data in [*at_hand, *given]}
+    own = {about.data.get("fingerprint"), *_known(about.data).values()}
+    names = {name: what for name, what in _earlier(about.training) if name not in own}
+    found = {name: known[name] for name in names if name in known} | {d.manifest.fingerprint: d for d in given}
+    missing = {name or "that it does not name": what for name, what in names.items() if name not in known}
+    return list(found.values()), [
+        f"the encoder {what} a data set, {name}, which is not at hand; {NAME_IT_TOO}" for name, what in missing.items()
+    ]
+
+
+def _earlier(training: Any) -> Iterator[tuple[str, str]]:
+    """(fingerprint, what was done with it) of each data set before the last pre-training, and of each fine-tuning."""
+    of = training if isinstance(training, dict) else {}
+    if isinstance(labels := of.get("labels"), dict):
+        yield str(labels.get("data") or ""), "was fine-tuned on"
+        yield from _earlier({"labels": labels.get("before")})
+    if isinstance(init := of.get("init"), dict):
+        for fingerprint in _known(init.get("data")).values() or [""]:
+            yield fingerprint, "began with the weights of one trained on"
+        yield from _earlier(init.get("training"))
+
+
 # ---- by patients ----
 
 
-def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[NDArray[np.bool_], str]:
-    """Test windows whose patient's pseudonym is among those of the train split that was pre-trained on, and what cannot
-    be told."""
+def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[Mask, str]:
+    """Test windows of patients whose pseudonym is among those of the train split that was seen, and what could not be
+    looked at."""
     ours, theirs = test.manifest.patient_keys, seen.manifest.patient_keys
     leaked = np.isin(patients, seen.patients("train")) if ours & theirs else np.zeros(len(patients), bool)
     why = []
@@ -198,22 +234,22 @@ def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tu
 # ---- by signals ----
 
 
-def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[NDArray[np.bool_], str]:
-    """Test windows whose fingerprint is near to one of the train split that was pre-trained on, and what cannot be
-    told."""
+def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[Mask, str]:
+    """Test windows whose fingerprint is near to one of the train split that was seen, and what could not be looked
+    at."""
+    nothing = np.zeros(len(patients), bool)
     leads = leads_of([lead for lead in test.manifest.leads if lead in seen.manifest.leads])
     seconds = min(test.seconds, seen.seconds)
     if why := _unlike(test, seen, leads, seconds):
-        return np.zeros(len(patients), bool), why
+        return nothing, why
     for data, split in ((test, "test"), (seen, "train")):
         if why := _missing(data, split):
-            return np.zeros(len(patients), bool), why
+            return nothing, why
     wanted = np.concatenate(list(_fingerprints(test, "test", leads, seconds)))
     near = distances(wanted, _fingerprints(seen, "train", leads, seconds)) <= NEAR
-    leaked, empty = (np.any(of.reshape(len(patients), -1), axis=1) for of in (near, ~wanted.any(axis=1)))
+    leaked, empty = (np.asarray(of_piece.reshape(len(patients), -1).any(1)) for of_piece in (near, ~wanted.any(axis=1)))
     blank = int(empty.sum())
-    why = f"{blank:,} windows are empty in leads {', '.join(leads)}" if blank else ""
-    return leaked, why
+    return leaked, f"{blank:,} windows are empty in leads {', '.join(leads)}" if blank else ""
 
 
 def _unlike(test: DataSet, seen: DataSet, leads: Sequence[str], seconds: float) -> str:
