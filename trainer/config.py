@@ -10,6 +10,7 @@ from trainer.data.remote.fetch import is_remote
 from trainer.game.masking import GameConfig
 from trainer.game.temperature import LEAST, MOST
 from trainer.observe.wandb_mirror import WandbConfig
+from trainer.views.pairing import PairConfig
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
 
@@ -27,8 +28,7 @@ class DataConfig:
     """Number of shards that are shuffled together. Ideally `lanes * block_shards` shards fit into the memory of all
     machines."""
     partner: str = setting("same", choices=("same", "patient"))
-    """Source of the second view: the `same` window, or another window of the same `patient` (redrawn each epoch; the
-    same window if the patient has only one)."""
+    """The older name of `pair=patient`, for runs that began with it."""
     threads: int = setting(2, ">= 1 and <= 256")
     """Threads per process that copy samples; the same number of threads reads shards ahead."""
     ahead: int = setting(2, ">= 1 and <= 1000")
@@ -131,6 +131,9 @@ class ViewsConfig:
     """Views of the first side."""
     second: list[Any] = field(default_factory=list)
     """Views of the second side; the masker's mask is applied after them."""
+    both: list[Any] = field(default_factory=list)
+    """Views of both sides, after those of each, with other random numbers on each side: a method's `first` and `second`
+    stay as they are."""
 
 
 @dataclass
@@ -141,6 +144,11 @@ class LogConfig:
     """Steps between log lines."""
     heldout_every: int = setting(50, ">= 0")
     """Steps between evaluations of the loss on held-out patients (0: never)."""
+    probe: list[str] = field(default_factory=list)
+    """Tasks of configs/transfer, such as `[rhythm]`, on which features of held-out patients are probed with each
+    evaluation of `heldout_every`; only looked at, the run is the same without."""
+    probe_ecgs: int = setting(512, ">= 8 and <= 100000")
+    """The first ECGs of the held-out patients that are probed (at most)."""
     figure_every: int = setting(500, ">= 0")
     """Steps between mask figures; the first log line and the last have one as well (0: never)."""
 
@@ -217,6 +225,8 @@ class PretrainConfig:
     """The masker's network."""
     game: GameConfig = field(default_factory=GameConfig)
     """The game between encoder and masker."""
+    pair: PairConfig = field(default_factory=PairConfig)
+    """Where the two views of a pair come from."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """Views (augmentations) of the two sides of a pair."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -233,6 +243,7 @@ class PretrainConfig:
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work, before anything is built."""
         self.game.check()
+        self.pair.check()
         if not self.data.path:
             raise UserError("data.path is not set: give the folder of a sharded data set, data.path=DIR")
         check_fields(self)
@@ -241,6 +252,10 @@ class PretrainConfig:
         for key in ("cache", "cache_gb"):
             if (value := getattr(self.data, key)) and not is_remote(self.data.path):
                 raise UserError(f"data.{key}={value} has no effect with a local data.path: leave it out")
+        if self.log.probe and not self.log.heldout_every:
+            raise UserError("log.probe has no effect with log.heldout_every=0: leave one of them out")
+        if self.data.partner == "patient" and self.pair.kind not in ("same", "patient"):
+            raise UserError(f"data.partner=patient is pair=patient, but pair={self.pair.kind}: leave data.partner out")
         if self.optim.encoder.lr == 0:
             raise UserError("optim.encoder.lr=0.0 must be > 0")
         if self.batch.global_ % self.contrast:
@@ -269,6 +284,11 @@ class PretrainConfig:
             )
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
+
+    @property
+    def of_patients(self) -> bool:
+        """Whether the second view is of another window of the patient."""
+        return "patient" in (self.pair.kind, self.data.partner)
 
     @property
     def contrast(self) -> int:

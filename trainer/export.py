@@ -33,10 +33,11 @@ from trainer.run.record import RunRecord, read_record
 from umbra import golden, publish
 from umbra.card import CARD, model_card
 from umbra.config import check_fields, command, load, setting
-from umbra.directory import GOLDEN, HUB_ID
+from umbra.directory import CONFIG, GOLDEN, HUB_ID, WEIGHTS, mismatch, read_config, save_weights
+from umbra.encoders.config import EncoderConfig
 from umbra.errors import UserError
 from umbra.files import atomic_folder, claim_folder, write_text
-from umbra.hub import CONFIG, WEIGHTS, EncoderConfig, initialise, mismatch, read_config, save_weights
+from umbra.hub import initialise
 
 FILES = {CONFIG, WEIGHTS, GOLDEN, CARD, *runtimes.FILES.values()}
 STATISTICS = ("clean", "running")
@@ -71,7 +72,7 @@ class ExportConfig:
 
     formats: list[str] = field(default_factory=list)
     """Files for other runtimes besides the weights: `onnx` (encoder.onnx, `pip install 'umbra[onnx]'`), `pt2`
-    (encoder.pt2 of torch.export). Each takes any batch, ResNets any length, and is checked after writing."""
+    (encoder.pt2 of torch.export). Each takes any batch and any length, and is checked after writing."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -224,6 +225,8 @@ def _config(record: RunRecord, step: int, is_last: bool) -> EncoderConfig:
     training: dict[str, Any] = {key: getattr(record, key) for key in ("method", "steps", "status", "commit")}
     if init := record.init:
         training["init"] = {key: init[key] for key in ("sha256", "training", "data")}
+    if record.pair:
+        training["pair"] = dict(record.pair)
     return EncoderConfig(
         architecture={"name": encoder["name"], "args": encoder["args"]},
         dim=0,

@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.config import PretrainConfig
-from trainer.data.metadata import Metadata, Rows
+from trainer.data.metadata import Rows
 from trainer.data.remote.fetch import is_remote
 from trainer.data.remote.store import local_root
 from trainer.data.shards import Shards
 from trainer.distributed import World
 from trainer.game.game import Game, NonFiniteError, Still
-from trainer.game.players import make_players
+from trainer.game.players import make_players, pairing_of
 from trainer.run import faults, loop
+from trainer.run.assemble import patient_partners, views_of
 from trainer.run.checkpoint import WEIGHTS, give_weights
 from trainer.run.record import RunRecord, read_record
-from trainer.views import Key, build
+from trainer.views import Key
 from umbra.config import check_fields, command, load, setting
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
@@ -75,7 +76,7 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
     modules: dict[str, nn.Module] = {"encoder": encoder, **({"masker": masker} if masker is not None else {})}
     give_weights(modules, folder / WEIGHTS, AGAIN)
     players = {name: Still(module.to(device), device, record.precision == "bf16") for name, module in modules.items()}
-    manifest, absent = train.manifest, cast(Any, None)
+    views, absent = views_of(cfg, train), cast(Any, None)
     return loop.Run(
         cfg=cfg,
         world=World(0, 1, device),
@@ -84,14 +85,15 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
         heldout=None,
         order=absent,
         scaling=Scaling(**record.scaling).to(device),
-        first=build(cfg.views.first, manifest.leads),
-        second=build(cfg.views.second, manifest.leads),
+        first=views[0],
+        second=views[1],
+        pairing=pairing_of(cfg, train),
         game=Game(
             players["encoder"],
             players.get("masker"),
             cfg.game,
             cfg.temperature,
-            hop=cfg.game.hop(manifest.rate),
+            hop=cfg.game.hop(train.manifest.rate),
             total=fault.total,
         ),
         engines=players,
@@ -102,17 +104,14 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
         start=fault.step,
         total=fault.total,
         patients=torch.tensor(train.patients(), device=device),
+        partners=patient_partners(cfg, train),
     )
 
 
 def replay(run: loop.Run, fault: faults.Fault, rows: Rows) -> int:
     """Plays the step and prints what is not finite; 0 if it is as it was, else 1."""
     device, first = run.world.device, run.train.rows.start
-    drawn = [rows]
-    if run.cfg.data.partner == "patient":
-        drawn.append(
-            Metadata(run.train.root, run.cfg.data.cache or run.cfg.run).partners(rows, fault.seed, fault.epoch)
-        )
+    drawn = [rows] if run.partners is None else [rows, run.partners(rows, fault.epoch)]
     signals = [[torch.from_numpy(_gathered(run.train, part - first)).to(device) for part in side] for side in drawn]
     keys = [Key(fault.seed, fault.epoch, torch.from_numpy(part).to(device)) for part in rows]
     pairs = [loop.make_pair(run, one, key, other) for one, key, other in zip(signals[0], keys, signals[-1])]

@@ -85,7 +85,12 @@ def exported(encoder: Encoder) -> ExportedProgram:
     if encoder.backbone.any_length:
         free[2] = Dim("samples", min=min(SHORTEST, encoder.config.samples), max=1 << 30)
     with torch.no_grad():
-        return torch.export.export(Portable(encoder).eval(), (ecg,), dynamic_shapes={"ecg": free})
+        return torch.export.export(
+            Portable(encoder).eval(),
+            (ecg,),
+            dynamic_shapes={"ecg": free},
+            prefer_deferred_runtime_asserts_over_guards=True,  # else a ViT's number of patches fixes the length
+        )
 
 
 def _free(network: nn.Module) -> nn.Module:

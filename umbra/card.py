@@ -40,6 +40,7 @@ def model_card(config: EncoderConfig, evaluations: Sequence[Evaluation] = (), li
     training, data = config.training, config.data
     more = _norm_row(training["batch_norm"]) if "batch_norm" in training else ""
     more += _init_row(training["init"]) if "init" in training else ""
+    more += _pair_row(training["pair"]) if "pair" in training else ""
     step, steps = training.get("step"), training.get("steps")
     last = "the last committed step" if training.get("is_last") else "chosen by its number"
     return f"""{_metadata(config, evaluations, license, repo)}
@@ -80,6 +81,10 @@ Intended for research: features for a linear probe, or the start of fine-tuning 
 - Do not test it on patients that it was pre-trained on. Patients can only be matched across data sets with the same
   key id.
 """
+
+
+def _pair_row(pair: dict[str, Any]) -> str:
+    return f"| trained on | views of {pair['seconds']:g} s (`pair={pair['kind']}`); whole windows are taken as well |\n"
 
 
 def _metadata(config: EncoderConfig, evaluations: Sequence[Evaluation], license: str, repo: str) -> str:

@@ -36,10 +36,19 @@ def layers(
 ) -> Iterator[tuple[str, str, dict[Any, Any]]]:
     """(where it comes from, its dotted key or an empty string for a file, nested values) of each layer."""
     if path is not None:
-        yield str(path), "", _read_yaml(path)
+        yield str(path), "", _opened(_read_yaml(path), schema)
     for word in overrides:
         origin = f"'{word}' {source}"
-        yield origin, word.partition("=")[0], _read_word(word, schema, origin)
+        yield origin, word.partition("=")[0], _opened(_read_word(word, schema, origin), schema)
+
+
+def _opened(layer: dict[Any, Any], schema: Any) -> dict[Any, Any]:
+    """The layer with `pair: halves` written out as `pair: {kind: halves}`, for a section that names a `short` key."""
+    short = {name: getattr(kind, "short", None) for name, kind in field_types(schema)}
+    return {
+        name: {short[name]: value} if short.get(name) and not isinstance(value, dict) else value
+        for name, value in layer.items()
+    }
 
 
 def refuse_option(word: str, options: Sequence[str] = ()) -> None:

@@ -30,7 +30,7 @@ FREE: dict[str, tuple[str, ...]] = {
     "build": ("input", "output", "workers", "task", "tasks", "key_file", "timeout"),
     "study": (
         *("rotations", "methods", "seeds", "tasks", "fractions", "reference", "bootstrap", "minutes", "output"),
-        *("name", "data", "processes"),
+        *("name", "data", "processes", "workers", "part", "parts"),
     ),
 }
 

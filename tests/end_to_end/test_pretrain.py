@@ -202,6 +202,24 @@ def test_batch_norm_is_the_same_game_on_one_process_and_on_two(shards, tmp_path)
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_run_is_the_same_with_a_probe_that_looks_on(zero, shards, tmp_path):
+    words = ["encoder.args.norm=batch", f"zero={zero}", "steps=8"]
+    for name, more in (("without", []), ("with", ["log.probe=[rhythm]"])):
+        code, output = launch(pretrain(shards, tmp_path / name, *words, *more), 2)
+        assert code == 0, output[-3000:]
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    with_, without = (
+        load_file(tmp_path / n / "checkpoints" / "step-8" / "weights.safetensors") for n in ("with", "without")
+    )
+    assert all(torch.equal(with_[name], without[name]) for name in without)
+    rows = [row for row in read_metrics(tmp_path / "with" / "metrics.jsonl") if "heldout/loss" in row]
+    assert len(rows) == 2
+    assert all(0 <= row["probe/rhythm"] <= 1 <= row["heldout/effective_rank"] <= 16 for row in rows)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["block_mask", "3kg", "gaussian", "none"])
 def test_the_rivals_run(method, shards, tmp_path):
     code, output = launch(pretrain(shards, tmp_path / "run", "steps=4", method=method), 2)
@@ -268,15 +286,21 @@ def test_a_run_goes_on_under_its_own_config_only(whole, shards):
 
 
 @pytest.mark.full
-def test_pairs_of_a_patient_are_the_same_game_at_any_world_size(shards, tmp_path):
-    runs = {"1": (1, "patient"), "2": (2, "patient"), "alone": (2, "same")}
-    for name, (processes, partner) in runs.items():
-        words = pretrain(shards, tmp_path / name, f"data.partner={partner}", "data.audit=true", *SMOOTH)
-        assert launch(words, processes)[0] == 0
-    one, two, alone = (losses(tmp_path / name)[:5] for name in runs)
+@pytest.mark.parametrize("pair", [["pair=patient"], ["pair=crops", "pair.seconds=1.5"]], ids=lambda words: words[0])
+def test_pairs_are_the_same_game_at_any_world_size_and_go_on_bit_equal(pair, shards, tmp_path):
+    words = [*pair, "data.audit=true", "batch.contrast=8", "checkpoint.every=6", *SMOOTH]
+    runs = {"1": (1, []), "2": (2, []), "same": (2, ["pair.kind=same", "pair.seconds=0"])}
+    for name, (processes, more) in runs.items():
+        assert launch(pretrain(shards, tmp_path / name, *words, *more), processes)[0] == 0
+    one, two, same = (losses(tmp_path / name)[:5] for name in runs)
     assert one == pytest.approx(two, rel=1e-5)
-    assert one != pytest.approx(alone, rel=1e-3)
+    assert one != pytest.approx(same, rel=1e-3)
     assert judge(tmp_path / "2").problems == []
+    shutil.copytree(tmp_path / "2", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-12")
+    code, output = launch(pretrain(shards, tmp_path / "cut", *words), 2)
+    assert code == 0, output[-3000:]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "2")
 
 
 @pytest.mark.full

@@ -27,6 +27,13 @@ def test_exports_the_newest_committed_step_with_its_scaling(tmp_path):
     assert encoder.config.dim == expected.shape[1]
 
 
+@pytest.mark.parametrize("pair", [None, {"kind": "crops", "seconds": 1.5}])
+def test_an_encoder_says_how_views_were_cut_and_takes_whole_windows(pair, tmp_path):
+    encoder = load_encoder(export(make_run(tmp_path / "run", pair=pair)), check=True)
+    assert encoder.config.training.get("pair") == pair
+    assert encoder.config.samples == SAMPLES
+
+
 def test_exports_the_step_that_is_asked_for(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     main([f"run={run}", f"output={tmp_path / 'old'}", "step=3"])

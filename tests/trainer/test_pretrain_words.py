@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.support.handmade import make_shards
+from tests.support.launch import ROOT
 from tests.support.pretrain_words import SMALL, called
 from tests.support.ranges import ranged
 from trainer import config, distributed, pretrain
 from trainer.data.shards import Shards
-from trainer.run import assemble
+from trainer.game.players import pairing_of
+from trainer.run import assemble, loop
+from trainer.views import Key
+from umbra.encoders.encoder import Scaling
+from umbra.errors import UserError
 from umbra.layers import keys
 
 MISTAKES = [
@@ -87,6 +93,9 @@ MISTAKES = [
     (["optim.masker.lr=-1"], "optim.masker.lr=-1.0 must be >= 0"),
     (["optim.warmup=5"], "optim.warmup=5.0 must be >= 0 and <= 1"),
     (["views.second=[blok_mask]"], "did you mean 'block_mask'?"),
+    (["views.both=[{name: cell_mask, cell_s: 2.6}]"], "view 'cell_mask': cell_s=2.6 leaves one cell in 2.56 s"),
+    (["views.both=[wandr]"], "did you mean 'wander'?"),
+    (["views.both=[mains]"], "view 'mains': 50 Hz needs a rate above 100 Hz, the data have 100: leave the view out"),
     (["game.slope=nan"], "game.slope=nan must be a finite number"),
     (["game.strength=nan"], "game.strength=nan must be a finite number"),
     (["game.strength=-1"], "game.strength=-1.0 must be >= 0"),
@@ -102,6 +111,11 @@ MISTAKES = [
     (["masker.name=paper", "game.resolution_s=1"], "game.resolution_s has no effect with masker.name=paper"),
     (["zero=7"], "zero=7"),
     (["data.partner=patients"], "data.partner=patients is unknown; use same, patient"),
+    (["data.partner=patient", "pair=halves"], "data.partner=patient is pair=patient, but pair=halves"),
+    (["pair=halve"], "pair.kind=halve is unknown; use same, halves, crops, patient"),
+    (["pair=crops", "pair.seconds=3"], "pair.seconds=3 is longer than the windows of the data, 2.56 s"),
+    (["pair=halves", "game.resolution_s=1.5"], "game.resolution_s=1.5 leaves one cell in a view of 1.28 s"),
+    (["pair=halves", "game.coverage=0.1"], "game.coverage=0.1 of 4 cells per view is less than half a cell"),
     (["wandb.mode=ofline"], "wandb.mode=ofline"),
     (["data.exclude=[train-00000.tar]"], "not a shard of the training split; did you mean 'train-000000.tar'?"),
     (["data.exclude=[train-000000.tar]"], "data.exclude leaves no training shard: exclude fewer"),
@@ -132,22 +146,78 @@ def test_partners_of_a_patient_need_patients(shards, tmp_path, capsys, monkeypat
     root = shutil.copytree(shards, tmp_path / "s")
     manifest = root / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"patient_ids": true', '"patient_ids": false'))
-    words = ["configs/pretrain/none.yaml", f"data.path={root}", *SMALL, "data.partner=patient", "--dry-run"]
+    words = ["configs/pretrain/none.yaml", f"data.path={root}", *SMALL, "pair=patient", "--dry-run"]
     code, _, error = called(words, monkeypatch, capsys)
     assert (code, error.count("\n")) == (2, 1)
-    assert "no patient ids; use data.partner=same" in error
+    assert "pair=patient: the source of the data set has no patient ids; use pair=same" in error
 
 
-def test_the_partners_of_a_run_are_other_windows_of_the_patient_anew_each_epoch(shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize("word", ["pair=patient", "data.partner=patient"])
+def test_the_partners_of_a_run_are_other_windows_of_the_patient(word, shards, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
-    cfg = pretrain.read_config([f"data.path={shards}", f"run={tmp_path}", *SMALL, "data.partner=patient"])
+    cfg = pretrain.read_config([f"data.path={shards}", f"run={tmp_path}", *SMALL, word])
     train = Shards(shards, "train")
-    order = assemble.make_order(cfg, train, {})
-    partners = assemble.patient_partners(cfg, order, train)
-    indices = order.step(1)
-    assert np.array_equal(partners(1, indices), indices ^ 1)  # two windows a patient, side by side
-    cfg.data.partner = "same"
-    assert assemble.patient_partners(cfg, order, train) is None
+    rows = assemble.make_order(cfg, train, {}).step(1)
+    partners = assemble.patient_partners(cfg, train)
+    assert np.array_equal(partners(rows, 1), rows ^ 1)  # two windows a patient, side by side
+    assert assemble.patient_partners(pretrain.read_config([f"data.path={shards}", *SMALL]), train) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pair=patient"], "# pair=patient: 46 of 47 training ECGs have another one of their patient\n"),
+        (["pair=halves"], "# pair=halves: views of 1.28 s, of windows of 2.56 s\n"),
+        (["pair=crops", "pair.seconds=2"], "# pair=crops: views of 2 s, of windows of 2.56 s\n"),
+    ],
+)
+def test_a_dry_run_says_where_the_views_come_from(words, said, tmp_path, capsys, monkeypatch):
+    root = make_shards(tmp_path / "odd", {"train": ["SR"] * 47})
+    given = ["configs/pretrain/adversarial.yaml", f"data.path={root}", f"run={tmp_path / 'run'}", *SMALL, *words]
+    code, output, error = called([*given, "--dry-run"], monkeypatch, capsys)
+    assert (code, error) == (0, "")
+    assert said in output
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "pretrain").glob("*.yaml")))
+def test_every_method_makes_pairs_of_halves_with_noise_on_both_sides(config, shards):
+    words = [
+        f"configs/pretrain/{config}.yaml",
+        f"data.path={shards}",
+        *SMALL,
+        "pair=halves",
+        "views.both=[emg]",
+    ]
+    plan = assemble.plan_run(pretrain.read_config(words))
+    run = SimpleNamespace(
+        cfg=plan.cfg,
+        train=plan.train,
+        first=plan.views[0],
+        second=plan.views[1],
+        scaling=Scaling([0.0] * 12, [0.5] * 12, plan.cfg.scaling),
+        pairing=pairing_of(plan.cfg, plan.train),
+        patients=None,
+    )
+    signals = torch.from_numpy(plan.train.gather(np.arange(4), np.empty((4, 12, 256), "<i2")))
+    pair = loop.make_pair(run, signals, Key(0, 0, torch.arange(4)))
+    assert pair.x.shape == pair.v.shape == (4, 12, 128)
+    assert plan.encoder(torch.cat([pair.x, pair.v])).isfinite().all()
+    if plan.masker is not None:
+        assert plan.masker(pair.v).shape[-1] == 128
+
+
+def test_views_of_both_sides_come_after_those_of_each(shards, tmp_path):
+    words = [f"data.path={shards}", *SMALL, "views.first=[vcg]", "views.second=[time_mask, wander]"]
+    first, second = assemble.plan_run(pretrain.read_config([*words, "views.both=[wander, lead_dropout]"])).views
+    assert [view.op for view in first.signal + first.mask] == ["vcg", "wander", "lead_dropout"]
+    assert [view.op for view in second.signal + second.mask] == ["wander", "wander#2", "time_mask", "lead_dropout"]
+
+
+def test_a_network_of_one_length_has_no_shorter_views(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("umbra.encoders.resnet.ResNet.any_length", False)
+    cfg = pretrain.read_config([f"data.path={shards}", f"run={tmp_path}", *SMALL, "pair=halves"])
+    with pytest.raises(UserError, match="pair=halves: views are shorter than the window, and resnet18 takes one len"):
+        assemble.plan_run(cfg)
 
 
 def test_what_is_right_passes(shards, tmp_path, capsys, monkeypatch):

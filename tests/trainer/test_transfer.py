@@ -253,6 +253,26 @@ def test_every_number_of_the_config_has_a_range():
     assert numbers == ranged(TransferConfig)
 
 
+@pytest.mark.parametrize("mode", ["probe", "finetune"])
+def test_an_encoder_of_another_length_takes_the_datas_windows_whole(mode, data, tmp_path, capsys):
+    short = export(make_run(tmp_path / "run", encoder=ENCODER | {"samples": 100}))
+    fit = ["finetune.epochs=1", "finetune.lr=[1e-3]"] if mode == "finetune" else []
+    words = [f"data={data}", f"mode={mode}", "bootstrap=0", *fit]
+    transfer.main([RHYTHM, *words, f"encoder={short}", f"output={tmp_path / 'short'}"])
+    assert f"# the encoder's windows are 1 s, those of {data} 2.56 s, which it takes whole" in capsys.readouterr().out
+    whole = export(make_run(tmp_path / "whole"))
+    transfer.main([RHYTHM, *words, f"encoder={whole}", f"output={tmp_path / 'whole-result'}"])
+    assert "takes whole" not in capsys.readouterr().out
+    assert result(tmp_path / "short")["auroc"] == result(tmp_path / "whole-result")["auroc"]
+
+
+def test_an_encoder_of_one_length_refuses_other_windows(data, tmp_path, monkeypatch):
+    short = export(make_run(tmp_path / "run", encoder=ENCODER | {"samples": 100}))
+    monkeypatch.setattr("umbra.encoders.resnet.ResNet.any_length", False)
+    with pytest.raises(UserError, match=r"has windows of 2.56 s: resnet18 takes only ECGs of the length .*, 1 s"):
+        transfer.main([RHYTHM, f"encoder={short}", f"data={data}", f"output={tmp_path / 'o'}"])
+
+
 def test_a_gpu_that_is_not_here_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match="device=cuda is not available; use auto or cpu"):
@@ -289,7 +309,7 @@ def test_comparing_nothing_is_a_mistake(tmp_path):
         transfer.main(["compare", str(tmp_path)])
 
 
-def test_data_of_another_length_is_refused(data, encoder, tmp_path):
+def test_data_of_another_rate_or_other_leads_are_refused(data, encoder, tmp_path):
     config = json.loads((encoder / "config.json").read_text())
     other = tmp_path / "other"
     other.mkdir()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.handmade import SAMPLES, SCALING, make_run
+from tests.support.handmade import SAMPLES, SCALING, make_run, small_encoder
 from tests.support.players import PlainEngine
 from trainer.export import export
 from trainer.game.game import Game, Pair
@@ -22,7 +22,7 @@ from umbra.encoders.flops import PEAKS, forward_flops, peak, peak_of, training_f
 from umbra.encoders.registry import ENCODERS, build_encoder
 from umbra.encoders.vit import sine_cosine
 from umbra.errors import UserError
-from umbra.hub import load_encoder
+from umbra.hub import initialise, load_encoder
 
 SMALL = {
     "resnet18": {"width": 8, "embedding": 24},
@@ -76,6 +76,31 @@ def test_rows_are_treated_alone_at_any_length(name, samples):
     assert whole.shape == (3, encoder.dim)
     assert torch.allclose(whole, torch.cat([encoder(row[None]) for row in x]), atol=1e-5)
     assert (whole[0] - whole[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet18", "xresnet1d101", "vit_s"])
+@pytest.mark.parametrize("samples", [120, 999])
+def test_an_encoder_takes_other_lengths_as_if_it_were_built_for_them(name, samples):
+    encoder, x = small_encoder(name, seconds=5), torch.randn(2, 12, samples)
+    other = encoder.resized(samples)
+    assert (encoder.config.samples, other.config.samples) == (500, samples)
+    assert torch.equal(other(x), encoder.backbone(encoder.scaling(x)).detach())
+    alone = initialise(other.config)
+    alone.load_state_dict(encoder.state_dict())
+    assert torch.equal(other(x), alone(x))
+
+
+def test_a_network_of_one_length_is_not_resized(monkeypatch):
+    monkeypatch.setattr("umbra.encoders.vit.ViT.any_length", False)
+    with pytest.raises(UserError, match="vit_s takes only ECGs of the length that it was built for, 5 s"):
+        small_encoder("vit_s", seconds=5).resized(1000)
+
+
+def test_the_positions_of_a_vit_are_those_of_time_at_any_length():
+    encoder = small("vit_s", samples=240)
+    table = sine_cosine(50, encoder.dim)
+    for count in (1, 11, 12, 50):
+        assert torch.equal(encoder._places(count), table[:count])
 
 
 @pytest.mark.parametrize("name", ENCODERS)

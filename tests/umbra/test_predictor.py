@@ -8,9 +8,10 @@ from torch import nn
 
 from tests.support.damage import DAMAGES
 from umbra import Predictor, load_predictor
+from umbra.directory import save_weights
 from umbra.encoders.encoder import EncoderConfig
 from umbra.errors import UserError
-from umbra.hub import initialise, save_weights
+from umbra.hub import initialise
 from umbra.predictor import HeadConfig, save_head
 
 SCALING = {"mode": "fixed", "mean_mv": [0.0], "std_mv": [1.0]}

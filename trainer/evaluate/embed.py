@@ -10,37 +10,48 @@ from torch import Tensor, nn
 
 from trainer.data.shards import Shards
 from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.recorded import as_recorded
 from trainer.evaluate.task import Labelled
 from trainer.game.batchnorm import batch_norms, estimate
+from umbra.directory import read_config
 from umbra.encoders.encoder import Encoder
-from umbra.errors import UserError
-from umbra.hub import initialise, load_encoder, read_config
+from umbra.errors import UserError, naming
+from umbra.hub import initialise, load_encoder
 
 
 def open_encoder(config: TransferConfig, train: Labelled) -> Encoder:
     """The encoder that the config names, on its device; randomly initialised for `encoder=random` or `mode=scratch`.
 
     In a random encoder that is probed, batch norm gets the mean and variance of the train records, as in an exported
-    encoder those of its training ECGs. Raises `UserError` if the data do not match the encoder's input.
+    encoder those of its training ECGs. An encoder of another length is resized to the data's, where its network allows.
+    Raises `UserError` if the data do not match the encoder's input.
     """
     name, device = config.like if config.encoder == "random" else config.encoder, device_of(config.device)
     fresh = config.encoder == "random" or config.mode == "scratch"
     encoder = initialise(read_config(name), config.seed).to(device) if fresh else load_encoder(name, device)
-    _check_fits(encoder, train.shards, config)
+    encoder = as_recorded(_fitted(encoder, train.shards, config), config.leads, config.seconds)
     if fresh and batch_norms(encoder) and config.mode == "probe":
         estimate(encoder, (signals(part, device) for part in parts_of(train, config.batch)))
     return encoder
 
 
-def _check_fits(encoder: Encoder, shards: Shards, config: TransferConfig) -> None:
-    """Raises `UserError` if the data's leads, rate or length are not those of the encoder."""
+def _fitted(encoder: Encoder, shards: Shards, config: TransferConfig) -> Encoder:
+    """The encoder for windows of the data's length. Raises `UserError` if the data's leads or rate are not those of the
+    encoder, or if its network takes no other length."""
     wanted, given = encoder.config, shards.manifest
-    for what in ("rate", "leads", "samples"):
+    for what in ("rate", "leads"):
         if getattr(wanted, what) != getattr(given, what):
             raise UserError(
                 f"the encoder needs {what} {getattr(wanted, what)}, {config.data} has {getattr(given, what)}: "
                 "build the shards with the rate, seconds and leads of the encoder"
             )
+    if wanted.samples == given.samples:
+        return encoder
+    seconds, own = given.samples / given.rate, wanted.samples / wanted.rate
+    with naming(f"{config.data} has windows of {seconds:g} s"):
+        fitted = encoder.resized(given.samples)
+    print(f"# the encoder's windows are {own:g} s, those of {config.data} {seconds:g} s, which it takes whole")
+    return fitted
 
 
 def device_of(name: str) -> torch.device:

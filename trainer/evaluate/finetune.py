@@ -118,7 +118,8 @@ def share(task: Task, chosen: np.ndarray, config: TransferConfig, device: torch.
     room = tune.memory_gb * 1e9 or free_bytes(device) / 2
     train = Records(part, device, room)
     val = Records(task.val, device, room - (train.bytes if train.held is not None else 0))
-    views = build(tune.views, part.shards.manifest.leads)
+    manifest = part.shards.manifest
+    views = build(tune.views, manifest.leads, (manifest.samples, manifest.rate))
     kind, bf16 = kind_of(task.kind, part.target), uses_bf16(tune.precision, device)
     return Shared(task, train, val, kind, views, bf16, config)
 

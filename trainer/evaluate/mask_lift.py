@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,17 @@ from trainer.evaluate.delineation import WAVES, Delineation, delineate
 from trainer.evaluate.result import plain
 from trainer.evaluate.scores import interval, patient_resamples
 from trainer.game.masking import binarise, soft_masks
-from trainer.game.players import make_players
+from trainer.game.players import make_players, pairing_of
 from trainer.observe.mask_figure import bands, ecg_with_masks
 from trainer.run.checkpoint import WEIGHTS, newest, read_weights
 from trainer.run.record import RECORD, read_record
 from trainer.views.masks import TimeMask
 from trainer.views.random import Key
 from umbra.config import check_fields, load, setting
+from umbra.directory import mismatch
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.files import make_folder, write_text
-from umbra.hub import mismatch
 from umbra.layers import config_file
 
 LEAST_ECGS, LEAST_SHARE = 10, 0.2  # ECGs of a group, and ECGs with a wave among them, for a lift
@@ -133,7 +134,8 @@ def main(argv: list[str]) -> None:
 
 def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] for per-lead
-    masks; spectral masks are averaged over bins. Raises `UserError` for a run without a masker or checkpoint."""
+    masks; spectral masks are averaged over bins. A masker that was trained on shorter views masks one after the other;
+    the last ends with the ECG. Raises `UserError` for a run without a masker or checkpoint."""
     if not settings.game.enabled:
         raise UserError(f"{run} was trained without a masker: there are no masks to analyse")
     found = newest(run)
@@ -149,12 +151,17 @@ def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDAr
     scaling = Scaling(manifest.lead_mean_mv, manifest.lead_std_mv, settings.scaling)
     if (run / RECORD).is_file() and (init := read_record(run).init):
         scaling = Scaling(**init["scaling"])
-    out = []
+    length, out = pairing_of(settings, shards).samples, []
+    starts = [*range(0, manifest.samples - length, length), manifest.samples - length]
     with torch.no_grad():
         for part in np.array_split(ecgs, max(1, len(ecgs) // 64)):
-            raw = soft_masks(masker(scaling(torch.from_numpy(part))), dials, dials.hop(manifest.rate))
-            out += [bands(m, manifest.samples) for m in binarise(raw, dials).numpy()]
-    return np.stack(out)
+            pieces = []
+            for start, stop in pairwise([*starts, manifest.samples]):
+                x = scaling(torch.from_numpy(part[..., start : start + length]))
+                raw = binarise(soft_masks(masker(x), dials, dials.hop(manifest.rate)), dials).numpy()
+                pieces.append(np.stack([bands(m, length)[..., : stop - start] for m in raw]))
+            out.append(np.concatenate(pieces, -1))
+    return np.concatenate(out)
 
 
 def measure(cfg: MaskLiftConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.float32], table: Any) -> list[Lift]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.game.masking import LEAST_SPREAD, GameConfig, binarise, entropy
+from trainer.game.masking import GameConfig, binarise, entropy
+from trainer.views.softly import LEAST_SPREAD
 
 YOUNG = 50  # steps without alarms at the start
 UNMOVED = 0.05  # fraction of a run in which the encoder may still be near its initialisation

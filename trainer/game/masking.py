@@ -15,10 +15,9 @@ from torch import Tensor
 from trainer.game.losses import paper_penalty
 from trainer.views.masks import BlockMask
 from trainer.views.random import Key, integers, uniform
+from trainer.views.softly import softly
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
-
-LEAST_SPREAD = 1e-3
 
 
 @dataclass
@@ -192,27 +191,7 @@ def binarise(masks: Tensor, cfg: GameConfig) -> Tensor:
     """
     if cfg.threshold == "half":
         return torch.sigmoid(cfg.slope * (masks.sigmoid() - 0.5))
-    odds = masks.flatten(3)
-    fixed = odds.detach()
-    spread = fixed.std(-1, keepdim=True).clamp_min(LEAST_SPREAD)
-    return torch.sigmoid(cfg.slope * (odds - quantile(fixed, 1 - cfg.coverage)) / spread).view_as(masks)
-
-
-def quantile(values: Tensor, share: float) -> Tensor:
-    """The value that about `share` of the last axis is below, halfway between two values: [..., T] -> [..., 1].
-
-    Equal values, such as the samples of one cell, are on the same side of it: `share` is rounded to whole cells, with
-    at least one on each side unless all values are equal.
-    """
-    length = values.shape[-1]
-    low = values.kthvalue(min(max(round(share * length), 1), length), -1, keepdim=True).values
-    larger, smaller = values > low, values < low
-    above = torch.where(larger, values, torch.inf).amin(-1, keepdim=True)
-    below = torch.where(smaller, values, -torch.inf).amax(-1, keepdim=True)
-    under, over = (side.sum(-1, keepdim=True) for side in (smaller, larger))
-    down = (over == 0) | ((under > 0) & (share * length - under < length - over - share * length))
-    near = torch.where(down, below, above)
-    return torch.where((under == 0) & (over == 0), low, (low + near) / 2)
+    return softly(masks.flatten(3), cfg.coverage, cfg.slope).view_as(masks)
 
 
 def with_random_blocks(hidden: Tensor, key: Key, cfg: GameConfig) -> Tensor:

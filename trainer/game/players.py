@@ -14,6 +14,7 @@ from trainer.game.maskers.registry import build_masker
 from trainer.game.masking import GameConfig
 from trainer.game.projector import Projector
 from trainer.game.temperature import Temperature
+from trainer.views.pairing import Pairing, pairing
 from umbra.encoders.registry import build_encoder
 from umbra.errors import UserError, building
 
@@ -39,10 +40,18 @@ class ContrastiveEncoder(nn.Module):
 
 
 def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder, Masker | None]:
-    """Encoder with projector, and masker (None without the game), with weights from the seed, the same on all ranks."""
-    manifest = train.manifest
+    """Encoder with projector, and masker (None without the game), with weights from the seed, the same on all ranks.
+
+    The encoder is that for whole windows, also where it is trained on shorter views.
+    """
+    manifest, samples = train.manifest, pairing_of(cfg, train).samples
     torch.manual_seed(cfg.seed)
     backbone = build_encoder(cfg.encoder.name, len(manifest.leads), manifest.samples, cfg.encoder.args)
+    if samples != manifest.samples and not backbone.any_length:
+        raise UserError(
+            f"pair={cfg.pair.kind}: views are shorter than the window, and {cfg.encoder.name} takes one length alone: "
+            "use pair=same, or another encoder.name"
+        )
     if batch_norms(backbone) and cfg.batch.device:
         raise UserError(
             f"batch.device={cfg.batch.device}: with batch norm an ECG's features depend on its whole contrast batch, "
@@ -55,16 +64,16 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder
     encoder = ContrastiveEncoder(over_all_ranks(backbone), projector, temperature, chunk=rows)
     if not cfg.game.enabled:
         return encoder, None
-    hop = cfg.game.hop(manifest.rate)
-    if hop >= manifest.samples:
-        seconds = manifest.samples / manifest.rate
+    hop, what = cfg.game.hop(manifest.rate), "window" if samples == manifest.samples else "view"
+    if hop >= samples:
         raise UserError(
-            f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a window of {seconds:g} s: lower it"
+            f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a {what} of {samples / manifest.rate:g} "
+            "s: lower it"
         )
-    cells, rare = -(-manifest.samples // hop), min(cfg.game.coverage, 1 - cfg.game.coverage)
+    cells, rare = -(-samples // hop), min(cfg.game.coverage, 1 - cfg.game.coverage)
     if cfg.game.threshold == "coverage" and cfg.game.family != "spectral" and rare * cells < 0.5:
         raise UserError(
-            f"game.coverage={cfg.game.coverage:g} of {cells} cells per window is less than half a cell, the minimum "
+            f"game.coverage={cfg.game.coverage:g} of {cells} cells per {what} is less than half a cell, the minimum "
             f"is one of {cells}: lower game.resolution_s={cfg.game.resolution_s:g}"
         )
     leads = len(manifest.leads)
@@ -72,6 +81,11 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder
     masker = build_masker(cfg.masker.name, leads, cfg.game.channels(leads, hop), hop, *shape)
     masker.chunk = cfg.batch.device
     return encoder, masker
+
+
+def pairing_of(cfg: PretrainConfig, train: Shards) -> Pairing:
+    """How a run cuts the windows of its data into views. Raises `UserError` if they do not fit."""
+    return pairing(cfg.pair, train.manifest.samples, train.manifest.rate)
 
 
 def masked_views(game: GameConfig) -> int:

@@ -26,15 +26,15 @@ from trainer.data.remote.cache import Cache, open_cache, space_needed
 from trainer.data.remote.fetch import Remote, is_remote, without_secrets
 from trainer.data.remote.store import local_root
 from trainer.data.shards import Shards
-from trainer.data.stream import Partners
 from trainer.game.compiled import compile_networks
 from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
-from trainer.game.players import ContrastiveEncoder, make_players, masked_views
+from trainer.game.players import ContrastiveEncoder, make_players, masked_views, pairing_of
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, loop
 from trainer.run.engines import make_engine, skip_step, uses_bf16
 from trainer.run.init import Origin, read_init
+from trainer.run.online_probe import OnlineProbe, open_probe
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
 from trainer.run.saving import Saver
 from trainer.run.schedule import player_rate
@@ -65,6 +65,7 @@ class Plan:
     patients: NDArray[np.int64]
     resumed: tuple[int, int] | None = None
     init: Origin | None = None
+    probe: OnlineProbe | None = None
 
 
 def plan_run(cfg: PretrainConfig) -> Plan:
@@ -79,17 +80,23 @@ def plan_run(cfg: PretrainConfig) -> Plan:
     saved = checkpoint.saved_state(newest)
     order = make_order(cfg, train, saved)
     resumed = _resumed(cfg, order, train, newest, saved) if newest else None
-    if cfg.data.partner == "patient" and not train.manifest.patient_ids:
-        raise UserError("data.partner=patient: the source of the data set has no patient ids; use data.partner=same")
+    if cfg.of_patients and not train.manifest.patient_ids:
+        raise UserError("pair=patient: the source of the data set has no patient ids; use pair=same, halves or crops")
     order.ranks(distributed.launched_size())
     encoder, masker = make_players(cfg, train)
     init = saved.get("init")
     if cfg.init and not newest:
         init, weights = read_init(cfg, train.manifest)
         encoder.backbone.load_state_dict(weights)
-    views = build(cfg.views.first, train.manifest.leads), build(cfg.views.second, train.manifest.leads)
+    views = views_of(cfg, train)
     total = cfg.total_steps(order.steps_per_epoch)
-    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init)
+    probe = open_probe(cfg.log.probe, heldout, probed_count(cfg, heldout, order))
+    return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init, probe)
+
+
+def probed_count(cfg: PretrainConfig, heldout: Shards | None, order: Order) -> int:
+    """Held-out ECGs that are probed: as many at any world size."""
+    return loop.heldout_count(cfg.log.probe_ecgs, heldout.count, order.lanes) if heldout is not None else 0
 
 
 def _resumed(
@@ -163,7 +170,9 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         recorder=open_recorder(cfg, world, order, train, start),
         patients=torch.tensor(plan.patients, device=world.device),
         mfu_per_ecg=mfu,
-        partners=patient_partners(cfg, order, train),
+        probe=plan.probe,
+        pairing=pairing_of(cfg, train),
+        partners=patient_partners(cfg, train),
     )
 
 
@@ -204,9 +213,23 @@ def describe(plan: Plan) -> str:
         f"# memory: weights, gradients and AdamW {4 * mib:.0f} MiB; "
         f"storage: {min(max(saves, 1), cfg.checkpoint.keep) * 4 * mib:.0f} MiB of checkpoints in {cfg.run}\n"
         + "".join(changes)
+        + _describe_pairs(plan)
         + _describe_init(plan)
         + _describe_resumed(plan)
     )
+
+
+def _describe_pairs(plan: Plan) -> str:
+    """Where the two views come from; empty if both are of the whole window."""
+    cfg, manifest = plan.cfg, plan.train.manifest
+    if cfg.of_patients:
+        _, place, windows = np.unique(plan.patients[list(plan.train.rows)], return_inverse=True, return_counts=True)
+        more = int((windows[place] > 1).sum())
+        return f"# pair=patient: {more} of {plan.train.count} training ECGs have another one of their patient\n"
+    if cfg.pair.kind == "same":
+        return ""
+    seconds = pairing_of(cfg, plan.train).samples / manifest.rate
+    return f"# pair={cfg.pair.kind}: views of {seconds:g} s, of windows of {manifest.samples / manifest.rate:g} s\n"
 
 
 def _describe_init(plan: Plan) -> str:
@@ -258,15 +281,22 @@ def start_cache(plan: Plan, world: distributed.World, order: Order, start: int) 
     return cache
 
 
-def patient_partners(cfg: PretrainConfig, order: Order, train: Shards) -> Partners | None:
-    """With `data.partner=patient`, what draws for each sample of a step another one of its patient."""
-    if cfg.data.partner == "same":
+def views_of(cfg: PretrainConfig, train: Shards) -> tuple[Views, Views]:
+    """The views of the first and the second side. Raises `UserError` for one that the data cannot have."""
+    leads, signal = train.manifest.leads, (pairing_of(cfg, train).samples, train.manifest.rate)
+    first, second = ([*own, *cfg.views.both] for own in (cfg.views.first, cfg.views.second))
+    return build(first, leads, signal), build(second, leads, signal)
+
+
+def patient_partners(cfg: PretrainConfig, train: Shards) -> loop.OfPatients | None:
+    """With `pair=patient`, what draws for each row of `samples.parquet`, by epoch, another one of its patient."""
+    if not cfg.of_patients:
         return None
-    metadata, first = Metadata(train.root, cfg.data.cache or cfg.run), train.rows.start
+    metadata = Metadata(train.root, cfg.data.cache or cfg.run)
     if distributed.local_rank() == 0:
         metadata.prepare()
     distributed.gather(None)  # the other processes of the machine wait for the files
-    return lambda step, rows: metadata.partners(rows + first, cfg.seed, order.epoch(step).number) - first
+    return lambda rows, epoch: metadata.partners(rows, cfg.seed, epoch)
 
 
 def open_recorder(
@@ -282,7 +312,8 @@ def open_recorder(
 
 def mfu_share(plan: Plan, world: distributed.World) -> float:
     """Model FLOPs utilisation per ECG and second, by the operations of the simultaneous schedule."""
-    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), *plan.train.shape)
+    leads, samples = len(plan.train.manifest.leads), pairing_of(plan.cfg, plan.train).samples
+    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), leads, samples)
     return flops / (peak(world.device) * world.size)
 
 

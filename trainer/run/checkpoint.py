@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainer.config import PretrainConfig
 from trainer.run import reshape
 from trainer.run.init import Origin
-from umbra import hub, resume
+from umbra import directory, resume
 from umbra.config import as_dict
 from umbra.errors import UserError
 from umbra.files import damaged, read_json
@@ -90,7 +90,7 @@ def saved_state(path: Path | None) -> dict[str, Any]:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The plain weights of a checkpoint by name. Raises `UserError` if they are missing or damaged."""
-    return hub.read_weights(path / WEIGHTS, _fix(path))
+    return directory.read_weights(path / WEIGHTS, _fix(path))
 
 
 def _fix(path: Path) -> str:
@@ -112,7 +112,7 @@ def prepare(path: Path, players: Mapping[str, nn.Module], state: Mapping[str, An
 
 def give_weights(players: Mapping[str, nn.Module], path: Path, fix: str) -> None:
     """Loads the plain weights in a file into the players. Raises `UserError`, ending in `fix`, if it is damaged."""
-    weights = hub.read_weights(path, fix)
+    weights = directory.read_weights(path, fix)
     for name, module in players.items():
         own = {key.removeprefix("masker."): value for key, value in weights.items() if _player(key) == name}
         try:

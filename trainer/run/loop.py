@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer import distributed, heartbeat
@@ -20,7 +21,7 @@ from trainer.data.audit import Recorder
 from trainer.data.order import Order
 from trainer.data.remote.cache import Cache
 from trainer.data.shards import Shards
-from trainer.data.stream import Batch, Partners, Stream, bottleneck, millivolts
+from trainer.data.stream import Batch, Stream, bottleneck, millivolts
 from trainer.game.game import Game, NonFiniteError, Pair
 from trainer.game.health import alarms
 from trainer.game.masking import binarise
@@ -30,14 +31,18 @@ from trainer.observe.metrics import Metrics
 from trainer.observe.throughput import Throughput
 from trainer.run import checkpoint, faults
 from trainer.run.engines import gradient_norm, set_learning_rate
+from trainer.run.online_probe import OnlineProbe
 from trainer.run.record import RunRecord
 from trainer.run.resilience import Stop
 from trainer.run.saving import NotSaved, Saver
 from trainer.run.schedule import player_rate
 from trainer.views import Key, Views
+from trainer.views.pairing import Pairing
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.schema import Shard
+
+OfPatients = Callable[[NDArray[np.int64], int], NDArray[np.int64]]  # (rows, epoch) -> other rows of the same patients
 
 
 @dataclass
@@ -57,6 +62,7 @@ class Run:
     scaling: Scaling
     first: Views
     second: Views
+    pairing: Pairing
     game: Game
     engines: dict[str, Any]
     metrics: Metrics
@@ -71,7 +77,8 @@ class Run:
     patients: Tensor | None = None
     mfu_per_ecg: float = math.nan
     at: int = 0  # the step that is being played, from 0
-    partners: Partners | None = None
+    partners: OfPatients | None = None
+    probe: OnlineProbe | None = None
 
 
 def train(run: Run, stop: Stop) -> int:
@@ -85,6 +92,12 @@ def train(run: Run, stop: Stop) -> int:
         return start
     sums: dict[str, list[Tensor]] = {}
     skipped = 0  # steps in a row
+    of_patients, first = run.partners, run.train.rows.start
+
+    def partners(step: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        assert of_patients is not None
+        return of_patients(indices + first, run.order.epoch(step).number) - first
+
     stream = Stream(
         run.train,
         run.order,
@@ -96,7 +109,7 @@ def train(run: Run, stop: Stop) -> int:
         threads=cfg.data.threads,
         ahead=cfg.data.ahead,
         fetcher=run.cache,
-        partners=run.partners,
+        partners=partners if of_patients else None,
     )
     with closing(stream):
         for batch in _timed(stream, run):
@@ -170,7 +183,7 @@ def _next_is_missing(run: Run, step: int, stop: Stop) -> bool:
 
 
 def pairs_of(run: Run, batch: Batch) -> list[Pair]:
-    """The contrast batches of a step: int16 -> mV -> signal views -> scaled -> mask views."""
+    """The contrast batches of a step: int16 -> views cut -> mV -> signal views -> scaled -> mask views."""
     epoch = run.order.epoch(batch.step).number
     others = batch.partners if batch.partners is not None else [None] * len(batch.signals)
     keys = (Key(run.cfg.seed, epoch, rows) for rows in batch.rows)
@@ -179,11 +192,10 @@ def pairs_of(run: Run, batch: Batch) -> list[Pair]:
 
 def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) -> Pair:
     """The two sides of a contrast batch, of the same signals or the second of `other` ones of the same patients."""
-    sides, first = [], millivolts(signals, run.train.resolution_mv)
-    second = first if other is None else millivolts(other, run.train.resolution_mv)
-    for view, (views, x) in enumerate(((run.first, first), (run.second, second))):
-        mine, rate = key.with_view(view), run.train.manifest.rate
-        side = run.scaling(views.signal_views(x, mine, rate))
+    sides, rate, keys = [], run.train.manifest.rate, (key.with_view(0), key.with_view(1))
+    cut = run.pairing.cut(signals, signals if other is None else other, keys)
+    for views, x, mine in zip((run.first, run.second), cut, keys):
+        side = run.scaling(views.signal_views(millivolts(x, run.train.resolution_mv), mine, rate))
         sides.append(views.mask_views(side, mine, rate))
     return Pair(sides[0], sides[1], key, None if run.patients is None else run.patients[key.index])
 
@@ -196,9 +208,11 @@ def heldout_loss(run: Run) -> dict[str, Tensor]:
     if share < 2:
         return {}
     indices = np.arange(world.rank * share, (world.rank + 1) * share)
-    signals = torch.from_numpy(run.heldout.gather(indices, _empty(run.heldout, share))).to(world.device)
-    rows = torch.from_numpy(indices + run.heldout.rows.start).to(world.device)
-    figures = run.game.evaluate(make_pair(run, signals, Key(run.cfg.seed, 0, rows)))
+    rows = indices + run.heldout.rows.start
+    wanted = [rows] if run.partners is None else [rows, run.partners(rows, 0)]
+    signals = [_heldout_signals(run.heldout, part, world.device) for part in wanted]
+    key = Key(run.cfg.seed, 0, torch.from_numpy(rows).to(world.device))
+    figures = run.game.evaluate(make_pair(run, signals[0], key, *signals[1:]))
     return {f"heldout/{name}": value for name, value in figures.items()}
 
 
@@ -208,8 +222,9 @@ def heldout_count(contrast: int, count: int, lanes: int) -> int:
     return most - most % lanes or most
 
 
-def _empty(shards: Shards, n: int) -> np.ndarray:
-    return np.empty((n, len(shards.manifest.leads), shards.manifest.samples), "<i2")
+def _heldout_signals(heldout: Shards, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+    empty = np.empty((len(rows), *heldout.shape), "<i2")
+    return torch.from_numpy(heldout.gather(rows - heldout.rows.start, empty)).to(device)
 
 
 def _timed(stream: Stream, run: Run) -> Iterator[Batch]:
@@ -240,6 +255,8 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
         due = cfg.log.heldout_every and (step % cfg.log.heldout_every < cfg.log.every or step == run.total)
         if due and run.heldout is not None:
             values |= heldout_loss(run)
+            if run.probe is not None:
+                values |= run.probe.figures(run.engines["encoder"], run.scaling, run.world)
         norms = {f"grad_norm/{name}": gradient_norm(engine) for name, engine in run.engines.items()}
         worst = {"data_wait": speed.get("data_wait", 0.0), "queue_depth": -speed.get("queue_depth", 0.0)}
         worst = distributed.max_over_ranks(worst, run.world.device)
@@ -274,25 +291,27 @@ def kept_shards(cfg: PretrainConfig, order: Order, train: Shards, heldout: Shard
     kept = [train.shards[shown_shard(order)]] if cfg.wandb.upload_ecgs else []
     if heldout is not None and cfg.log.heldout_every:
         begins = np.cumsum([0, *heldout.counts[:-1]]).tolist()
-        kept += [s for s, at in zip(heldout.shards, begins) if s.samples and at < cfg.contrast]
+        most = max(cfg.contrast, cfg.log.probe_ecgs if cfg.log.probe else 0)
+        kept += [s for s, at in zip(heldout.shards, begins) if s.samples and at < most]
     return kept
 
 
 @torch.no_grad()
 def _draw_masks(run: Run, step: int) -> None:
-    """Draws the masks of a synthetic ECG; every rank computes them (ZeRO 3 gathers parameters), rank 0 draws.
+    """Draws the masks of a synthetic ECG of a view's length; every rank computes them (ZeRO 3 gathers parameters), rank
+    0 draws.
 
     With `wandb.upload_ecgs` also those of the first training ECG.
     """
-    manifest = run.train.manifest
-    examples = {"masks": synthetic_example(manifest.leads, manifest.samples, manifest.rate)}
+    manifest, samples = run.train.manifest, run.pairing.samples
+    examples: dict[str, NDArray[np.floating]] = {"masks": synthetic_example(manifest.leads, samples, manifest.rate)}
     if run.cfg.wandb.upload_ecgs:
         first = sum(run.train.counts[: shown_shard(run.order)])
-        examples["recording"] = run.train.read_mv(np.array([first]))[0]
+        examples["recording"] = run.train.read_mv(np.array([first]))[0, :, :samples]
     for name, example in examples.items():
         signal = torch.as_tensor(example, dtype=torch.float32, device=run.world.device)[None]
         raw = run.game.masks_of(run.engines["masker"], run.scaling(signal))
-        masks = bands(binarise(raw, run.game.dials)[0].cpu().numpy(), manifest.samples)
+        masks = bands(binarise(raw, run.game.dials)[0].cpu().numpy(), samples)
         if run.world.is_main:
             path = run.folder / "figures" / f"{name}-{step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

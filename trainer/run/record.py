@@ -19,6 +19,7 @@ from trainer.data.remote.fetch import without_secrets
 from trainer.data.shards import Shards
 from trainer.observe.wandb_mirror import new_wandb_id
 from trainer.run.init import Origin
+from trainer.views.pairing import pairing
 from umbra.config import dump
 from umbra.encoders.config import ScalingOf
 from umbra.errors import UserError
@@ -39,12 +40,20 @@ class EncoderOf(TypedDict):
     args: dict[str, Any]
 
 
+class PairOf(TypedDict):
+    """`pair.kind`, and the length of a view in seconds."""
+
+    kind: str
+    seconds: float
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """`run.json`.
 
     `fingerprint` and `key_id` are those of the data, `data` = {samples, patients} of its train split; `world` counts
-    processes; `status` is running, finished, interrupted or failed; `init`: the encoder that the run began with.
+    processes; `status` is running, finished, interrupted or failed; `init`: the encoder that the run began with;
+    `pair`: how views are cut, if they are not whole windows.
     """
 
     encoder: EncoderOf
@@ -61,6 +70,7 @@ class RunRecord:
     data: dict[str, int] = field(default_factory=dict)
     status: str | None = None
     init: Origin | None = None
+    pair: PairOf | None = None
 
 
 def new_record(
@@ -89,7 +99,14 @@ def new_record(
         scaling=init["scaling"] if init else own,
         data={"samples": train.count, "patients": len(np.unique(train.patients()[list(train.rows)]))},
         init=init,
+        pair=_pair(cfg, train),
     )
+
+
+def _pair(cfg: PretrainConfig, train: Shards) -> PairOf | None:
+    samples, rate = train.manifest.samples, train.manifest.rate
+    length = pairing(cfg.pair, samples, rate).samples
+    return {"kind": cfg.pair.kind, "seconds": length / rate} if length != samples else None
 
 
 def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:

@@ -23,9 +23,9 @@ from trainer import distributed, heartbeat
 from trainer.run.checkpoint import MARKER, STATE, WEIGHTS, begun, committed, folder_of, newest, to_fp32, whole_weights
 from trainer.run.host_copies import HostCopies
 from trainer.run.record import RECORD
+from umbra.directory import save_weights
 from umbra.errors import UserError
 from umbra.files import flush_tree, make_folder, write_text
-from umbra.hub import save_weights
 
 SCRIPT = "_copy_recovery_script"  # DeepSpeed's method that copies a script beside the state
 

@@ -12,10 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from trainer.views.base import View
+from trainer.views.cell_mask import CellMask
+from trainer.views.emg import Emg
 from trainer.views.lead_drop import LeadDrop
+from trainer.views.lead_gain import LeadGain
 from trainer.views.masks import BlockMask, LeadDropout, TimeMask
 from trainer.views.noise import Gaussian
+from trainer.views.qrs_mask import QrsMask
 from trainer.views.random import Key
+from trainer.views.tones import Mains, Wander
 from trainer.views.vcg import VCG
 from umbra.errors import UserError, near_miss
 
@@ -26,6 +31,12 @@ VIEWS: dict[str, type[View]] = {
     "time_mask": TimeMask,
     "lead_dropout": LeadDropout,
     "lead_drop": LeadDrop,
+    "wander": Wander,
+    "mains": Mains,
+    "emg": Emg,
+    "lead_gain": LeadGain,
+    "cell_mask": CellMask,
+    "qrs_mask": QrsMask,
 }
 
 STAGES = ("signal", "mask")
@@ -49,11 +60,14 @@ class Views:
         return _apply(self.mask, x, key, rate)
 
 
-def build(specs: Sequence[str | Mapping[str, Any]], leads: Sequence[str]) -> Views:
-    """Builds the views of a config's list for signals with these leads.
+def build(
+    specs: Sequence[str | Mapping[str, Any]], leads: Sequence[str], signal: tuple[int, float] | None = None
+) -> Views:
+    """Builds the views of a config's list for signals with these leads; `signal`: their samples and rate, if known.
 
     A spec is a view's name or a mapping such as `{name: vcg, max_angle: 45}`. Raises `UserError` for an unknown view or
-    argument (naming the nearest known one), a value out of range, or leads that a view needs and the data do not have.
+    argument (naming the nearest known one), a value out of range, or leads, a rate or a length that a view needs and
+    the data do not have.
     """
     if isinstance(specs, str | Mapping):
         raise UserError(f"views must be a list such as [{{name: vcg}}, time_mask], not {specs!r}")
@@ -63,6 +77,8 @@ def build(specs: Sequence[str | Mapping[str, Any]], leads: Sequence[str]) -> Vie
         count = 1 + sum(type(view) is VIEWS[name] for view in views)
         op = name if count == 1 else f"{name}#{count}"
         views.append(VIEWS[name](op=op, leads=tuple(leads), **args))
+        if signal is not None:
+            views[-1].check_signal(*signal)
         stage = getattr(views[-1], "stage", None)
         if stage not in STAGES:
             raise UserError(f"view '{name}': its stage {stage!r} is unknown; use {' or '.join(STAGES)}")

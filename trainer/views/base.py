@@ -45,5 +45,8 @@ class View:
         if not fine:
             raise UserError(f"view '{self.op}': {what}")
 
+    def check_signal(self, samples: int, rate: float) -> None:
+        """Raises `UserError` if the view cannot work on signals of that many samples at `rate` Hz."""
+
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
         raise NotImplementedError

@@ -76,6 +76,18 @@ class Encoder(Pretrained):
         self.gradients = requires_grad
         return super().requires_grad_(requires_grad)
 
+    def resized(self, samples: int) -> Self:
+        """The same encoder for windows of `samples` samples, with weights of its own, on the same device.
+
+        Raises `UserError` if its network takes no other length.
+        """
+        if samples != self.config.samples and not self.backbone.any_length:
+            name, seconds = self.config.architecture["name"], self.config.samples / self.config.rate
+            raise UserError(f"{name} takes only ECGs of the length that it was built for, {seconds:g} s")
+        other = type(self).of(replace(self.config, samples=samples))
+        other.load_state_dict(self.state_dict())
+        return other.to(next(self.parameters()).device).train(self.training)
+
     def embed(
         self,
         ecg: Any,

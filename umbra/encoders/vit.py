@@ -17,9 +17,10 @@ class ViT(Backbone):
     """[B, leads, samples], scaled -> [B, width].
 
     `patch`: samples per token, over all leads (the last patch is padded with zeros); `ratio`: width of the MLP's
-    hidden layer as a multiple of `width`.
+    hidden layer as a multiple of `width`. A patch's position is its time, so that ECGs of other lengths are taken too.
     """
 
+    any_length = True
     positions: Tensor
 
     def __init__(
@@ -50,7 +51,13 @@ class ViT(Backbone):
 
     def tokens(self, x: Tensor) -> Tensor:
         patches = self.embed(F.pad(x, (0, -x.shape[-1] % self.patch))).transpose(1, 2)
-        return self.norm(self.blocks(patches + self.positions))
+        return self.norm(self.blocks(patches + self._places(patches.shape[1])))
+
+    def _places(self, count: int) -> Tensor:
+        """The position embeddings of `count` patches, [count, width]: by their time from the start of the ECG."""
+        if not torch.compiler.is_exporting() and count <= len(self.positions):
+            return self.positions[:count]
+        return sine_cosine(count, self.dim).to(self.positions)
 
 
 class _Block(nn.Module):

@@ -21,9 +21,10 @@ from trainer.evaluate.rates import parameter_groups
 from trainer.evaluate.reading import read_task
 from umbra import load_encoder, load_predictor
 from umbra.config import load
+from umbra.directory import save_weights
 from umbra.encoders.encoder import EncoderConfig
 from umbra.errors import UserError
-from umbra.hub import initialise, save_weights
+from umbra.hub import initialise
 from umbra.leads import CANONICAL
 
 RHYTHM = "configs/transfer/rhythm.yaml"
@@ -270,8 +271,8 @@ def test_views_change_what_is_trained_and_not_what_is_evaluated(prepared):
 def test_views_differ_by_epoch_and_seed_and_repeat_for_the_same(prepared, monkeypatch):
     keys, build = [], module.build
 
-    def noted(specs, leads):
-        views = build(specs, leads)
+    def noted(*given):
+        views = build(*given)
         signal = views.signal_views
         object.__setattr__(views, "signal_views", lambda x, key, rate: keys.append(key) or signal(x, key, rate))
         return views

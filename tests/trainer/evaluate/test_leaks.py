@@ -19,8 +19,8 @@ from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.leaks import check
 from trainer.export import export
 from umbra.config import load
+from umbra.directory import read_config
 from umbra.errors import UserError
-from umbra.hub import read_config
 from umbra.schema import read_manifest
 from umbra.signal_fingerprints import file_of
 

@@ -14,8 +14,8 @@ from trainer.evaluate import mask_lift
 from trainer.game.players import make_players
 from trainer.observe.example_ecg import synthetic_example
 from umbra.config import dump
+from umbra.directory import save_weights
 from umbra.errors import UserError
-from umbra.hub import save_weights
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
@@ -127,6 +127,19 @@ def test_masks_are_those_of_the_checkpoint(run):
     torch.manual_seed(7)
     save_weights(path, {f"masker.{k}": torch.randn_like(v) for k, v in masker.state_dict().items()})
     assert not np.array_equal(mask_lift.masks_of_run(run, cfg, shards, ecgs), before)
+
+
+@pytest.mark.parametrize("run", [["pair=crops", "pair.seconds=2.5"]], indirect=True)
+def test_a_masker_of_shorter_views_masks_one_after_the_other(run):
+    cfg = pretrain.load(pretrain.PretrainConfig, run / "config.yaml")
+    shards = Shards(cfg.data.path, "val")
+    ecgs = shards.read_mv(np.arange(4))
+    masks = mask_lift.masks_of_run(run, cfg, shards, ecgs)
+    assert masks.shape == (4, 1, 600)
+    for start, stop in ((0, 250), (250, 350), (350, 600)):
+        alone = np.concatenate([ecgs[..., start : start + 250], ecgs[..., :350] * 0], -1)
+        piece = mask_lift.masks_of_run(run, cfg, shards, alone)
+        assert np.array_equal(masks[..., start:stop], piece[..., : stop - start])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.store import Store, folder_of, weights_hash
 from trainer.evaluate.task import Labelled
 from trainer.export import export
-from umbra.hub import initialise, load_encoder, read_config
+from umbra.directory import read_config
+from umbra.hub import initialise, load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from tests.support.players import Accumulating, PlainEngine, players
 from trainer.game.game import MASK_VIEW, Game, NonFiniteError, Pair, contrast
 from trainer.game.losses import nt_xent
 from trainer.game.maskers.unet import UNet
-from trainer.game.masking import GameConfig, binarise, choose, cost, cover, quantile, soft_masks, with_random_blocks
+from trainer.game.masking import GameConfig, binarise, choose, cost, cover, soft_masks, with_random_blocks
 from trainer.views import Key
+from trainer.views.softly import quantile
 from umbra.errors import UserError
 
 HOP = 8

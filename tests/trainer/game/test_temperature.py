@@ -16,6 +16,7 @@ from trainer.game.temperature import Temperature
 from trainer.run import loop
 from trainer.run.engines import _groups
 from trainer.views import Key, Views
+from trainer.views.pairing import Pairing
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 
@@ -100,6 +101,7 @@ def test_a_pair_knows_its_patients(tmp_path):
         scaling=Scaling([0.0] * 12, [0.5] * 12),
         first=Views([]),
         second=Views([]),
+        pairing=Pairing("same", val.manifest.samples),
         patients=torch.tensor(everyone) * 7,
     )
     rows = torch.tensor([8, 6])

@@ -18,6 +18,7 @@ from trainer.game.maskers.unet import UNet
 from trainer.game.masking import GameConfig, choose, with_random_blocks
 from trainer.run import loop
 from trainer.views import Key, build
+from trainer.views.pairing import Pairing
 from umbra.encoders.encoder import Scaling
 
 STEPS, SIZE, LEADS, HOP = 20, 8, 3, 4
@@ -41,7 +42,8 @@ def run(tmp_path_factory):
         train=train,
         order=Order(train.counts, 3, 16, 8, 2, 2),
         scaling=Scaling([0.1] * 12, [0.5] * 12),
-        first=build(["vcg", "gaussian", "time_mask"], leads),
+        pairing=Pairing("crops", 200),
+        first=build(["vcg", "gaussian", "wander", "emg", "lead_gain", "time_mask"], leads),
         second=build(["gaussian", {"name": "block_mask", "blocks": 2}], leads),
         patients=torch.tensor(train.patients()),
     )

@@ -14,13 +14,16 @@ from trainer.game.game import Game
 from trainer.game.maskers.unet import UNet
 from trainer.game.masking import GameConfig
 from trainer.run import loop
+from trainer.views import build
+from trainer.views.pairing import Pairing
 from umbra.config import load
 from umbra.encoders.encoder import Scaling
 
 
-@pytest.mark.parametrize("upload", [False, True])
-def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upload, tmp_path, monkeypatch):
-    """A synthetic ECG by default; with `wandb.upload_ecgs` the first training ECG too, marked as a recording."""
+@pytest.mark.parametrize(("upload", "samples"), [(False, 256), (True, 100)])
+def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upload, samples, tmp_path, monkeypatch):
+    """A synthetic ECG by default; with `wandb.upload_ecgs` the first training ECG too, marked as a recording. Both are
+    as long as a view."""
     train, drawn, sent = Shards(make_shards(tmp_path / "s", {"train": ["SR", "AFIB"]}), "train"), [], []
     monkeypatch.setattr("trainer.run.loop.ecg_with_masks", lambda ecg, masks, *more: drawn.append((ecg, masks)))
     masker = UNet(12, 1, 8, width=8)
@@ -31,14 +34,15 @@ def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upl
         train=train,
         order=Order(train.counts, 0, 2, 1),
         scaling=Scaling([0.0] * 12, [0.5] * 12),
+        pairing=Pairing("crops", samples),
         engines={"masker": masker},
         game=Game(None, masker, GameConfig(), 0.1, 8),
         metrics=types.SimpleNamespace(figure=lambda step, name, path, recording: sent.append((name, recording))),
     )
     loop._draw_masks(run, 7)
     assert sent == [("masks", False), ("recording", True)][: 1 + upload]
-    assert all(masks.shape == (1, 256) for _, masks in drawn)
-    recording = train.read_mv(np.array([0]))[0]
+    assert all(masks.shape == (1, samples) for _, masks in drawn)
+    recording = train.read_mv(np.array([0]))[0, :, :samples]
     assert [np.array_equal(ecg, recording) for ecg, _ in drawn] == [False, True][: 1 + upload]
 
 
@@ -56,6 +60,7 @@ def test_the_second_view_is_made_of_the_partners(monkeypatch):
         train=types.SimpleNamespace(resolution_mv=0.5, manifest=manifest),
         order=Order((8,), 0, 4, 1),
         scaling=lambda x: x,
+        pairing=Pairing("patient", 8),
         first=views[0],
         second=views[1],
         patients=None,
@@ -67,6 +72,31 @@ def test_the_second_view_is_made_of_the_partners(monkeypatch):
         pairs = loop.pairs_of(run, Batch(0, signals, rows, rows.numpy(), others))
         assert [(n, x.unique().tolist()) for n, x in seen] == [(0, [0.5]), (1, [second])] * 2
         assert [pair.key.index.tolist() for pair in pairs] == rows.tolist()
+
+
+@pytest.mark.parametrize("kind", ["same", "halves", "patient"])
+def test_held_out_pairs_are_made_like_those_of_training(kind, tmp_path):
+    heldout = Shards(make_shards(tmp_path / "s", {"train": ["SR"] * 2, "val": ["SR", "AFIB"] * 4}), "val")
+    seen = []
+    run = types.SimpleNamespace(
+        cfg=load(PretrainConfig, None, ["batch.global=8"]),
+        world=types.SimpleNamespace(rank=0, size=1, device=torch.device("cpu")),
+        train=heldout,
+        heldout=heldout,
+        order=Order((8,), 0, 8, 8),
+        scaling=lambda x: x,
+        pairing=Pairing(kind, 128 if kind == "halves" else 256),
+        first=build([], heldout.manifest.leads),
+        second=build([], heldout.manifest.leads),
+        game=types.SimpleNamespace(evaluate=lambda pair: seen.append(pair) or {}),
+        patients=None,
+        partners=(lambda rows, epoch: rows ^ 1) if kind == "patient" else None,
+    )
+    loop.heldout_loss(run)
+    x = torch.from_numpy(heldout.read_mv(np.arange(8)))
+    wanted = {"same": (x, x), "halves": (x[..., :128], x[..., 128:]), "patient": (x, x[[1, 0, 3, 2, 5, 4, 7, 6]])}
+    assert all(torch.equal(a, b) for a, b in zip((seen[0].x, seen[0].v), wanted[kind]))
+    assert seen[0].key.index.tolist() == list(heldout.rows)
 
 
 def test_what_a_run_reads_beside_its_batches_stays_in_the_cache(tmp_path):
