@@ -126,6 +126,8 @@ def test_a_compiled_run_is_the_same_and_goes_on_not_compiled(zero, shards, tmp_p
     words += [f"zero={zero}", "steps=4", "checkpoint.every=2", "batch.device=8", "log.heldout_every=0"]
     code, output = launch([*words, "compile=true"], 1, 500)
     assert code == 0, output[-3000:]
+    assert "# compiled ContrastiveEncoder for [16, 12, " in output
+    assert list((tmp_path / "run" / "compiler").rglob("*.so"))
     compiled, kept = losses(tmp_path / "run"), load_file(tmp_path / "run/checkpoints/step-4/weights.safetensors")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
     code, output = launch(words, 1)

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from tests.support.compiler import CPU, compiler_or_skip
 from tests.support.players import Accumulating
 from trainer.config import PretrainConfig
-from trainer.game.compiled import compile_networks
+from trainer.game.compiled import compile_networks, wanted
 from trainer.game.game import Game, Pair
 from trainer.game.maskers.paper import PaperUNet
 from trainer.game.maskers.unet import UNet
@@ -36,7 +36,7 @@ def two_steps(compiled: bool) -> tuple[list[float], list[dict[str, torch.Tensor]
     masker.chunk = 3
     encoder, masker = encoder.double(), masker.double()
     if compiled:
-        compile_networks([encoder, masker], CPU)
+        compile_networks([encoder, masker])
     x, v = torch.randn(2, 6, 3, 56, dtype=torch.float64)  # 7 cells: an odd one in the masker
     pair = Pair(x, v, Key(0, 0, torch.arange(6)))
     engines = [Accumulating(module, lr=0.1, pairs=1) for module in (encoder, masker)]
@@ -57,9 +57,9 @@ def test_two_steps_compiled_are_two_steps_not_compiled():
     right, plain = two_steps(compiled=False)
     assert losses == pytest.approx(right, rel=1e-8)
     assert right[0] != pytest.approx(right[1], rel=1e-5)
-    for got, wanted in zip(players, plain):
-        assert list(got) == list(wanted)
-        for name, weights in wanted.items():
+    for got, same in zip(players, plain):
+        assert list(got) == list(same)
+        for name, weights in same.items():
             torch.testing.assert_close(got[name], weights, rtol=1e-6, atol=1e-8)
 
 
@@ -82,7 +82,7 @@ def test_compiled_gradients_are_those_of_the_network(name):
     with torch.no_grad():
         for p in network.parameters():  # some begin at zero and would hide others' gradients
             p.add_(0.1 * torch.randn_like(p))
-    for passed in (network, torch.compile(network)):
+    for passed in (network, torch.compile(network, dynamic=False)):
         given = x.clone().requires_grad_()
         out = passed(given)
         (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
@@ -91,6 +91,98 @@ def test_compiled_gradients_are_those_of_the_network(name):
     plain, compiled = found
     assert plain.norm() > 0
     assert (plain - compiled).norm() <= 1e-8 * plain.norm()
+
+
+class Seen:
+    """A compiler that keeps what is asked of it and runs the graph as it is."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.symbols: list[object] = []
+
+    def __call__(self, graph, inputs):
+        self.shapes.append(max((tuple(t.shape) for t in inputs if isinstance(t, torch.Tensor)), key=len))
+        for node in graph.graph.nodes:
+            value = node.meta.get("example_value")
+            sizes = [value] if not isinstance(value, torch.Tensor) else [*value.shape, *value.stride()]
+            self.symbols += [s for s in sizes if isinstance(s, torch.SymInt)]
+        return graph.forward
+
+
+def test_no_size_is_a_symbol_and_only_training_is_compiled(capsys):
+    torch._dynamo.reset()
+    seen, network = Seen(), UNet(3, 2, 8, width=8, depth=1)
+    compile_networks([network], say=True, backend=seen)
+    for rows in (4, 6, 4, 3, 6):  # a second and third shape, as of an uneven last chunk
+        assert network(torch.randn(rows, 3, 56)).shape == (rows, 2, 56)
+    assert len(seen.shapes) == 3
+    assert seen.symbols == []
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[: line.index(":")] for line in lines] == [f"# compiled UNet for {[rows, 3, 56]}" for rows in (4, 6, 3)]
+    with torch.no_grad():
+        network(torch.randn(9, 3, 56))
+    network.eval()(torch.randn(8, 3, 56))
+    assert len(seen.shapes) == 3
+
+
+def test_a_symbol_would_be_seen():
+    torch._dynamo.reset()
+    seen = Seen()
+    double = torch.compile(lambda x: x * 2, backend=seen)
+    for rows in (4, 6):
+        double(torch.randn(rows, 3))
+    assert seen.symbols
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_compiled_networks_have_no_norm_of_torchs_own(name):
+    """Whose compiled backward has read misaligned memory on GPUs."""
+    torch._dynamo.reset()
+    called = []
+
+    def backend(graph, inputs):
+        nodes = [node for node in graph.graph.nodes if node.op.startswith("call_")]
+        called.extend(getattr(node.target, "__name__", str(node.target)) for node in nodes)
+        return graph.forward
+
+    torch.manual_seed(0)
+    network, x = NETWORKS[name](), torch.randn(2, 3, 99)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.compile(network, dynamic=False, backend=backend)(x)
+    assert "var_mean" in called
+    assert not [name for name in called if "norm" in name]
+
+
+def test_auto_is_gpus_only_and_not_where_layers_wait_for_other_ranks(monkeypatch, tmp_path):
+    tried = []
+    monkeypatch.setattr("trainer.game.compiled.try_compiler", tried.append)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    group, batch = (ResNet(3, 99, width=8, layers=(1,), groups=2, norm=norm) for norm in ("group", "batch"))
+    gpu = torch.device("cuda")
+    assert not wanted("auto", CPU, 0, [group], 1, tmp_path)
+    assert not wanted("false", gpu, 0, [group], 1, tmp_path)
+    assert not wanted("auto", gpu, 3, [group], 1, tmp_path)
+    assert not wanted("auto", gpu, 0, [group, batch], 2, tmp_path)
+    assert tried == []
+    assert wanted("auto", gpu, 2, [group], 8, tmp_path)
+    assert wanted("auto", gpu, 0, [batch], 1, tmp_path)
+    assert wanted("true", CPU, 0, [group], 1, tmp_path)
+    assert tried == [gpu, gpu, CPU]
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+
+
+def test_auto_without_a_compiler_says_so_and_goes_on(monkeypatch, capsys, tmp_path):
+    def fails(device):
+        raise UserError("no compiler")
+
+    monkeypatch.setattr("trainer.game.compiled.try_compiler", fails)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert not wanted("auto", torch.device("cuda"), 0, [], 1, tmp_path / "kept")
+    assert capsys.readouterr().out == "# not compiled: no compiler\n"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "kept")
+    with pytest.raises(UserError, match="no compiler"):
+        wanted("true", CPU, 0, [], 1, tmp_path)
 
 
 def test_a_machine_without_a_compiler_is_said_in_one_line(tmp_path):
