@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.devices import on_each
 from tests.support.launch import launch
 from trainer.run import reshape
 
@@ -20,9 +21,9 @@ FULL += [{"adamw": True, "zero": z, "dials": {"schedule": "alternating"}} for z 
 BETA = 0.9  # of AdamW's first moment
 
 
-def play(cases, processes, into, of=""):
+def play(cases, processes, into, of="", device="cpu"):
     words = ["tests/multiprocess/resume_worker.py", json.dumps({"cases": cases, "into": str(into), "of": str(of)})]
-    code, output = launch(words, processes, 280)
+    code, output = launch(words, processes, 280, device)
     assert code == 0, output[-4000:]
 
 
@@ -65,10 +66,12 @@ def distance(got, right):
     return ((got - right).norm() / right.norm()).item()
 
 
-def test_one_process_goes_on_where_two_stopped_at_every_stage(tmp_path):
-    play(QUICK, 2, tmp_path / "two")
-    play(QUICK, 0, tmp_path / "one", tmp_path / "two")
-    compare(QUICK, tmp_path / "two", 2, tmp_path / "one", 1)
+@pytest.mark.parametrize("device", on_each())
+def test_one_process_goes_on_where_others_stopped_at_every_stage(device, tmp_path):
+    before = 2 if device == "cpu" else 1
+    play(QUICK, before, tmp_path / "before", device=device)
+    play(QUICK, 0, tmp_path / "one", tmp_path / "before", device)
+    compare(QUICK, tmp_path / "before", before, tmp_path / "one", 1)
 
 
 @pytest.mark.full

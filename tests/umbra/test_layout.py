@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.traffic import Traffic, as_on_gpu
+from tests.support.devices import on_each
 from trainer.game.maskers.paper import PaperUNet
 from trainer.game.maskers.unet import UNet, repeated
 from umbra.encoders import layout
@@ -51,9 +52,10 @@ def result(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize("device", on_each())
 @pytest.mark.parametrize("name", NETWORKS)
-def test_both_layouts_give_the_same_outputs_and_gradients(name, stored):
-    network, x, found = perturbed(name).double(), torch.randn(3, 4, 199, dtype=torch.float64), []
+def test_both_layouts_give_the_same_outputs_and_gradients(name, device, stored):
+    network, x, found = perturbed(name).double().to(device), torch.randn(3, 4, 199).double().to(device), []
     for chosen in LAYOUTS:
         stored(chosen)
         found.append(result(network, x if name != "vit" else F.pad(x, (0, 1))))
