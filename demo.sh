@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The main job on an embedded default: recordings -> shards -> pre-training -> encoder -> linear probe -> a page.
+# The main job on an embedded default: recordings -> shards -> pre-training, with learned masks and with random ones ->
+# encoders -> linear probe -> a page.
 # Called by `make demo`, which sets PATH; DATA= (a PTB-XL folder, empty: synthetic), OUT=, SEED=, PATIENTS=, EPOCHS=.
 # A second call skips what is done and goes on where the first was cut; a folder made with other settings is refused,
 # never deleted.
 set -euo pipefail
 cd "$(dirname "$0")"
-DATA=${DATA:-} OUT=${OUT:-demo${DATA:+-data}} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-80}
+DATA=${DATA:-} OUT=${OUT:-demo${DATA:+-data}} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-60}
 say() { printf '\n== %s\n' "$*"; }
 fail() { echo "error: $1" >&2; exit "${2:-2}"; }
 for knob in SEED PATIENTS EPOCHS; do
@@ -22,7 +23,7 @@ once() {  # PRODUCT COMMAND...: skips a command that has ended well with these w
   else
     printf '$%s\n' "$(printf ' %q' "${@:2}")"
     "${@:2}" || failed $? "$mark" "$words"
-    if [ "$product" = "$OUT/run" ] && grep -qs '"status": "interrupted"' "$OUT/run/run.json"; then exit 130; fi
+    if grep -qs '"status": "interrupted"' "$product/run.json"; then exit 130; fi
     mkdir -p "$(dirname "$mark")"
     printf '%s' "$words" > "$mark"
   fi
@@ -52,23 +53,28 @@ fi
 say "2/5 shards"
 once "$OUT/shards" python -m sharding build "$config" input="$input" output="$OUT/shards" rate=100 seconds=10 workers=2 \
   split.train=0.6 split.val=0.15 split.test=0.25
-say "3/5 pre-training on $processes processes"
-once "$OUT/run" deepspeed --num_gpus "$processes" --master_port "$port" trainer/pretrain.py \
-  configs/pretrain/adversarial.yaml data.path="$OUT/shards" run="$OUT/run" seed="$SEED" epochs="$EPOCHS" \
-  batch.global=$batch encoder.args.width=16 encoder.args.embedding=128 projector.hidden=256 projector.out=64 log.every=40
-say "4/5 encoder"
-once "$OUT/run/encoder" python -m trainer.export run="$OUT/run"
-say "5/5 linear probe, pre-trained against random"
+for run in run:adversarial random-masks:block_mask_both; do
+  name=${run%:*} method=${run#*:}
+  say "3/5 pre-training on $processes processes: $method"
+  once "$OUT/$name" deepspeed --num_gpus "$processes" --master_port "$port" trainer/pretrain.py \
+    "configs/pretrain/$method.yaml" data.path="$OUT/shards" run="$OUT/$name" seed="$SEED" epochs="$EPOCHS" \
+    batch.global=$batch encoder.args.width=16 encoder.args.embedding=128 projector.hidden=256 projector.out=64 log.every=40
+  say "4/5 encoder"
+  once "$OUT/$name/encoder" python -m trainer.export run="$OUT/$name"
+done
+say "5/5 linear probe: learned masks, random masks, untrained"
 for task in rhythm sex; do
-  for encoder in "$OUT/run/encoder" random; do
-    result="$OUT/transfer/$task-$(basename "$encoder")"
+  for encoder in "$OUT/run/encoder" "$OUT/random-masks/encoder" random; do
+    result=$OUT/transfer/$task-$(basename "${encoder%/encoder}")
     once "$result" python -m trainer.transfer "configs/transfer/$task.yaml" encoder="$encoder" \
       like="$OUT/run/encoder" data="$OUT/shards" seed="$SEED" output="$result"
   done
 done
 say "macro AUROC of a linear probe on test patients (95 % by patients)"
 once "$OUT/index.html" python -m trainer.demo output="$OUT"
-python -m trainer.transfer compare "$OUT"/transfer/*/result.json
+for task in rhythm sex; do
+  python -m trainer.transfer compare "$OUT"/transfer/$task-{run,random-masks,random}/result.json
+done
 out=$(cd "$OUT" && pwd)
 echo "encoder: $out/run/encoder, to be used from any shell like this:"
 printf '  "%s" -c "import umbra; print(umbra.load_encoder('"'%s'"'))"\n' "$(command -v python)" "$out/run/encoder"

@@ -132,8 +132,9 @@ def build(
     samples: int,
     game: GameConfig,
     masker: MaskerConfig | None = None,
+    zero: int = 0,
 ) -> Game:
-    run, size = PretrainConfig(), masker or MaskerConfig()
+    run, size = PretrainConfig(zero=zero), masker or MaskerConfig()
     torch.manual_seed(0)
     backbone = build_encoder(name, 12, samples, cfg.args)
     recogniser, hop = ContrastiveEncoder(backbone, Projector(backbone.dim)), game.hop(samples / cfg.seconds)

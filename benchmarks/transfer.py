@@ -31,9 +31,10 @@ from trainer.evaluate.many import run_all
 from trainer.evaluate.reading import read_task
 from trainer.evaluate.scores import interval, macro_auroc, patient_resamples, scorable
 from umbra.config import check_fields, command, load, setting
+from umbra.directory import CONFIG, WEIGHTS, save_weights
 from umbra.encoders.encoder import EncoderConfig
 from umbra.files import write_text
-from umbra.hub import CONFIG, WEIGHTS, initialise, save_weights
+from umbra.hub import initialise
 from umbra.leads import CANONICAL
 from umbra.schema import DTYPE, MANIFEST, SAMPLES, SPLITS, Geometry, Manifest, Shard, fingerprint
 

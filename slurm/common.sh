@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the batch scripts in this folder. Variables that may be set at submission:
 #   UMBRA_HOME   the repository (default: the folder that the job is submitted from)
 #   UMBRA_VENV   the Python environment (default: $UMBRA_HOME/.venv)
@@ -54,6 +55,27 @@ hang_of() {
     fi
 }
 
+# this_job: the name by which scontrol knows this job; of an array, this task alone.
+this_job() {
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+        echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    else
+        echo "$SLURM_JOB_ID"
+    fi
+}
+
+# once_more CODE: queues a job that failed again, if that was not done UMBRA_RETRIES times (default 1) already.
+once_more() {
+    ((${SLURM_RESTART_COUNT:-0} < ${UMBRA_RETRIES:-1})) || exit "$1"
+    echo "job $(this_job): exit code $1; it is queued once more"
+    scontrol requeue "$(this_job)" || exit "$1"
+}
+
+# hosts_of_job: the nodes of this job, as NODE,NODE,...
+hosts_of_job() {
+    scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -s -d,
+}
+
 # first_host: the address that rank 0 listens on.
 first_host() {
     if [[ -n ${UMBRA_MASTER_ADDR:-} ]]; then
@@ -62,7 +84,7 @@ first_host() {
         echo 127.0.0.1
     else
         local hosts
-        hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-        echo "${hosts%%$'\n'*}"
+        hosts=$(hosts_of_job)
+        echo "${hosts%%,*}"
     fi
 }

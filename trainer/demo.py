@@ -1,7 +1,7 @@
 """The page at the end of `make demo`: `python -m trainer.demo OUT` writes `OUT/index.html`.
 
-One self-contained file: the scores of the linear probes in `OUT/transfer/`, curves and masks of the run in `OUT/run`,
-and commands for what to do next.
+One self-contained file: the scores of the linear probes in `OUT/transfer/`, curves and masks of the run in `OUT/run`
+(learned masks; that with random ones is `OUT/random-masks`), and commands for what to do next.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.evaluate.compare import Scored, read_result
+from trainer.evaluate.compare import CompareConfig, Scored, differences, read_result
 from trainer.evaluate.comparison import ended
 from trainer.evaluate.result import RESULT
 from trainer.observe.page import SLIDER, Watched, curves, figures, masks, read
@@ -23,6 +23,11 @@ from umbra.files import write_text
 
 PAGE = "index.html"
 LEAST = 0.4  # AUROC at the left end of the drawn intervals
+ENCODERS = {
+    "run": "learned masks",
+    "random-masks": "random masks",
+    "random": "untrained",
+}  # by the end of a folder's name
 
 
 @dataclass
@@ -47,7 +52,8 @@ def main(argv: list[str]) -> None:
 
 def draw(output: Path) -> None:
     """Writes the page of a demo. Raises `UserError` if a step has not ended, naming what is missing."""
-    results = [read_result(path) for path in sorted(output.glob(f"transfer/*/{RESULT}"))]
+    found = [p for p in output.glob(f"transfer/*/{RESULT}") if p.parent.name.partition("-")[2] in ENCODERS]
+    results = [read_result(path) for path in sorted(found, key=_order)]
     if not results:
         raise UserError(f"{output} has no transfer/*/{RESULT}: give the output folder of a `make demo` that has ended")
     write_text(output / PAGE, render(read(output / "run"), results, output.resolve()))
@@ -72,16 +78,32 @@ def _scores(results: Sequence[Scored]) -> str:
     for r in results:
         known = r.low is not None and r.high is not None
         ends = (_place(r.low or 0), _place(r.value), _place(r.high or 0))
-        encoder = "random" if r.encoder == "random" else "pre-trained"
-        rows.append([r.task, encoder, ended(r.value, r.low, r.high), Span(*ends) if known else ""])
+        rows.append([r.task, _name(r), ended(r.value, r.low, r.high), Span(*ends) if known else ""])
+    apart = [
+        [d.other.task, f"{_name(d.reference)} - {_name(d.other)}", ended(-d.value, -d.high, -d.low, "+")]
+        for d in differences(CompareConfig(), results)
+        if d.figure == d.reference.metric and not d.why
+    ]
     return (
         "<p>Macro AUROC of a linear probe on the features, all labels, test patients alone; the line is the 95 % "
         f"interval by a bootstrap of the patients, from {LEAST:g} to 1.</p>"
         + table(["task", "encoder", "macro AUROC", ""], rows)
-        + "<p class=soft>The random encoder has the same architecture and has seen nothing. One seed and a small "
-        "network: this shows that every step works, not how good the method is. Against random masks, on recordings of "
-        "patients: docs/results/ptbxl100-first.md.</p>"
+        + ("<p>Differences, paired by patients:</p>" + table(["task", "", "difference"], apart) if apart else "")
+        + "<p class=soft>Random masks: a random block of both views, in as many steps. The untrained encoder has the "
+        "same architecture and has seen nothing. One seed, a small network and synthetic ECGs unless they are "
+        "yours: this shows that every step works, not how good the method is. On recordings of patients: "
+        "docs/results/ptbxl100-first.md.</p>"
     )
+
+
+def _name(r: Scored) -> str:
+    return ENCODERS[r.path.parent.name.removeprefix(f"{r.task}-")]
+
+
+def _order(path: Path) -> tuple[str, int]:
+    """Tasks by name, their encoders in the order of `ENCODERS`."""
+    task, _, encoder = path.parent.name.partition("-")
+    return task, list(ENCODERS).index(encoder)
 
 
 def _place(auroc: float) -> float:
@@ -104,13 +126,13 @@ def _next(run: Watched, output: Path) -> str:
         "Fine-tune with a tenth of the labels": [
             f"{probe} encoder={out}/run/encoder data={out}/shards output={out}/finetune mode=finetune fraction=0.1"
         ],
-        "Pre-train with random masks instead of learned ones, and compare": [
-            f"{deepspeed} --num_gpus {run.record.world or 2} trainer/pretrain.py configs/pretrain/block_mask.yaml "
-            f"data.path={out}/shards run={out}/block epochs={cfg.epochs:g} seed={cfg.seed} "
+        "Pre-train by 3KG instead, and compare": [
+            f"{deepspeed} --num_gpus {run.record.world or 2} trainer/pretrain.py configs/pretrain/3kg.yaml "
+            f"data.path={out}/shards run={out}/3kg epochs={cfg.epochs:g} seed={cfg.seed} "
             f"batch.global={cfg.batch.global_} {' '.join(sizes)}",
-            f"{python} -m trainer.export run={out}/block",
-            f"{probe} encoder={out}/block/encoder data={out}/shards seed={cfg.seed} output={out}/probe-of-block",
-            f"{python} -m trainer.transfer compare {out}/transfer/rhythm-*/{RESULT} {out}/probe-of-block/{RESULT}",
+            f"{python} -m trainer.export run={out}/3kg",
+            f"{probe} encoder={out}/3kg/encoder data={out}/shards seed={cfg.seed} output={out}/probe-of-3kg",
+            f"{python} -m trainer.transfer compare {out}/transfer/rhythm-*/{RESULT} {out}/probe-of-3kg/{RESULT}",
         ],
         "See what would become of your own recordings": [
             f"UMBRA_KEY='a secret of your own' {python} -m sharding build configs/shard/wfdb.yaml input=RECORDINGS "

@@ -50,7 +50,7 @@ class World:
 def initialise(timeout_s: float = 600) -> World:
     """Joins the process group of the launcher (deepspeed, torchrun or srun); without a launcher, a group of one.
 
-    `timeout_s`: of a collective, should `trainer.heartbeat` not have ended the process before.
+    `timeout_s`: of a collective, should `trainer.watchdog` not have ended the process before.
     Raises `UserError` where the processes cannot meet because the port is taken.
     """
     os.environ.setdefault("RANK", "0")

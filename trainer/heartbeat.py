@@ -1,29 +1,22 @@
-"""What each process of a run is doing, shown to the others, so that a run that stands still ends and says who hangs.
+"""What each process of a run is doing, shown to the others in a small file of its own in `RUN/heartbeat/`.
 
-The main thread says what it begins (`doing`); two threads of `Watch` do the rest, as a main thread that hangs in a
-collective cannot: one keeps a small file in `RUN/heartbeat/` up to date, and reads those of the others when this
-process gets no further; the other ends the process when the time is over. Times are those of this process's own clock,
-and the time that it was itself stopped (Ctrl-Z) does not count.
+The main thread says what it begins (`doing`); `trainer.watchdog` writes the files, and reads those of the others when
+its process gets no further.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import faulthandler
 import json
 import os
 import shutil
-import signal
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER, VERDICT = "heartbeat", "hang.txt"
-HUNG = 75  # exit code: EX_TEMPFAIL of sysexits.h, the same command may succeed
-GRACE = 5.0  # seconds that the others are given to end
 SHOWN = 4  # ranks in a line
 SIZE = 512  # bytes of a file, always the same: it is overwritten in place, also on a full disk
 
@@ -52,7 +45,19 @@ class Beat:
         return f"{self.doing} of step {self.step}" if self.step else self.doing
 
 
-_now, _settled, _wake = Beat(), False, threading.Event()
+_now, _settled = Beat(), False
+wake = threading.Event()  # set when the others are to be told now
+
+
+def begin(rank: int) -> None:
+    """This process, `rank` of its run, starts up."""
+    global _now, _settled
+    _now, _settled = Beat(rank, os.uname().nodename), False
+
+
+def now() -> Beat:
+    """What this process is doing."""
+    return _now
 
 
 def doing(what: str, step: int | None = None, patient: bool = False, at_once: bool = False) -> None:
@@ -64,7 +69,7 @@ def doing(what: str, step: int | None = None, patient: bool = False, at_once: bo
         _now, doing=what, step=step, count=_now.count + 1, waits=False, patient=patient or not _settled
     )
     if at_once:
-        _wake.set()
+        wake.set()
 
 
 def settled() -> None:
@@ -137,165 +142,24 @@ class Seen:
         return "\n".join(row.rstrip() for row in rows) + "\n"
 
 
-class Watch:
-    """Watches this process, `rank` of `size`, until `close`.
-
-    If it gets no further for `limit_s` seconds (`patient_s` while it or another does what may take long), every process
-    ends with exit code `HUNG`: the first to see it prints one line and leaves the verdict `RUN/hang.txt`, by which
-    the others know; those of this machine that were stopped are continued, and killed if they do not end.
-    """
-
-    def __init__(
-        self,
-        run: Path,
-        rank: int,
-        size: int,
-        limit_s: float,
-        patient_s: float,
-        failed: Callable[[], None] = lambda: None,
-    ) -> None:
-        global _now, _settled
-        _now, _settled = Beat(rank, os.uname().nodename), False
-        self._run, self._rank, self._size, self._failed = run, rank, size, failed
-        self._limits = limit_s, max(limit_s, patient_s)
-        self._period = min(limit_s / 20, 30.0)
-        self._closed, self._condemned, self._told = threading.Event(), threading.Event(), threading.Event()
-        self._ending = threading.Event()
-        self._count, self._clock, self._since = -1, 0.0, 0.0
-        self._others: dict[int, tuple[bytes, Beat | None, float]] = {}  # content, last beat, when it changed
-        if rank == 0:
-            clear(run)
-        self._old = _identity(run / VERDICT)
-        self._threads = [
-            threading.Thread(target=work, name="heartbeat", daemon=True) for work in (self._show, self._judge)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def close(self) -> None:
-        self._closed.set()
-        _wake.set()
-        self._threads[0].join(timeout=1)
-        with contextlib.suppress(OSError):
-            self._path(self._rank).unlink()
-            (self._run / FOLDER).rmdir()  # succeeds for the last one
-
-    def give_way(self) -> None:
-        """After an error of the main thread: does not return if it is the result of a hang that ends the process."""
-        if self._ending.is_set() or _identity(self._run / VERDICT) not in (None, self._old):
-            time.sleep(3 * GRACE)
-            os._exit(HUNG)
-
-    def _path(self, rank: int) -> Path:
-        return self._run / FOLDER / f"rank-{rank}"
-
-    def _show(self) -> None:
-        """Keeps the file of this process up to date; all that may hang with the file system is done here."""
-        number = 0
-        while True:
-            number += 1
-            with contextlib.suppress(OSError):
-                _write(self._path(self._rank), {"number": number, **dataclasses.asdict(_now)})
-            if self._clock - self._since > self._limits[0] / 2:
-                self._look()
-            if _identity(self._run / VERDICT) not in (None, self._old):
-                self._condemned.set()
-            _wake.wait(self._period)
-            _wake.clear()
-            if self._closed.is_set():
-                return
-
-    def _look(self) -> None:
-        """Reads the files of the others. One that goes on is no sign of a hang: the time begins anew."""
-        for rank in set(range(self._size)) - {self._rank}:
-            data = b""
-            with contextlib.suppress(OSError):
-                data = self._path(rank).read_bytes()
-            known = self._others.get(rank)
-            if known is None or data != known[0]:
-                beat, before = _read(data), known and known[1]
-                if before and beat and beat.count != before.count:
-                    self._since = self._clock
-                self._others[rank] = data, beat or before, self._clock
-
-    def _judge(self) -> None:
-        """Counts how long this process gets no further."""
-        before = time.monotonic()
-        while not self._closed.wait(self._period):
-            now = time.monotonic()
-            self._clock += min(now - before, 2 * self._period)
-            before = now
-            if _now.count != self._count:
-                self._count, self._since = _now.count, self._clock
-                self._others = {}
-            seen = self._seen()
-            limit = self._limits[_now.patient or seen.patient]
-            if self._condemned.is_set() or self._clock - self._since > limit:
-                self._end(seen, limit)
-
-    def _seen(self) -> Seen:
-        others = {rank: self._others.get(rank, (b"", None, self._clock)) for rank in range(self._size)}
-        silent = (r for r, (_, _, at) in others.items() if r != self._rank and self._clock - at > self._limits[0] / 4)
-        return Seen({rank: beat for rank, (_, beat, _) in others.items()} | {self._rank: _now}, frozenset(silent))
-
-    def _end(self, seen: Seen, limit: float) -> None:
-        """Ends this process, and says why if no other has. Files are left to another thread, which may hang."""
-        self._ending.set()
-        line = seen.line(limit / 60)
-        work = threading.Thread(target=self._sentence, args=(seen, line), daemon=True)
-        work.start()
-        work.join(2 * GRACE)
-        if not self._told.is_set():
-            _tell(line)
-        os._exit(HUNG)
-
-    def _sentence(self, seen: Seen, line: str) -> None:
-        with contextlib.suppress(OSError), open(self._run / FOLDER / f"rank-{self._rank}.trace", "w") as file:
-            faulthandler.dump_traceback(file)
-        first = not self._condemned.is_set() and self._condemn(f"{line}\n\n{seen.table()}")
-        self._told.set()
-        if first:
-            _tell(line)
-            self._failed()
-            _end_stopped(seen.silent)
-
-    def _condemn(self, text: str) -> bool:
-        """Leaves the verdict; false if another process has."""
-        verdict = self._run / VERDICT
-        try:
-            if self._old is not None and _identity(verdict) == self._old:
-                verdict.unlink()
-            with open(verdict, "x") as file:
-                file.write(text)
-        except FileExistsError:
-            return False
-        except OSError:
-            pass
-        return True
+def file_of(run: Path, rank: int) -> Path:
+    return run / FOLDER / f"rank-{rank}"
 
 
-def clear(run: Path) -> None:
-    """Removes what an earlier start left."""
-    shutil.rmtree(run / FOLDER, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        (run / VERDICT).unlink()
-
-
-def _tell(line: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode())
-
-
-def _write(path: Path, values: Mapping[str, object]) -> None:
+def write(run: Path, number: int) -> None:
+    """Writes what this process is doing; with another `number` each time it is a sign of life. Raises `OSError`."""
+    path = file_of(run, _now.rank)
     path.parent.mkdir(exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
-        os.write(handle, json.dumps(values).encode()[:SIZE].ljust(SIZE))
+        content = json.dumps({"number": number, **dataclasses.asdict(_now)})
+        os.write(handle, content.encode()[:SIZE].ljust(SIZE))
     finally:
         os.close(handle)
 
 
-def _read(data: bytes) -> Beat | None:
+def parse(data: bytes) -> Beat | None:
+    """The content of a process's file; None if it is not whole."""
     try:
         values = json.loads(data)
         del values["number"]
@@ -304,56 +168,8 @@ def _read(data: bytes) -> Beat | None:
         return None
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-def _end_stopped(ranks: Collection[int]) -> None:
-    """Lets processes of this machine and launch go on, so that they see the verdict; kills them if they do not."""
-    processes = siblings(ranks)
-    for number in (signal.SIGCONT, signal.SIGKILL):
-        for process in processes:
-            with contextlib.suppress(OSError):
-                os.kill(process, number)
-        limit = time.monotonic() + GRACE
-        while number == signal.SIGCONT and any(map(_lives, processes)) and time.monotonic() < limit:
-            time.sleep(0.05)
-
-
-def _lives(process: int) -> bool:
-    fields = _stat(process)
-    return bool(fields) and fields[0] != "Z"
-
-
-def _stat(process: int | str) -> list[str]:
-    """The fields of /proc/PROCESS/stat from the state on; none if there is no such process."""
+def clear(run: Path) -> None:
+    """Removes what an earlier start left."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return []
-
-
-def siblings(ranks: Collection[int]) -> list[int]:
-    """The processes of this machine that the same launcher started for the same launch as these ranks."""
-    mine, found = _variables("self"), []
-    if "MASTER_PORT" not in mine:
-        return []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        fields = _stat(name)
-        if len(fields) > 1 and int(fields[1]) == os.getppid() and int(name) != os.getpid():
-            theirs = _variables(name)
-            same = all(theirs.get(key) == mine.get(key) for key in ("MASTER_ADDR", "MASTER_PORT"))
-            if same and theirs.get("RANK", "") in map(str, ranks):
-                found.append(int(name))
-    return found
-
-
-def _variables(process: str) -> dict[str, str]:
-    """The environment that a process was started with."""
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
-        return dict(word.partition("=")[::2] for word in words)  # type: ignore[misc]
-    return {}
+        (run / VERDICT).unlink()

@@ -25,15 +25,17 @@ if __name__ == "__main__":
 
 import torch
 
-from trainer import distributed, heartbeat
+from trainer import distributed, heartbeat, watchdog
 from trainer.config import PretrainConfig
 from trainer.game.batchnorm import batch_norms
 from trainer.observe.curves import loss_curves
 from trainer.observe.metrics import METRICS
 from trainer.run import checkpoint, directory, loop
-from trainer.run.assemble import Plan, build_run, describe, describe_cache, plan_run
+from trainer.run.assemble import Plan, build_run, describe, plan_run
+from trainer.run.caching import describe_cache
 from trainer.run.record import set_status, write_record
 from trainer.run.resilience import Stop
+from trainer.run.saving import NotSaved
 from umbra.config import command, dump, load, split_words
 from umbra.errors import UserError
 
@@ -45,21 +47,21 @@ def main(argv: list[str]) -> int:
     cfg = read_config(words)
     plan = plan_run(cfg)
     if "--dry-run" in words:
-        print(dump(cfg) + describe(plan) + describe_cache(plan), end="")
+        print(
+            dump(cfg) + describe(plan) + describe_cache(cfg, plan.train, plan.heldout, plan.order, plan.total), end=""
+        )
         return 0
     if checkpoint.newest(cfg.run) and cfg.resume == "never":
         raise UserError(f"run={cfg.run} has checkpoints and resume=never: choose another run directory")
     rank, size, limits = distributed.launched_rank(), distributed.launched_size(), cfg.hang
     with directory.held(cfg.run, rank == 0):
         times = 60 * limits.minutes, 60 * limits.start_minutes
-        with closing(
-            heartbeat.Watch(Path(cfg.run), rank, size, *times, lambda: set_status(cfg.run, "failed"))
-        ) as watch:
+        with closing(watchdog.Watch(Path(cfg.run), rank, size, *times, lambda: set_status(cfg.run, "failed"))) as watch:
             _join(cfg, plan, watch)
     return 0
 
 
-def _join(cfg: PretrainConfig, plan: Plan, watch: heartbeat.Watch) -> None:
+def _join(cfg: PretrainConfig, plan: Plan, watch: watchdog.Watch) -> None:
     """Joins the other processes of the run and trains."""
     heartbeat.doing("joining of the processes")
     world = distributed.initialise(timeout_s=120 * (cfg.hang.minutes + cfg.hang.start_minutes))
@@ -94,7 +96,7 @@ def read_config(words: list[str]) -> PretrainConfig:
     return cfg
 
 
-def _train(run: loop.Run, watch: heartbeat.Watch) -> None:
+def _train(run: loop.Run, watch: watchdog.Watch) -> None:
     """Trains, and closes the run's files and threads even if an error occurs."""
     try:
         with Stop(run.cfg.max_minutes, speaks=run.world.is_main).listening() as stop:
@@ -104,7 +106,7 @@ def _train(run: loop.Run, watch: heartbeat.Watch) -> None:
             if run.world.is_main and not missing:
                 write_record(run.cfg, run.record, "finished" if done == run.total else "interrupted")
     except UserError as error:
-        error.alone = not isinstance(error, checkpoint.NotSaved)  # which all ranks raise
+        error.alone = not isinstance(error, NotSaved)  # which all ranks raise
         raise
     except RuntimeError as error:
         watch.give_way()

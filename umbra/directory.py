@@ -55,6 +55,8 @@ def _check(config: EncoderConfig) -> None:
     sizes = len(config.leads), len(config.scaling["mean_mv"]), len(config.scaling["std_mv"])
     if not 0 < min(sizes) == max(sizes):
         raise ValueError("it has {} leads, {} means and {} standard deviations".format(*sizes))
+    if twice := [lead for lead in config.leads if config.leads.count(lead) > 1]:
+        raise ValueError(f"'leads' has {twice[0]} twice")
 
 
 def encoder_directory(path_or_hub_id: str | Path, argument: str = "path_or_hub_id", **download: Any) -> Path:

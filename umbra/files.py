@@ -150,7 +150,8 @@ def claim_folder(path: str | Path, key: str, own: Collection[str] | None = None)
 
 def _refuse_others(folder: Path, key: str, own: Collection[str]) -> None:
     names = sorted(path.name for path in folder.iterdir())
-    others = [name for name in names if not name.startswith(".") and Path(name).suffix not in LOGS]
+    files = [name for name in names if not name.startswith(".") and TEMPORARY not in name]
+    others = [name for name in files if Path(name).suffix not in LOGS]
     if others and not set(own) & set(names):
         raise UserError(f"{key}={folder} holds other files ({others[0]}): choose a new or empty folder, {key}=DIR")
 

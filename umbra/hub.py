@@ -1,7 +1,6 @@
 """`load_encoder`: an encoder from its directory or from the hub.
 
-Needs torch, safetensors and the model code, but not the training stack. The files are those of `umbra.directory`, whose
-names are also here.
+Needs torch, safetensors and the model code, but not the training stack. The files are those of `umbra.directory`.
 """
 
 from __future__ import annotations
@@ -11,35 +10,12 @@ from pathlib import Path
 
 import torch
 
-from umbra.directory import (
-    CONFIG,
-    FIX,
-    GOLDEN,
-    WEIGHTS,
-    encoder_directory,
-    mismatch,
-    read_config,
-    read_weights,
-    save_weights,
-)
+from umbra.directory import FIX, GOLDEN, encoder_directory, read_weights
 from umbra.encoders.config import EncoderConfig
 from umbra.encoders.encoder import Encoder
 from umbra.encoders.pretrained import usable
 from umbra.errors import UserError
 from umbra.golden import difference
-
-__all__ = [
-    "CONFIG",
-    "WEIGHTS",
-    "EncoderConfig",
-    "encoder_directory",
-    "initialise",
-    "load_encoder",
-    "mismatch",
-    "read_config",
-    "read_weights",
-    "save_weights",
-]
 
 
 def load_encoder(path_or_hub_id: str | Path, device: str | torch.device = "cpu", check: bool = False) -> Encoder:

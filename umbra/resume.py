@@ -24,13 +24,22 @@ FREE: dict[str, tuple[str, ...]] = {
             "hang",
             "wandb",
         ),
-        *("data.path", "data.threads", "data.ahead", "data.exclude", "data.cache", "data.cache_gb", "data.audit"),
+        *(
+            "data.path",
+            "data.weights",
+            "data.threads",
+            "data.ahead",
+            "data.exclude",
+            "data.cache",
+            "data.cache_gb",
+            "data.audit",
+        ),
         *("batch.device", "compile"),
     ),
     "build": ("input", "output", "workers", "task", "tasks", "key_file", "timeout"),
     "study": (
         *("rotations", "methods", "seeds", "tasks", "fractions", "reference", "bootstrap", "minutes", "output"),
-        *("name", "data", "processes"),
+        *("name", "data", "processes", "workers", "part", "parts"),
     ),
 }
 

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from trainer.data.remote.cache import Cache
 from trainer.evaluate.compare import CompareConfig
 from trainer.observe.metrics import read_metrics
 from trainer.pretrain import read_config
+from trainer.study.config import StudyConfig
 from trainer.transfer import read_configs
 from umbra.config import load, split_words
 
@@ -72,9 +74,19 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in re.findall(r"^    (\S.*)$", text, re.M) if "{" not in line[:9]]
 
 
+def stages(words: list[str]) -> list[list[str]]:
+    """The commands of a pipeline's stages; any other command as it is."""
+    if words[0] != "slurm/pipeline.sh":
+        return [words]
+    starts = [at for at, word in enumerate(words) if word in ("shard", "pretrain", "export", "study")]
+    own = {"shard": "output=OUT", "pretrain": "data.path=OUT", "study": "output=OUT"}
+    parts = (words[at:end] for at, end in pairwise([*starts, len(words)]))
+    return [["sbatch", f"slurm/{part[0]}.sbatch", *part[1:], own.get(part[0], "")] for part in parts]
+
+
 @pytest.mark.parametrize("page", GUIDES, ids=named)
 def test_commands_have_keys_that_exist(page):
-    for words in commands(page):
+    for words in (stage for typed in commands(page) for stage in stages(typed)):
         said = " ".join(words)
         if "sharding build" in said or "shard.sbatch" in said:
             load(BuildConfig, *split_words([w for w in words[words.index(config_of(words)) :] if w != "--dry-run"]))
@@ -82,6 +94,8 @@ def test_commands_have_keys_that_exist(page):
             load(JoinConfig, None, [w for w in words if "=" in w])
         elif "pretrain.py" in said or "pretrain.sbatch" in said:
             read_config([w for w in words[words.index(config_of(words)) :] if w != "--dry-run"]).check()
+        elif "trainer.study" in said or "study.sbatch" in said:
+            load(StudyConfig, *split_words(words[words.index(config_of(words)) :])).check()
         elif "trainer.transfer compare" in said:
             load(CompareConfig, None, [w for w in words if "=" in w])
         elif "trainer.transfer" in said:

@@ -11,24 +11,14 @@ import time
 
 import pytest
 
-from tests.support.handmade import make_shards
 from tests.support.launch import finish, free_port, launch, start
 from tests.support.pretrain_words import losses, run_words
 from tests.support.pseudo_terminal import Shell
 from trainer.run.checkpoint import committed
 
+pytest_plugins = ["tests.support.one_run"]  # the fixtures shards and run
 pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 SAVING = "# Ctrl-C: saving, Ctrl-C again ends now"
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return make_shards(tmp_path_factory.mktemp("data") / "shards", {"train": ["SR", "AFIB"] * 16})
-
-
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
 
 
 @pytest.fixture

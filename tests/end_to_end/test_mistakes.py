@@ -183,7 +183,7 @@ def called(mistake: Mistake, words: str, place: Path, monkeypatch, capsys) -> tu
         raise SystemExit(0)
 
     monkeypatch.setattr(many, "run", begun)
-    monkeypatch.setattr(study, "run_rotation", begun)
+    monkeypatch.setattr(study.Share, "work", begun)
     monkeypatch.delenv("UMBRA_KEY", raising=False)
     monkeypatch.setenv("WORLD_SIZE", str(mistake.processes))
     shutil.rmtree(place / "OUT", ignore_errors=True)

@@ -202,6 +202,24 @@ def test_batch_norm_is_the_same_game_on_one_process_and_on_two(shards, tmp_path)
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_run_is_the_same_with_a_probe_that_looks_on(zero, shards, tmp_path):
+    words = ["encoder.args.norm=batch", f"zero={zero}", "steps=8"]
+    for name, more in (("without", []), ("with", ["log.probe=[rhythm]"])):
+        code, output = launch(pretrain(shards, tmp_path / name, *words, *more), 2)
+        assert code == 0, output[-3000:]
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    with_, without = (
+        load_file(tmp_path / n / "checkpoints" / "step-8" / "weights.safetensors") for n in ("with", "without")
+    )
+    assert all(torch.equal(with_[name], without[name]) for name in without)
+    rows = [row for row in read_metrics(tmp_path / "with" / "metrics.jsonl") if "heldout/loss" in row]
+    assert len(rows) == 2
+    assert all(0 <= row["probe/rhythm"] <= 1 <= row["heldout/effective_rank"] <= 16 for row in rows)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["block_mask", "3kg", "gaussian", "none"])
 def test_the_rivals_run(method, shards, tmp_path):
     code, output = launch(pretrain(shards, tmp_path / "run", "steps=4", method=method), 2)

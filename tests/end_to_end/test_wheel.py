@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from umbra.directory import CONFIG, WEIGHTS, save_weights
 from umbra.encoders.encoder import EncoderConfig
-from umbra.hub import CONFIG, WEIGHTS, initialise, save_weights
+from umbra.hub import initialise
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["steps=2", "batch.global=8", "encoder.args.width=8", "encoder.args.embedding=16", "projector.hidden=16"]

@@ -1,5 +1,7 @@
 """Plays steps under real engines and saves; or loads what another number of processes saved, saves it again, goes on.
 
+What is saved in the course of the steps is also saved in the background while the next step is played.
+
 Started by test_resume.py; the global batches are the same at any world size.
 """
 
@@ -26,6 +28,7 @@ from trainer.config import BatchConfig, PretrainConfig
 from trainer.game.batchnorm import over_all_ranks
 from trainer.game.game import Game, NonFiniteError
 from trainer.run import checkpoint, engines
+from trainer.run.saving import Saver
 from umbra.config import as_dict
 
 BATCH, SAVED = 8, 3
@@ -59,15 +62,18 @@ def main() -> None:
             over_all_ranks(module)
             made[name] = engines.make_engine(module, ADAMW[name], cfg, world.device)
         start = checkpoint.load(path, made, state) if path else 0
+        saver, background = (Saver(place, 9, world.device) for place in (folder, folder / "background"))
         game = Game(made["encoder"], made["masker"], case.game, TEMPERATURE, HOP, skip=engines.skip_step)
         if path:
-            checkpoint.save(folder, start, made, state, 9)
+            saver.save(start, made, state)
             spoil(game, case, world)  # of which nothing may be left
         for step in range(start, SAVED + 1):
             pairs = [global_pair(step, micro, 2, case.dtype) for micro in range(case.accumulation)]
             game.step([mine(pair, world.rank, BATCH // world.size) for pair in pairs], step)
             if step + 1 >= SAVED:
-                checkpoint.save(folder, step + 1, made, state, 9)
+                saver.save(step + 1, made, state)
+                background.save(step + 1, made, state, background=True)
+        background.finish()
     distributed.finalise()
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.support.launch import launch
 from trainer.run import reshape
+from trainer.run.checkpoint import committed
 
 RICH = {"adamw": True, "learn": True, "norm": "batch"}
 QUICK = [{**RICH, "zero": zero, "accumulation": 1 + zero % 2} for zero in (0, 1, 2, 3)]
@@ -65,10 +66,32 @@ def distance(got, right):
     return ((got - right).norm() / right.norm()).item()
 
 
-def test_one_process_goes_on_where_two_stopped_at_every_stage(tmp_path):
-    play(QUICK, 2, tmp_path / "two")
-    play(QUICK, 0, tmp_path / "one", tmp_path / "two")
-    compare(QUICK, tmp_path / "two", 2, tmp_path / "one", 1)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes saved at every stage."""
+    place = tmp_path_factory.mktemp("two")
+    play(QUICK, 2, place)
+    return place
+
+
+def test_one_process_goes_on_where_two_stopped_at_every_stage(two, tmp_path):
+    play(QUICK, 0, tmp_path, two)
+    compare(QUICK, two, 2, tmp_path, 1)
+
+
+def test_what_is_written_in_the_background_has_the_bytes_of_what_is_written_at_once(two):
+    for number, case in enumerate(QUICK):
+        at_once, background = (committed(two / str(number) / place) for place in ("", "background"))
+        assert list(at_once) == list(background) == [3, 4]
+        for step, path in at_once.items():
+            right = files(path)
+            assert files(background[step]) == right, (case, step)
+            assert sum(name.name.endswith("_states.pt") for name in right) == (2, 6, 6, 8)[case["zero"]]
+        assert files(at_once[3]) != files(at_once[4])
+
+
+def files(path):
+    return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.mark.full

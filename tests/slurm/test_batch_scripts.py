@@ -6,23 +6,15 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.slurm_cluster import Cluster, why_not
+from tests.support.slurm_jobs import ROOT, SMALL, committed, log_of, python, steps_of, submit, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN, SHARD = ROOT / "slurm" / "pretrain.sbatch", ROOT / "slurm" / "shard.sbatch"
-SMALL = (
-    "batch.global=8 encoder.args.width=16 projector.hidden=16 projector.out=8 masker.width=8 masker.depth=1 "
-    "log.every=1 log.figure_every=0 checkpoint.every=0"
-)
 STUB = """\
 import json, os, pathlib, sys, time
 words = dict(word.split("=", 1) for word in sys.argv[1:])
@@ -49,13 +41,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
-        with Cluster(Path(folder)) as cluster:
-            yield cluster
-
-
-@pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recordings") / "wfdb"
     python("-m", "sharding", "synth", f"output={folder}", "patients=40", "rate=100")
@@ -74,45 +59,16 @@ def shards(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stubbed(tmp_path: Path) -> Path:
     """A repository whose trainer only writes down how it was called, and does what it is told."""
     (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__init__.py").touch()
     (tmp_path / "trainer" / "pretrain.py").write_text(STUB)
+    world = "import sys; nodes = len(sys.argv[2].split(',')); print(int(sys.argv[1]) * nodes, nodes)"
+    (tmp_path / "trainer" / "world.py").write_text(world)
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     return tmp_path
 
 
-def python(*words: str) -> None:
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, timeout=120, capture_output=True)
-
-
 def build_words(source: Path, output: Path) -> list[str]:
     return [str(ROOT / "configs/shard/wfdb.yaml"), f"input={source}", f"output={output}", "samples_per_shard=4"]
-
-
-def submit(slurm: Cluster, cwd: Path, *words: str, home: Path = ROOT, **variables: str) -> str:
-    venv = Path(sys.executable).parent.parent
-    variables = {"UMBRA_HOME": str(home), "UMBRA_VENV": str(venv), "UMBRA_MASTER_ADDR": "127.0.0.1", **variables}
-    return slurm.submit("--time=10", *words, cwd=cwd, **variables)
-
-
-def log_of(cwd: Path, job: str) -> str:
-    return "\n".join(path.read_text() for path in sorted(cwd.glob(f"umbra-*-{job}*.log")))
-
-
-def wait_until(ready: Callable[[], bool], seconds: float, cwd: Path, job: str) -> None:
-    limit = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < limit, f"waited {seconds} s in vain:\n{log_of(cwd, job)}"
-        time.sleep(0.1)
-
-
-def steps_of(run: Path) -> list[int]:
-    """The steps in the whole lines of `metrics.jsonl`."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
-
-
-def committed(run: Path) -> list[int]:
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*/COMMITTED"))
 
 
 def pretrain_words(shards: Path, run: Path, steps: int) -> list[str]:
@@ -245,6 +201,31 @@ def command_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
     return ""
+
+
+def test_a_run_goes_on_with_the_nodes_that_are_left(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
+    """Six lanes: three of four processes on two nodes, then one node goes down, and two run on the other."""
+    run = tmp_path / "run"
+    words = [*pretrain_words(shards, run, 100_000), "batch.global=6", "checkpoint.every=2", "wandb.mode=disabled"]
+    job = submit(slurm, tmp_path, "--nodes=1-2", "--gpus-per-node=2", "--cpus-per-gpu=1", str(PRETRAIN), *words)
+    try:
+        wait_until(lambda: committed(run) != [], 180, tmp_path, job)
+        for state in ("DRAIN", "DOWN"):  # a node that is only down would come back at once
+            slurm.run("scontrol", "update", "NodeName=n1", f"State={state}", "Reason=gone")
+        wait_until(lambda: "to 100000 on 2 x cpu" in log_of(tmp_path, job), 120, tmp_path, job)
+        slurm.run("scancel", job)
+        slurm.wait(job, 90)
+    finally:
+        slurm.run("scontrol", "update", "NodeName=n1", "State=RESUME")
+    log = log_of(tmp_path, job)
+    first, second = log.split(", start 2: ")
+    assert "warning: 4 processes cannot share 6 lanes (data.lanes), 3 can: rank 3 is idle\n" in first
+    assert "start 1: 3 processes x 1 CPUs on n0,n1, rank 0" in first
+    assert "to 100000 on 3 x cpu" in first
+    assert second.startswith("2 processes x 1 CPUs on n0, rank 0")
+    assert "cannot share" not in second
+    saved = int(second.split("newest checkpoint: ")[1].split()[0])
+    assert f"step {saved} to 100000 on 2 x cpu" in second
 
 
 def test_a_cancelled_job_stays_cancelled(slurm: Cluster, stubbed: Path) -> None:

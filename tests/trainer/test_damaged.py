@@ -21,9 +21,9 @@ from trainer.study import __main__ as study
 from trainer.study import report
 from trainer.study.config import StudyConfig, keep_config
 from trainer.study.steps import STEPS, Note, Steps
+from umbra.directory import save_weights
 from umbra.errors import UserError
 from umbra.files import read_json_lines
-from umbra.hub import save_weights
 
 STEP = "checkpoints/step-3"
 
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(folder, place, monkeypatch, ca
     pretraining = [w for w in shown["pretrain"][1] if not w.startswith("run=")]
     task = ["configs/transfer/rhythm.yaml", "encoder=random", "like=x", f"data={place / 'data'}"]
     studying = ["configs/study/ptbxl100-first.yaml", f"data={place}"]
-    monkeypatch.setattr(study, "run_rotation", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(study.Share, "work", lambda *_: pytest.fail("the work began"))
     for main, words, key in (
         (export.main, shown["export"][1], "output"),
         (pretrain.main, pretraining, "run"),
@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(folder, place, monkeypatch, ca
 
 
 def test_an_output_that_holds_something_else_is_refused_before_the_work(place, monkeypatch, capsys):
-    monkeypatch.setattr(study, "run_rotation", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(study.Share, "work", lambda *_: pytest.fail("the work began"))
     task = ["configs/transfer/rhythm.yaml", "encoder=random", "like=x", f"data={place / 'data'}"]
     for main, words in (
         (transfer.main, task),

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from tests.support.damage import DAMAGES
 from tests.support.handmade import SAMPLES, SCALING, make_run
 from trainer.export import export
+from umbra.directory import read_config
 from umbra.errors import UserError
-from umbra.hub import initialise, load_encoder, read_config
+from umbra.hub import initialise, load_encoder
+from umbra.leads import CANONICAL
 
 
 @pytest.fixture
@@ -158,6 +160,7 @@ CONFIGS = [
     ({"rate": 0}, "'rate' is 0"),
     ({"leads": "I"}, "'leads' must be a list"),
     ({"leads": []}, "it has 0 leads"),
+    ({"leads": [*CANONICAL[:11], "I"]}, "'leads' has I twice"),
     ({"architecture": None}, "'architecture' must be a mapping, not None"),
     ({"architecture": {"name": "resnet18"}}, "it lacks 'architecture.args'"),
     ({"architecture": {"name": ["resnet18"], "args": {}}}, r"'architecture.name' must be a text"),

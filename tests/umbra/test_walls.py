@@ -97,7 +97,7 @@ def test_one_module_of_umbra_asks_for_sharding_by_name_and_only_for_a_path():
         "umbra.encoders.recordings": ['"sharding.recording"'],
         "umbra.reference": ["module"],  # the configs whose keys it prints
     }
-    embed = """import numpy; from umbra.hub import initialise, EncoderConfig as C
+    embed = """import numpy; from umbra.encoders.config import EncoderConfig as C; from umbra.hub import initialise
 from umbra.leads import CANONICAL as L
 scaling = {"mode": "record", "mean_mv": [0.0] * 12, "std_mv": [1.0] * 12}
 encoder = initialise(C({"name": "resnet18", "args": {"width": 8}}, 0, 100, list(L), 200, scaling), 0)

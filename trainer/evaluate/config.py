@@ -8,6 +8,7 @@ from typing import Any
 from trainer.evaluate.task import TaskConfig
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
+from umbra.layers import TextOrTexts
 
 
 @dataclass
@@ -66,13 +67,22 @@ class TransferConfig(TaskConfig):
     output: str = ""
     """The folder for result.json, predictions.parquet and, of what was trained, model/; of several tasks, a folder
     NAME in it for each."""
-    pretrained_on: str = ""
-    """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it
-    (empty: `data`, or what the run around the encoder directory was trained on)."""
+    pretrained_on: TextOrTexts = ""
+    """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it;
+    of a mixture the folder of each source, `{ptbxl: DIR, mimic: DIR}` (empty: `data`, or what the run around the
+    encoder directory was trained on)."""
+    also_trained_on: list[str] = field(default_factory=list)
+    """Folders of further data sets that the weights have seen and that are looked at too: those of the encoder that the
+    pre-training began with (`init`), or of an earlier fine-tuning."""
     allow_leak: bool = False
     """Evaluate although patients or recordings of the test split were in the pre-training; result.json says so."""
     mode: str = setting("probe", choices=("probe", "finetune", "scratch"))
     """`probe` (frozen features), `finetune`, or `scratch` (the same architecture, trained from random weights)."""
+    leads: list[str] = field(default_factory=list)
+    """With `mode: probe`, the leads that the encoder sees of each record, such as `[I, II]`; the others are hidden.
+    Empty: all."""
+    seconds: float = setting(0.0, ">= 0 and <= 1000000")
+    """With `mode: probe`, the encoder sees only the first seconds of each record (0: all)."""
     fraction: float = setting(1.0, "> 0 and <= 1")
     """Fraction of the train records to use, per class; at least 2 per class."""
     seed: int = setting(0, ">= 0 and < 1e18")
@@ -113,6 +123,9 @@ class TransferConfig(TaskConfig):
         if self.encoder == "random" and not self.like:
             raise UserError("encoder=random needs like=DIR, an encoder directory whose architecture it copies")
         check_fields(self)
+        if self.mode != "probe" and (self.leads or self.seconds):
+            key = f"leads={self.leads}" if self.leads else f"seconds={self.seconds:g}"
+            raise UserError(f"{key} has no effect with mode={self.mode}: use mode=probe, or leave it out")
         if self.bootstrap == 1:
             raise UserError("bootstrap=1 is too few for an interval: use 0 (no intervals), or 2 or more")
         if not self.probe.C or not self.probe.penalty or not self.finetune.lr:

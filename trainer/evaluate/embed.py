@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from trainer.data.shards import Shards
 from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.recorded import as_recorded
 from trainer.evaluate.task import Labelled
 from trainer.game.batchnorm import batch_norms, estimate
+from umbra.directory import read_config
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError, naming
-from umbra.hub import initialise, load_encoder, read_config
+from umbra.hub import initialise, load_encoder
 
 
 def open_encoder(config: TransferConfig, train: Labelled) -> Encoder:
@@ -27,7 +29,7 @@ def open_encoder(config: TransferConfig, train: Labelled) -> Encoder:
     name, device = config.like if config.encoder == "random" else config.encoder, device_of(config.device)
     fresh = config.encoder == "random" or config.mode == "scratch"
     encoder = initialise(read_config(name), config.seed).to(device) if fresh else load_encoder(name, device)
-    encoder = _fitted(encoder, train.shards, config)
+    encoder = as_recorded(_fitted(encoder, train.shards, config), config.leads, config.seconds)
     if fresh and batch_norms(encoder) and config.mode == "probe":
         estimate(encoder, (signals(part, device) for part in parts_of(train, config.batch)))
     return encoder

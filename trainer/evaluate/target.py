@@ -144,7 +144,7 @@ def _is_truth(table: pa.Table, column: str) -> bool:
     of = table.column(column)
     if is_list(of.type):
         return False
-    return {w for v in of.unique().to_pylist() for w in items_of(v) or ()} <= _TRUTH.keys()
+    return {w.lower() for v in of.unique().to_pylist() for w in items_of(v) or ()} <= _TRUTH.keys()
 
 
 def _truths(table: pa.Table, column: str, task: str) -> np.ndarray:

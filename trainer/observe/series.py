@@ -28,7 +28,7 @@ class Series:
 
     @property
     def rare(self) -> bool:
-        return self.name.startswith("heldout/")
+        return self.name.startswith(("heldout/", "probe/"))
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ _PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("contrast of the masks, log-odds", "from 0", (("mask_contrast", ""),)),
     ("penalty of the masker", "linear", (("penalty", ""),)),
     ("embeddings", "linear", (("alignment", ""), ("uniformity", ""))),
+    ("probes of held-out patients (AUROC, R2)", "linear", (("probe/", ""),)),
+    ("effective rank of held-out features", "from 0", (("heldout/effective_rank", ""),)),
     ("temperature", "linear", (("temperature", ""),)),
     ("learning rate", "linear", (("lr/", ""),)),
     ("gradient norm", "log", (("grad_norm/", ""),)),

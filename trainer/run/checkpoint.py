@@ -2,7 +2,7 @@
 
 `checkpoints/step-N/` holds DeepSpeed's `encoder/` and `masker/`, `state.json` (the step, the run's whole config, the
 data's fingerprint), `weights.safetensors` (fp32, unpartitioned) and, written last by rank 0 once every rank is done,
-the marker `COMMITTED`.
+the marker `COMMITTED`. `trainer.run.saving` writes them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,25 +17,33 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
+from trainer.data.mixtures import Taken
 from trainer.run import reshape
 from trainer.run.init import Origin
-from umbra import hub, resume
+from umbra import directory, resume
 from umbra.config import as_dict
 from umbra.errors import UserError
-from umbra.files import damaged, flush_tree, make_folder, read_json, write_text
-from umbra.hub import save_weights
+from umbra.files import damaged, read_json
 from umbra.typed import typed
 
 MARKER, STATE, WEIGHTS = "COMMITTED", "state.json", "weights.safetensors"
 DEFAULTS = as_dict(PretrainConfig())  # of keys that a checkpoint of an earlier version does not have
 
 
+def folder_of(run: str | Path, step: int) -> Path:
+    return Path(run) / "checkpoints" / f"step-{step}"
+
+
+def begun(run: str | Path) -> dict[int, Path]:
+    """All checkpoints of a run directory, also those that were not written to their end: step -> folder, ascending."""
+    names = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(run).glob("checkpoints/step-*"))
+    return dict(sorted((int(name[1]), path) for name, path in names if name))
+
+
 def committed(run: str | Path) -> dict[int, Path]:
     """The committed checkpoints of a run directory: step -> folder, ascending."""
-    names = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(run).glob("checkpoints/step-*"))
-    return dict(sorted((int(name[1]), path) for name, path in names if name and (path / MARKER).is_file()))
+    return {step: path for step, path in begun(run).items() if (path / MARKER).is_file()}
 
 
 def newest(run: str | Path) -> Path | None:
@@ -44,92 +51,8 @@ def newest(run: str | Path) -> Path | None:
     return next(reversed(committed(run).values()), None)
 
 
-class NotSaved(UserError):
-    """A checkpoint could not be written, on some rank; raised on all. Those before it are as they were."""
-
-
-def save(run: Path, step: int, engines: Mapping[str, Any], state: Mapping[str, Any], keep: int) -> Path:
-    """Writes the checkpoint of `step`; called by every rank. Keeps the newest `keep` committed ones.
-
-    Raises `NotSaved` on every rank if one of them cannot write.
-    """
-    heartbeat.doing("checkpoint", at_once=True)
-    path, problems = run / "checkpoints" / f"step-{step}", _Problems()
-    main = distributed.rank() == 0
-    if main:
-        with problems.noted():
-            shutil.rmtree(path, ignore_errors=True)
-            make_folder(path, "run")
-    _go_on(path, problems)
-    weights: dict[str, Tensor] = {}
-    for name, engine in engines.items():
-        heartbeat.doing("checkpoint", at_once=True)
-        with problems.of(engine):
-            engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
-        prefix = "masker." if name == "masker" else ""
-        weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
-    _go_on(path, problems)
-    heartbeat.doing("checkpoint", at_once=True)
-    if main:
-        with problems.noted():
-            save_weights(path / WEIGHTS, weights)
-            write_text(path / STATE, json.dumps({"step": step, **state}, indent=1))
-            flush_tree(path)
-            write_text(path / MARKER, "")
-            _remove_old(run, keep)
-    _go_on(path, problems)
-    return path
-
-
-class _Problems:
-    """What could not be written by this process; the collectives go on, so that all ranks come to the same end."""
-
-    def __init__(self) -> None:
-        self.first = ""
-
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, UserError, RuntimeError) as error:  # torch's writer raises the last
-            self.first = self.first or (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-    @contextlib.contextmanager
-    def of(self, engine: Any) -> Iterator[None]:
-        """Notes what DeepSpeed cannot write in the block, instead of leaving it in the midst of its collectives."""
-        writers = ((getattr(engine, "checkpoint_engine", None), "save"), (engine, "_copy_recovery_script"))
-        replaced = [(owner, name) for owner, name in writers if hasattr(owner, name)]
-        for owner, name in replaced:
-            setattr(owner, name, self._noting(getattr(owner, name)))
-        try:
-            yield
-        finally:
-            for owner, name in replaced:
-                delattr(owner, name)  # the method of its class again
-
-    def _noting(self, write: Callable[..., Any]) -> Callable[..., None]:
-        def noting(*args: Any, **kwargs: Any) -> None:
-            with self.noted():
-                write(*args, **kwargs)
-
-        return noting
-
-
-def _go_on(path: Path, problems: _Problems) -> None:
-    """A barrier. Raises `NotSaved` on every rank, and removes what was written, if one of them had a problem."""
-    said = distributed.gather(problems.first)
-    if not any(said):
-        return
-    rank = next(rank for rank, text in enumerate(said) if text)
-    if distributed.rank() == 0:
-        shutil.rmtree(path, ignore_errors=True)
-    before = newest(path.parents[1])
-    kept = f"{before} stays" if before else "there is none before it"
-    raise NotSaved(f"{path} could not be written by rank {rank} ({said[rank]}), {kept}: is the disk full?")
-
-
 class _Data(TypedDict):
-    path: str
+    path: str | dict[str, str]
 
 
 class _Config(TypedDict):
@@ -147,6 +70,8 @@ class _State(TypedDict):
 
 class _Excluding(_State, total=False):
     excluded: list[tuple[int, list[str]]]
+    mixtures: list[tuple[int, dict[str, Taken]]]
+    lead_stats: list[list[float]]
     init: Origin | None
 
 
@@ -168,7 +93,7 @@ def saved_state(path: Path | None) -> dict[str, Any]:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The plain weights of a checkpoint by name. Raises `UserError` if they are missing or damaged."""
-    return hub.read_weights(path / WEIGHTS, _fix(path))
+    return directory.read_weights(path / WEIGHTS, _fix(path))
 
 
 def _fix(path: Path) -> str:
@@ -190,7 +115,7 @@ def prepare(path: Path, players: Mapping[str, nn.Module], state: Mapping[str, An
 
 def give_weights(players: Mapping[str, nn.Module], path: Path, fix: str) -> None:
     """Loads the plain weights in a file into the players. Raises `UserError`, ending in `fix`, if it is damaged."""
-    weights = hub.read_weights(path, fix)
+    weights = directory.read_weights(path, fix)
     for name, module in players.items():
         own = {key.removeprefix("masker."): value for key, value in weights.items() if _player(key) == name}
         try:
@@ -213,7 +138,7 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
     changed, if it is not the same run.
 
     `state` is what was passed to `save`: `config` (nested), `fingerprint` of the data, `world` (number of processes);
-    the last, and `excluded` (the shards excluded, from which step on), may differ.
+    the last, and `excluded` (the shards excluded, from which step on) or `mixtures`, may differ.
     """
     saved = saved_state(path)
     refuse_changes(path, saved, state)
@@ -261,23 +186,27 @@ def _shown(value: Any) -> str:
     return "not set" if value is resume.UNSET else json.dumps(value, sort_keys=True)
 
 
-def whole_weights(engine: Any) -> dict[str, Tensor]:
-    """The fp32 weights of an engine's module by name, unpartitioned at any ZeRO stage; called by every rank."""
+def whole_weights(
+    engine: Any, copied: Callable[[Tensor], Tensor] | None = None, wanted: bool = True
+) -> dict[str, Tensor]:
+    """The weights of an engine's module by name, unpartitioned at any ZeRO stage; called by every rank.
+
+    They are on the CPU in fp32 (at stages 0 to 2 the engine's own memory, if it has them so), or what `copied` makes of
+    them. None where they are not `wanted`.
+    """
     if engine.zero_optimization_stage() < 3:
-        return {k: _to_fp32(v).contiguous() for k, v in engine.module.state_dict().items()}
+        return _named(engine.module, copied or to_fp32) if wanted else {}
     import deepspeed
 
     module: nn.Module = engine.module
     with deepspeed.zero.GatheredParameters(list(module.parameters())):
-        return {k: _to_fp32(v).clone().contiguous() for k, v in module.state_dict().items()}
+        return _named(module, copied or (lambda v: to_fp32(v).clone())) if wanted else {}
 
 
-def _to_fp32(value: Tensor) -> Tensor:
-    """On the CPU, in fp32; integers as they are."""
-    return (value.detach().float() if value.is_floating_point() else value).cpu()
+def _named(module: nn.Module, copied: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {name: copied(value.detach()) for name, value in module.state_dict().items()}
 
 
-def _remove_old(run: Path, keep: int) -> None:
-    for old in list(committed(run).values())[:-keep]:
-        (old / MARKER).unlink()
-        shutil.rmtree(old, ignore_errors=True)
+def to_fp32(value: Tensor) -> Tensor:
+    """On the CPU, in fp32, contiguous; integers as they are."""
+    return (value.float() if value.is_floating_point() else value).cpu().contiguous()

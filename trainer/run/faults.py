@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from trainer import distributed
 from trainer.run.checkpoint import WEIGHTS, whole_weights
+from umbra.directory import save_weights
 from umbra.errors import UserError
 from umbra.files import make_folder, read_json_as, write_text
-from umbra.hub import save_weights
 
 FOLDER, KEPT = "faults", 5  # steps of which anything is kept
 

@@ -8,11 +8,12 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from trainer.config import PretrainConfig
+from umbra.directory import WEIGHTS, encoder_directory
 from umbra.encoders.config import EncoderConfig, ScalingOf
 from umbra.encoders.registry import whole_args
 from umbra.errors import UserError, naming
 from umbra.files import sha256
-from umbra.hub import WEIGHTS, encoder_directory, load_encoder
+from umbra.hub import load_encoder
 from umbra.schema import Manifest
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
-from trainer.data.audit import Recorder
+from trainer.data.audit_records import Recorder
+from trainer.data.mixture import Mixture
 from trainer.data.order import Order
 from trainer.data.remote.cache import Cache
+from trainer.data.remote.caches import Caches
 from trainer.data.shards import Shards
 from trainer.data.stream import Batch, Stream, bottleneck, millivolts
 from trainer.game.game import Game, NonFiniteError, Pair
@@ -31,8 +33,10 @@ from trainer.observe.metrics import Metrics
 from trainer.observe.throughput import Throughput
 from trainer.run import checkpoint, faults
 from trainer.run.engines import gradient_norm, set_learning_rate
+from trainer.run.online_probe import OnlineProbe
 from trainer.run.record import RunRecord
 from trainer.run.resilience import Stop
+from trainer.run.saving import NotSaved, Saver
 from trainer.run.schedule import player_rate
 from trainer.views import Key, Views
 from trainer.views.pairing import Pairing
@@ -57,7 +61,7 @@ class Run:
     folder: Path
     train: Shards
     heldout: Shards | None
-    order: Order
+    order: Order | Mixture
     scaling: Scaling
     first: Views
     second: Views
@@ -66,16 +70,18 @@ class Run:
     engines: dict[str, Any]
     metrics: Metrics
     record: RunRecord
+    saver: Saver
     state: dict[str, Any]
     start: int
     total: int
     throughput: Throughput = field(default_factory=Throughput)
-    cache: Cache | None = None  # of remote shards
+    cache: Cache | Caches | None = None  # of remote shards
     recorder: Recorder | None = None
     patients: Tensor | None = None
     mfu_per_ecg: float = math.nan
     at: int = 0  # the step that is being played, from 0
     partners: OfPatients | None = None
+    probe: OnlineProbe | None = None
 
 
 def train(run: Run, stop: Stop) -> int:
@@ -89,11 +95,11 @@ def train(run: Run, stop: Stop) -> int:
         return start
     sums: dict[str, list[Tensor]] = {}
     skipped = 0  # steps in a row
-    of_patients, first = run.partners, run.train.rows.start
+    of_patients, shards = run.partners, run.train
 
     def partners(step: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         assert of_patients is not None
-        return of_patients(indices + first, run.order.epoch(step).number) - first
+        return shards.indices_of(of_patients(shards.rows_of(indices), run.order.key(step)))
 
     stream = Stream(
         run.train,
@@ -120,7 +126,7 @@ def train(run: Run, stop: Stop) -> int:
                 _keep_fault(run, batch, error, skipped)
             done = batch.step + 1
             if run.recorder is not None:
-                run.recorder.add(batch.step, run.order.epoch(batch.step).number, batch.host_rows)
+                run.recorder.add(batch.step, run.order.key(batch.step), batch.host_rows)
             heartbeat.settled()
             run.throughput.step(cfg.batch.global_)
             for name, value in played.items():
@@ -130,6 +136,7 @@ def train(run: Run, stop: Stop) -> int:
                 heartbeat.doing("log")
                 _log(run, done, sums, rates)
                 sums = {}
+            _tell_if_not_saved(run, run.saver.look)
             if last or (cfg.checkpoint.every and done % cfg.checkpoint.every == 0):
                 with run.throughput.paused():
                     _save(run, done, last)
@@ -142,11 +149,18 @@ def _save(run: Run, done: int, last: bool) -> None:
     """Saves a checkpoint. One that cannot be written is no end of the run, unless it is the last."""
     if run.recorder is not None:
         run.recorder.flush()
+    _tell_if_not_saved(run, run.saver.finish)
+    if last:
+        run.saver.save(done, run.engines, run.state)
+    else:
+        background = run.cfg.checkpoint.asynchronous
+        _tell_if_not_saved(run, lambda: run.saver.save(done, run.engines, run.state, background))
+
+
+def _tell_if_not_saved(run: Run, work: Callable[[], object]) -> None:
     try:
-        checkpoint.save(run.folder, done, run.engines, run.state, run.cfg.checkpoint.keep)
-    except checkpoint.NotSaved as error:
-        if last:
-            raise
+        work()
+    except NotSaved as error:
         if run.world.is_main:
             print(f"# WARNING: {error} The run goes on and tries again at the next checkpoint", flush=True)
 
@@ -173,7 +187,7 @@ def _next_is_missing(run: Run, step: int, stop: Stop) -> bool:
 
 def pairs_of(run: Run, batch: Batch) -> list[Pair]:
     """The contrast batches of a step: int16 -> views cut -> mV -> signal views -> scaled -> mask views."""
-    epoch = run.order.epoch(batch.step).number
+    epoch = run.order.key(batch.step)
     others = batch.partners if batch.partners is not None else [None] * len(batch.signals)
     keys = (Key(run.cfg.seed, epoch, rows) for rows in batch.rows)
     return [hard_pair(run, *pair) for pair in zip(batch.signals, keys, others)]
@@ -215,8 +229,8 @@ def heldout_loss(run: Run) -> dict[str, Tensor]:
     share = heldout_count(run.cfg.contrast, run.heldout.count, run.order.lanes) // world.size
     if share < 2:
         return {}
-    indices = np.arange(world.rank * share, (world.rank + 1) * share)
-    rows = indices + run.heldout.rows.start
+    indices = run.heldout.some(world.size * share)[world.rank * share : (world.rank + 1) * share]
+    rows = run.heldout.rows_of(indices)
     wanted = [rows] if run.partners is None else [rows, run.partners(rows, 0)]
     signals, *others = (_heldout_signals(run.heldout, part, world.device) for part in wanted)
     key = Key(run.cfg.seed, 0, torch.from_numpy(rows).to(world.device))
@@ -232,7 +246,7 @@ def heldout_count(contrast: int, count: int, lanes: int) -> int:
 
 def _heldout_signals(heldout: Shards, rows: NDArray[np.int64], device: torch.device) -> Tensor:
     empty = np.empty((len(rows), *heldout.shape), "<i2")
-    return torch.from_numpy(heldout.gather(rows - heldout.rows.start, empty)).to(device)
+    return torch.from_numpy(heldout.gather(heldout.indices_of(rows), empty)).to(device)
 
 
 def _timed(stream: Stream, run: Run) -> Iterator[Batch]:
@@ -263,6 +277,8 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
         due = cfg.log.heldout_every and (step % cfg.log.heldout_every < cfg.log.every or step == run.total)
         if due and run.heldout is not None:
             values |= heldout_loss(run)
+            if run.probe is not None:
+                values |= run.probe.figures(run.engines["encoder"], run.scaling, run.world)
         norms = {f"grad_norm/{name}": gradient_norm(engine) for name, engine in run.engines.items()}
         worst = {"data_wait": speed.get("data_wait", 0.0), "queue_depth": -speed.get("queue_depth", 0.0)}
         worst = distributed.max_over_ranks(worst, run.world.device)
@@ -286,18 +302,18 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
             _draw_masks(run, step)
 
 
-def shown_shard(order: Order) -> int:
+def shown_shard(order: Order | Mixture) -> int:
     """The training shard whose first ECG is drawn with `wandb.upload_ecgs`: the first that is not excluded."""
-    out = order.changes[-1][1] if order.changes else ()
-    return next(i for i, n in enumerate(order.counts) if n and i not in out)
+    return next(i for i, n in enumerate(order.in_use) if n)
 
 
-def kept_shards(cfg: PretrainConfig, order: Order, train: Shards, heldout: Shards | None) -> list[Shard]:
+def kept_shards(cfg: PretrainConfig, order: Order | Mixture, train: Shards, heldout: Shards | None) -> list[Shard]:
     """The shards that a run reads repeatedly besides its batches; remote ones stay in the cache."""
     kept = [train.shards[shown_shard(order)]] if cfg.wandb.upload_ecgs else []
     if heldout is not None and cfg.log.heldout_every:
-        begins = np.cumsum([0, *heldout.counts[:-1]]).tolist()
-        kept += [s for s, at in zip(heldout.shards, begins) if s.samples and at < cfg.contrast]
+        most = max(cfg.contrast, cfg.log.probe_ecgs if cfg.log.probe else 0)
+        ends, seen = np.cumsum(heldout.counts), heldout.some(min(most, heldout.count))
+        kept += [heldout.shards[i] for i in np.unique(np.searchsorted(ends, seen, "right"))]
     return kept
 
 
@@ -328,13 +344,14 @@ def _draw_masks(run: Run, step: int) -> None:
 def _keep_fault(run: Run, batch: Batch, error: NonFiniteError, skipped: int) -> None:
     """Keeps what the step was made of. Ends the run if it is one too many in a row."""
     step, shards = batch.step, run.train
-    names = [shards.name_of(rows - shards.rows.start) for rows in batch.host_rows]
-    epoch, (rank, world) = run.order.epoch(step).number, (run.world.rank, run.world.size)
+    names = [shards.name_of(shards.indices_of(rows)) for rows in batch.host_rows]
+    epoch, (rank, world) = run.order.key(step), (run.world.rank, run.world.size)
     rows = batch.host_rows.tolist()
     fault = faults.Fault(step, run.total, epoch, run.cfg.seed, rank, world, str(error), rows, names)
     folder = faults.keep(run.folder, fault, run.engines)
     kept = f"`python -m trainer.replay {run.folder} step={step + 1}` plays it again"
     if skipped > run.cfg.max_skipped:
+        _tell_if_not_saved(run, run.saver.finish)
         newest = checkpoint.newest(run.folder)
         where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
         raise UserError(

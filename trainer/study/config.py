@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +43,21 @@ class ShardStep:
 
 
 @dataclass
+class Primary:
+    """The comparisons that the study is made for, named before its first run; all others are exploratory."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks among those of the study."""
+    fractions: list[float] = field(default_factory=list)
+    """Fractions among those of the study."""
+    others: list[str] = field(default_factory=list)
+    """Methods that the reference is compared with."""
+
+    def has(self, task: str, fraction: float, other: str) -> bool:
+        return task in self.tasks and fraction in self.fractions and other in self.others
+
+
+@dataclass
 class StudyConfig:
     """Methods x rotations x seeds x tasks x fractions."""
 
@@ -68,6 +83,8 @@ class StudyConfig:
     """Variant -> [YAML of configs/pretrain, key=value, ...]."""
     reference: str = "adversarial"
     """The method that is compared with each of the others."""
+    primary: Primary = field(default_factory=Primary)
+    """The comparisons that the study is made for."""
     seeds: list[int] = setting([0], ">= 0 and < 1e18")
     """Seeds of pre-training and of the evaluations."""
     tasks: list[str] = field(default_factory=lambda: ["rhythm", "sex"])
@@ -84,6 +101,13 @@ class StudyConfig:
     """Bootstrap resamples of the patients."""
     minutes: float = setting(120.0, "> 0 and <= 525600")
     """Time limit per step, in minutes."""
+    workers: int = setting(1, ">= 1 and <= 1024")
+    """Trials (a method of one seed in one rotation) that run at a time on this machine, each in its own process."""
+    part: int = setting(0, ">= 0 and < 100000")
+    """This machine's number among the `parts`, from 0: it begins with every `parts`-th trial from this one on, and goes
+    on with those that nobody runs."""
+    parts: int = setting(1, ">= 1 and <= 100000")
+    """Number of machines (or tasks of an array job) that share the study."""
 
     def check(self) -> None:
         """Raises `UserError` for anything that would make a step fail, before the first one."""
@@ -96,11 +120,14 @@ class StudyConfig:
             if not getattr(self, key):
                 raise UserError(f"key '{key}' is empty: give at least one")
         check_fields(self)
+        if self.part >= self.parts:
+            raise UserError(f"part={self.part} must be between 0 and parts-1={self.parts - 1}")
         trained = [m for m in self.methods if m not in UNTRAINED]
         if not trained:
             raise UserError("methods: at least one must be pre-trained, since untrained ones copy its architecture")
         if self.reference not in self.methods:
             raise UserError(f"reference '{self.reference}' is not among the methods {', '.join(self.methods)}")
+        self._check_primary()
         if empty := [name for name, words in self.variants.items() if not words]:
             raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
         wanted = [("pretrain", self.words(m)[0]) for m in trained] + [("transfer", t) for t in self.tasks]
@@ -119,6 +146,19 @@ class StudyConfig:
         for task in self.tasks:
             self._check_transfer(task)
         self._check_shards()
+
+    def _check_primary(self) -> None:
+        given = self.primary
+        lists: list[tuple[str, list, list]] = [
+            ("tasks", given.tasks, self.tasks),
+            ("fractions", given.fractions, self.fractions),
+            ("others", given.others, [m for m in self.methods if m != self.reference]),
+        ]
+        for key, named, known in lists:
+            if unknown := [one for one in named if one not in known]:
+                raise UserError(f"primary.{key} has {unknown[0]}; there are: {', '.join(map(str, known))}")
+        if len({bool(named) for _, named, _ in lists}) > 1:
+            raise UserError("primary: give tasks, fractions and others, or none of them")
 
     def _check_shards(self) -> None:
         if not self.shard.column:
@@ -146,8 +186,6 @@ class StudyConfig:
             cfg.check()
             if cfg.mode == "scratch":
                 raise UserError("mode=scratch would train every method from scratch: name `scratch` among the methods")
-            if cfg.kind != "classes":
-                raise UserError(f"task {task} has kind={cfg.kind}: a study pools tasks of kind=classes")
             device_of(cfg.device)
 
     def words(self, method: str) -> list[str]:
@@ -164,6 +202,23 @@ def _loaded(schema: type[C], path: Path, words: Sequence[str], key: str) -> C:
 def _refuse_reserved(schema: type, words: Sequence[str], key: str, reserved: set[str]) -> None:
     if taken := sorted(given_keys(schema, words, f"of {key}") & reserved):
         raise UserError(f"{key}: the study sets {taken[0]} itself: leave it out")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method of one seed in one rotation: its pre-training, its export and all its evaluations."""
+
+    rotation: int
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.rotation}-{self.method}-seed{self.seed}"
+
+    def cells(self, config: StudyConfig, task: str) -> list[Cell]:
+        """Its evaluations on one task."""
+        return [Cell(self.rotation, self.method, self.seed, task, fraction) for fraction in config.fractions]
 
 
 @dataclass(frozen=True)
@@ -206,9 +261,10 @@ def folds_of(rotation: int, folds: int, judge: str = "test") -> tuple[list[int],
 def keep_config(config: StudyConfig, output: Path) -> None:
     """Writes the config; refuses the output of a different study, except for its lists of cells and its limits.
 
-    A variant may be added, and so may a key that an older version did not have.
+    A variant may be added, and so may a key that an older version did not have. A file that says the same is not
+    written again.
     """
-    path = output / CONFIG
+    path, text = output / CONFIG, dump(replace(config, workers=1, part=0, parts=1))
     if path.is_file():
         kept = read_yaml(path, "delete it and run the same study again, which writes it anew")
         if not {"methods", "rotations"} <= kept.keys():
@@ -217,4 +273,5 @@ def keep_config(config: StudyConfig, output: Path) -> None:
         changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': use a new output or the old value")
-    write_text(path, dump(config))
+    if not path.is_file() or path.read_text() != text:
+        write_text(path, text)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.evaluate.metrics import SHOWN
 from trainer.observe.curves import METHOD_COLOURS, plain_axes
 from umbra.drawing.paper import blank, write
 
@@ -13,16 +14,16 @@ from umbra.drawing.paper import blank, write
 def study_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Dot plot with intervals: a panel per task and label fraction, a line per method, in the order they come.
 
-    rows: dicts `method`, `task`, `fraction` (0..1), `auroc`, `low`, `high` (0..1; `low` and `high` may be missing).
+    rows: dicts `method`, `task`, `fraction` (0..1), `metric`, `value`, `low`, `high` (the last two may be missing).
     Raises `ValueError` if there are no rows.
     """
     if not rows:
         raise ValueError("a study without rows cannot be drawn")
     tasks, methods = _unique(rows, "task"), _unique(rows, "method")
     fractions = sorted(_unique(rows, "fraction"), reverse=True)
-    height = 0.9 + len(tasks) * (0.75 + 0.3 * len(methods))
+    height = 0.9 + len(tasks) * (0.95 + 0.3 * len(methods))
     figure = blank(1.9 + 3.1 * len(fractions), height, dpi=150, layout="constrained")
-    grid = figure.subplots(len(tasks), len(fractions), sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(len(tasks), len(fractions), sharex="row", sharey=True, squeeze=False)
     for t, task in enumerate(tasks):
         for f, fraction in enumerate(fractions):
             axes = grid[t, f]
@@ -33,8 +34,8 @@ def study_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             plain_axes(axes)
             axes.grid(axis="y", visible=False)
             axes.locator_params(axis="x", nbins=5)
-            if t == len(tasks) - 1:
-                axes.set_xlabel("AUROC", size=9)
+            if cell:
+                axes.set_xlabel(SHOWN[cell[0]["metric"]], size=9)
     grid[0, 0].set_yticks(range(len(methods)), methods)
     grid[0, 0].set_ylim(len(methods) - 0.4, -0.6)
     write(figure, path)
@@ -44,10 +45,10 @@ def _dot(axes: Any, row: Mapping[str, Any], place: int) -> None:
     colour = METHOD_COLOURS[place % len(METHOD_COLOURS)]
     if row.get("low") is not None and row.get("high") is not None:
         axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2, solid_capstyle="round")
-    axes.plot([row["auroc"]], [place], "o", color=colour, ms=6)
+    axes.plot([row["value"]], [place], "o", color=colour, ms=6)
     axes.annotate(
-        f"{row['auroc']:.3f}",
-        (row["auroc"], place),
+        f"{row['value']:.3f}",
+        (row["value"], place),
         (0, 5),
         textcoords="offset points",
         ha="center",

@@ -1,133 +1,110 @@
-"""Pools the predictions of all rotations into one score per method, with paired differences."""
+"""Pools the predictions of all rotations: one method, seed, task and fraction -> its score, and that of resamples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 
+from trainer.evaluate.config import TransferConfig
+from trainer.evaluate.metrics import MAIN, Predicted, ranked
 from trainer.evaluate.result import PREDICTIONS
-from trainer.evaluate.scores import bootstrap_auroc, interval, macro_auroc, one_hot
-from trainer.study.config import Cell, StudyConfig
+from trainer.evaluate.scores import bootstrap_auroc, macro_auroc, one_hot, over_columns, r2
+from trainer.study.config import Cell, StudyConfig, config_path
+from umbra.config import load
 from umbra.errors import UserError
 from umbra.parquet import Table
 
-RESOLVABLE = 2.8  # standard errors: 80 % power at a two-sided level of 5 %
+FIX = "delete its folder and run the same study again"
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """The test records of all rotations: class number (-1: not scored in all rotations), patient, rotation,
-    probabilities `[n, K]`."""
+    """The test records of all rotations: targets and predictions `[n, K]` of `classes`, patient and rotation `[n]`.
 
+    A record of a class that is not scored in all rotations has a row of False.
+    """
+
+    kind: str
     classes: list[str]
-    label: np.ndarray
+    target: np.ndarray
     patient: np.ndarray
     rotation: np.ndarray
-    probability: np.ndarray
+    prediction: np.ndarray
 
     @property
-    def target(self) -> np.ndarray:
-        """Bool `[n, K]`."""
-        return one_hot(self.label, len(self.classes))
+    def counts(self) -> dict[str, int]:
+        """Test records of each class; numbers: those that have one."""
+        known = np.isfinite(self.target) if self.kind == "number" else self.target > 0
+        return dict(zip(self.classes, known.sum(0).tolist()))
 
-    def ranks(self) -> np.ndarray:
-        """Scores `[n, K]` that can be pooled: a record's mid-rank among the test records of its rotation, in (0, 1).
+    def scores(self) -> np.ndarray:
+        """What is scored, `[n, K]`: numbers as they are, of probabilities a record's mid-rank among the test records of
+        its rotation, in (0, 1).
 
         Each rotation has its own probe, whose probabilities are on a scale of its own; ranks share one scale (Forman
         and Scholz, Apples-to-apples in cross-validation studies, 2010).
         """
-        out = np.empty_like(self.probability)
+        if self.kind == "number":
+            return self.prediction
+        out = np.empty_like(self.prediction)
         for r in np.unique(self.rotation):
             here = self.rotation == r
-            out[here] = rankdata(self.probability[here], axis=0) / (here.sum() + 1)
+            out[here] = rankdata(self.prediction[here], axis=0) / (here.sum() + 1)
         return out
+
+    def value(self, scores: np.ndarray, part: np.ndarray | slice = slice(None)) -> float:
+        """Macro AUROC, or the mean R2 of numbers, of the records in `part`."""
+        if self.kind == "number":
+            return float(r2(self.target[part], scores[part]).mean())
+        return macro_auroc(self.target[part], scores[part])
+
+    def resampled(self, count: int) -> np.ndarray:
+        """The value of each of `count` patient resamples, the same for all that were tested on these records."""
+        if self.kind == "number":
+            data = Predicted(self.target, self.scores(), self.patient)
+            return over_columns(ranked(self.kind, data, count, 0)[0]["r2"][1])
+        return over_columns(bootstrap_auroc(self.target, self.scores(), self.patient, count))
 
     def mean_over_rotations(self) -> float:
         parts = (self.rotation == r for r in np.unique(self.rotation))
-        return float(np.mean([macro_auroc(self.target[p], self.probability[p]) for p in parts]))
+        return float(np.mean([self.value(self.prediction, p) for p in parts]))
+
+
+def kind_of(config: StudyConfig, task: str) -> str:
+    """The kind of a task of the study."""
+    return load(TransferConfig, config_path("transfer", task), config.transfer, "of transfer").kind
+
+
+def metric_of(config: StudyConfig, task: str) -> str:
+    return MAIN[kind_of(config, task)]
 
 
 def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float) -> Pooled:
     """Reads the predictions of one method, seed, task and fraction over all rotations."""
-    output = Path(config.output)
-    files = [Cell(r, method, seed, task, fraction).directory(output) / PREDICTIONS for r in config.rotations]
-    fix = "delete its folder and run the same study again"
-    tables = [Table(file, fix).read().to_pandas() for file in files]
+    kind = kind_of(config, task)
+    cells = [Cell(r, method, seed, task, fraction).directory(Path(config.output)) for r in config.rotations]
+    tables = [Table(cell / PREDICTIONS, FIX).read().to_pandas() for cell in cells]
     common = [c for c in tables[0].columns if c.startswith("p_") and all(c in t.columns for t in tables)]
     classes = [c.removeprefix("p_") for c in common]
-    number = {name: k for k, name in enumerate(classes)}
     return Pooled(
+        kind,
         classes,
-        np.concatenate([[number.get(name, -1) for name in t["label"]] for t in tables]).astype(np.int64),
+        np.concatenate([_target(t, cell, kind, classes) for t, cell in zip(tables, cells)]),
         np.concatenate([t["patient"].to_numpy() for t in tables]),
         np.concatenate([np.full(len(t), r) for r, t in zip(config.rotations, tables)]),
         np.concatenate([t[common].to_numpy(dtype=np.float64) for t in tables]),
     )
 
 
-def score(config: StudyConfig, method: str, task: str, fraction: float) -> tuple[dict[str, Any], np.ndarray]:
-    """The row of one method in the table, and its macro AUROC per patient resample `[bootstrap]` (mean over seeds)."""
-    pooled = [pool(config, method, seed, task, fraction) for seed in config.seeds]
-    by_seed = [macro_auroc(p.target, p.ranks()) for p in pooled]
-    resampled = np.mean(
-        [bootstrap_auroc(p.target, p.ranks(), p.patient, config.bootstrap).mean(1) for p in pooled], axis=0
-    )
-    low, high = interval(resampled)
-    row = {
-        "method": method,
-        "task": task,
-        "fraction": fraction,
-        "auroc": float(np.mean(by_seed)),
-        "low": low,
-        "high": high,
-        "by_seed": by_seed,
-        "pooled_probabilities": float(np.mean([macro_auroc(p.target, p.probability) for p in pooled])),
-        "mean_over_rotations": float(np.mean([p.mean_over_rotations() for p in pooled])),
-        "records": len(pooled[0].label),
-        "patients": len(np.unique(pooled[0].patient)),
-        "test_counts": {c: int((pooled[0].label == k).sum()) for k, c in enumerate(pooled[0].classes)},
-    }
-    return row, resampled
-
-
-def difference(reference: dict[str, Any], other: dict[str, Any], paired: np.ndarray) -> dict[str, Any]:
-    """Reference minus other; `paired`: the same difference in each patient resample `[bootstrap]`.
-
-    `resolvable`: the smallest true difference that a two-sided test at 5 % detects with 80 % power,
-    (1.96 + 0.84) x the standard error of the paired difference.
-    """
-    low, high = interval(paired)
-    error = float(np.nanstd(paired, ddof=1))
-    return {
-        "task": reference["task"],
-        "fraction": reference["fraction"],
-        "reference": reference["method"],
-        "other": other["method"],
-        "difference": reference["auroc"] - other["auroc"],
-        "low": low,
-        "high": high,
-        "standard_error": error,
-        "resolvable": RESOLVABLE * error,
-    }
-
-
-def compare(config: StudyConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of all methods, and the paired differences between the reference and each other method."""
-    rows, differences = [], []
-    for task in config.tasks:
-        for fraction in config.fractions:
-            scored = {m: score(config, m, task, fraction) for m in config.methods}
-            rows += [row for row, _ in scored.values()]
-            first, first_resampled = scored[config.reference]
-            for method in (m for m in config.methods if m != config.reference):
-                row, resampled = scored[method]
-                if row["test_counts"] != first["test_counts"]:
-                    raise UserError(
-                        f"{method} and {config.reference} were tested on different records: use a new output"
-                    )
-                differences.append(difference(first, row, first_resampled - resampled))
-    return rows, differences
+def _target(table: pd.DataFrame, cell: Path, kind: str, classes: list[str]) -> np.ndarray:
+    wanted = ["label"] if kind == "classes" else [f"y_{name}" for name in classes]
+    if lacking := [name for name in wanted if name not in table.columns]:
+        raise UserError(f"{cell / PREDICTIONS} lacks '{lacking[0]}': the kind of the task was changed; {FIX}")
+    if kind != "classes":
+        return table[wanted].to_numpy(dtype=np.float64)
+    number = {name: k for k, name in enumerate(classes)}
+    return one_hot(np.array([number.get(name, -1) for name in table["label"]], dtype=np.int64), len(classes))

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from trainer.evaluate.metrics import SHOWN
 from trainer.evaluate.result import plain
+from trainer.study.comparing import compare
 from trainer.study.config import StudyConfig
 from trainer.study.figure import study_figure
-from trainer.study.pooling import compare
+from trainer.study.pretext import FIGURES, pretext
 from trainer.study.steps import STEPS, Note
-from umbra.files import read_json_lines, write_text
+from umbra.files import read_json_lines, read_text, write_text
+
+RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
 
 
 def report(config: StudyConfig, output: Path) -> None:
     """Writes results.json, table.md and figure.png, and prints the table."""
     rows, differences = compare(config)
     noted = read_json_lines(output / STEPS, Note)
-    content = {"name": config.name, "rows": rows, "differences": differences, "cost_seconds": cost(noted)}
-    write_text(output / "results.json", json.dumps(plain(content), indent=1) + "\n")
-    text = markdown(config, rows, differences, noted)
-    write_text(output / "table.md", text)
-    study_figure(rows, output / "figure.png")
-    print(text)
-    print(f"written: {output / 'results.json'}, {output / 'table.md'}, {output / 'figure.png'}")
+    said = pretext(config)
+    content: dict[str, Any] = {"name": config.name, "rows": rows, "differences": differences, "pretext": said}
+    content["cost_seconds"] = cost(noted)
+    write_text(output / TABLE, markdown(config, rows, differences, noted, said))
+    study_figure(rows, output / FIGURE)
+    write_text(output / RESULTS, json.dumps(plain(content), indent=1) + "\n")
+    show(output)
+
+
+def show(output: Path) -> None:
+    """Prints the table that was written."""
+    print(read_text(output / TABLE, "run the same study again"))
+    print(f"written: {output / RESULTS}, {output / TABLE}, {output / FIGURE}", flush=True)
 
 
 def cost(noted: list[Note]) -> dict[str, float]:
@@ -37,10 +48,20 @@ def cost(noted: list[Note]) -> dict[str, float]:
     return dict(sorted(total.items()))
 
 
-def markdown(config: StudyConfig, rows: list[dict], differences: list[dict], noted: list[Note]) -> str:
-    """The results as Markdown: a table of scores, one of differences, the cost, the commands of one rotation."""
-    parts = [f"# {config.name}", _explained(config, rows), "## Macro AUROC", _score_table(rows)]
-    parts += [f"## {config.reference} minus the others", _difference_table(differences)]
+def markdown(
+    config: StudyConfig, rows: list[dict], differences: list[dict], noted: list[Note], said: list[dict]
+) -> str:
+    """The results as Markdown: scores, differences (those named beforehand first), what the runs `said` of the pretext
+    task, cost, commands of one rotation."""
+    parts = [f"# {config.name}", _explained(config, rows)]
+    if primary := [d for d in differences if d["primary"]]:
+        parts += [f"## Primary comparisons: {config.reference} minus", _difference_table(primary)]
+    parts += ["## Scores", _score_table(rows)]
+    if rest := [d for d in differences if not d["primary"]]:
+        title = "Exploratory comparisons" if primary else "Differences"
+        parts += [f"## {title}: {config.reference} minus", _difference_table(rest)]
+    if said:
+        parts += ["## The pretext task at the end of pre-training", _pretext_table(said)]
     parts += ["## Cost", _table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
     commands = [step["command"] for step in noted if step["step"].split("/")[1] == str(config.rotations[0])]
     parts += [f"## Commands (rotation {config.rotations[0]})", "```sh\n" + "\n".join(commands) + "\n```"]
@@ -55,48 +76,72 @@ def _explained(config: StudyConfig, rows: list[dict]) -> str:
         + ")"
         for task, row in tests.items()
     )
+    seeds = (
+        "and the variation between seeds, whose variance is pooled over the methods; not that between training sets"
+        if len(config.seeds) > 1
+        else "they do not include the variation between seeds and training sets"
+    )
+    primary = " p (Holm) is adjusted for all primary comparisons." if config.primary.tasks else ""
     return (
         f"{len(config.rotations)} rotations of {config.folds} folds, seeds {config.seeds}. "
         f"Pooled {config.judge} records: {counts}. "
-        "Scores are pooled as ranks within each rotation, since each rotation has its own probe; the last two "
-        "columns pool the raw probabilities, and average over the rotations. Intervals: 95 %, "
-        f"{config.bootstrap} resamples of the test patients, the same for all methods; they do not include the "
-        "variation between seeds and training sets. Resolvable: 2.8 x the standard error of the paired difference "
-        "(80 % power, 5 %)."
+        "Probabilities are pooled as ranks within each rotation, since each has its own probe, numbers as they are; "
+        "the last two columns pool the raw predictions, and average over the rotations. Intervals: 95 %, "
+        f"{config.bootstrap} resamples of the test patients, the same for all methods, {seeds}. Resolvable: 2.8 x the "
+        f"standard error of the paired difference (80 % power, 5 %).{primary}"
     )
 
 
 def _score_table(rows: list[dict]) -> str:
-    head = ["task", "labels", "method", "AUROC", "95 %", "probabilities pooled", "mean of rotations"]
+    head = ["task", "labels", "method", "figure", "value", "95 %", "by seed", "raw predictions pooled"]
     body = [
         [
             row["task"],
-            f"{row['fraction']:.0%}",
+            f"{100 * row['fraction']:.3g}%",
             row["method"],
-            f"{row['auroc']:.3f}",
+            SHOWN[row["metric"]],
+            f"{row['value']:.3f}",
             f"{row['low']:.3f} to {row['high']:.3f}",
-            f"{row['pooled_probabilities']:.3f}",
+            " ".join(f"{value:.3f}" for value in row["by_seed"]),
+            f"{row['pooled_predictions']:.3f}",
             f"{row['mean_over_rotations']:.3f}",
         ]
         for row in rows
     ]
-    return _table(head, body)
+    return _table([*head, "mean of rotations"], body)
 
 
 def _difference_table(differences: list[dict]) -> str:
-    head = ["task", "labels", "other", "difference", "95 %", "resolvable"]
+    adjusted = any("p_holm" in d for d in differences)
+    head = ["task", "labels", "other", "figure", "difference", "95 %", "resolvable", "p"]
     body = [
         [
             d["task"],
-            f"{d['fraction']:.0%}",
+            f"{100 * d['fraction']:.3g}%",
             d["other"],
+            SHOWN[d["metric"]],
             f"{d['difference']:+.3f}",
             f"{d['low']:+.3f} to {d['high']:+.3f}",
             f"{d['resolvable']:.3f}",
+            _p(d["p"]),
+            *([_p(d.get("p_holm"))] if adjusted else []),
         ]
         for d in differences
     ]
-    return _table(head, body)
+    return _table([*head, *(["p (Holm)"] if adjusted else [])], body)
+
+
+def _pretext_table(said: list[dict]) -> str:
+    """A column for each figure that any method has."""
+    names = [n for n in dict.fromkeys(name for row in said for name in row) if n not in ("method", "runs")]
+    body = [[row["method"], str(row["runs"]), *(f"{row[n]:.3g}" if n in row else "" for n in names)] for row in said]
+    return _table(["method", "runs", *(FIGURES.get(n, n) for n in names)], body)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def _table(head: list[str], body: list[list[str]]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from umbra.errors import UserError
+from umbra.lock import lock
 
 STEPS = "steps.jsonl"
 
@@ -31,7 +32,10 @@ class Note(TypedDict):
 
 @dataclass(frozen=True)
 class Steps:
-    """Runs commands, each with a log and a limit of `seconds`; records them with their durations in steps.jsonl."""
+    """Runs commands, each with a log and a limit of `seconds`; records them with their durations in steps.jsonl.
+
+    Several processes may write to the same one.
+    """
 
     output: Path
     seconds: float
@@ -52,8 +56,8 @@ class Steps:
 
     def note(self, name: str, words: Sequence[str | Path], seconds: float) -> None:
         path = self.output / STEPS
-        cut = path.is_file() and not path.read_bytes().endswith(b"\n")
-        with open(path, "a") as file:
+        with lock(path.with_suffix(".lock")), open(path, "a") as file:
+            cut = path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
             line: Note = {"step": name, "command": shown(words), "seconds": round(seconds, 2)}
             file.write("\n" * cut + json.dumps(line) + "\n")
         print(f"[{name}] {seconds:.1f} s", flush=True)
@@ -88,7 +92,7 @@ def run_limited(words: Sequence[str], log: Path, seconds: float) -> str:
             _end_group(process)
 
 
-def _end_group(process: subprocess.Popen[bytes], patience: float = 20.0) -> None:
+def _end_group(process: subprocess.Popen[bytes], patience: float = 60.0) -> None:
     """Ends the rest of the command's process group: SIGTERM first, SIGKILL after `patience` seconds."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

@@ -14,8 +14,8 @@ from trainer.evaluate import mask_lift
 from trainer.game.players import make_players
 from trainer.observe.example_ecg import synthetic_example
 from umbra.config import dump
+from umbra.directory import save_weights
 from umbra.errors import UserError
-from umbra.hub import save_weights
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 

@@ -166,6 +166,17 @@ def test_a_column_that_makes_no_task_is_one_clear_line(data, encoder, tmp_path, 
     assert not (tmp_path / "o").exists()
 
 
+def test_rows_that_a_merge_has_put_in_another_order_are_refused(data, encoder, tmp_path):
+    table = pq.read_table(data / "samples.parquet")
+    other = with_columns(data, tmp_path / "other")
+    pq.write_table(table.sort_by("age"), other / "samples.parquet")
+    with pytest.raises(UserError, match=r"rows are not in the order of the shards.*sort them by the columns shard and"):
+        run(other, encoder, tmp_path / "o", "name=own", "column=only_train")
+    again = pq.read_table(other / "samples.parquet").sort_by([("shard", "ascending"), ("index", "ascending")])
+    pq.write_table(again, other / "samples.parquet")
+    assert run(other, encoder, tmp_path / "o", "name=own", "column=only_train")["classes"] == ["a", "b", "c"]
+
+
 def test_two_tasks_of_one_name_are_refused(data, encoder, tmp_path):
     with pytest.raises(UserError, match="two tasks are named 'rhythm'"):
         run(data, encoder, tmp_path, RHYTHM, RHYTHM)

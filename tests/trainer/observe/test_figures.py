@@ -272,8 +272,8 @@ def test_curves_without_anything_to_say_write_nothing(tmp_path):
 
 def test_study_has_a_panel_per_task_and_fraction_and_a_line_per_method(tmp_path, drawn):
     rows = [
-        {"method": method, "task": task, "fraction": fraction, "auroc": 0.8, "low": low, "high": 0.85}
-        for task in ("rhythm", "sex")
+        {"method": method, "task": task, "fraction": fraction, "metric": metric, "value": 0.8, "low": low, "high": 0.85}
+        for task, metric in (("rhythm", "auroc"), ("sex", "r2"))
         for fraction in (0.1, 1.0)
         for method, low in (("adversarial", 0.75), ("scratch", 0.7))
     ]
@@ -284,6 +284,7 @@ def test_study_has_a_panel_per_task_and_fraction_and_a_line_per_method(tmp_path,
     for title, axes in panels.items():
         intervals = [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata()) == 2]
         wanted = [[[0.75, 0], [0.85, 0]], [[0.7, 1], [0.85, 1]]]
+        assert axes.get_xlabel() == ("AUROC" if title.startswith("rhythm") else "R2")
         assert intervals == (wanted[1:] if title == "rhythm, 10 % of the labels" else wanted)
     first = drawn[0].axes[0]
     assert [label.get_text() for label in first.get_yticklabels()] == ["adversarial", "scratch"]

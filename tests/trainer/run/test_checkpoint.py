@@ -5,34 +5,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.support.saved_engine import Engine, saver
 from trainer.config import PretrainConfig
 from trainer.run import checkpoint
 from umbra.config import as_dict, load
 from umbra.errors import UserError
-
-
-class Engine:
-    """Just what a checkpoint calls of an engine."""
-
-    def __init__(self, value: float) -> None:
-        self.module = nn.Linear(2, 2)
-        nn.init.constant_(self.module.weight, value)
-
-    def zero_optimization_stage(self):
-        return 0
-
-    def save_checkpoint(self, folder, tag, save_latest):
-        torch.save(self.module.state_dict(), f"{folder}.pt")
-
-    def load_checkpoint(self, folder, tag):
-        self.module.load_state_dict(torch.load(f"{folder}.pt"))
-        return folder, {}
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
 
 
 def state(*words: str, method: str = "none", world: int = 2, fingerprint: str = "f00d") -> dict:
@@ -42,7 +19,7 @@ def state(*words: str, method: str = "none", world: int = 2, fingerprint: str = 
 
 
 def saved(run, step: int = 5, keep: int = 2, **changes):
-    return checkpoint.save(run, step, {"encoder": Engine(step), "masker": Engine(-step)}, state(**changes), keep)
+    return saver(run, keep).save(step, {"encoder": Engine(step), "masker": Engine(-step)}, state(**changes))
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -63,18 +40,6 @@ def test_keys_that_an_earlier_version_did_not_have_have_their_defaults(tmp_path)
     assert checkpoint.load(path, {"encoder": Engine(0)}, state()) == 5
     with pytest.raises(UserError, match=r"optim\.schedule: \"cosine\", now \"wsd\""):
         checkpoint.load(path, {"encoder": Engine(0)}, state("optim.schedule=wsd"))
-
-
-def test_the_newest_committed_ones_stay_by_number(tmp_path):
-    for step in (9, 10, 100):
-        saved(tmp_path, step)
-    (tmp_path / "checkpoints" / "step-200").mkdir()
-    (tmp_path / "checkpoints" / "step-x").mkdir()
-    (tmp_path / "checkpoints" / "step-x" / checkpoint.MARKER).touch()
-    assert list(checkpoint.committed(tmp_path)) == [10, 100]
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "step-100"
-    assert checkpoint.newest(tmp_path / "nothing") is None
-    assert not (tmp_path / "checkpoints" / "step-9").exists()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +101,7 @@ def test_the_order_of_a_views_arguments_is_no_change():
 
 
 def test_old_checkpoints_are_said(tmp_path):
-    path = checkpoint.save(tmp_path, 1, {}, state(), 2)
+    path = saver(tmp_path).save(1, {}, state())
     content = json.loads((path / "state.json").read_text())
     del content["config"]
     (path / "state.json").write_text(json.dumps(content))
@@ -168,40 +133,4 @@ def test_partitions_that_are_missing_or_of_another_network_are_one_line(tmp_path
 
 
 def saved_as(run, content):
-    return checkpoint.save(run, 5, {"encoder": Engine(5), "masker": Engine(-5)}, content, 2)
-
-
-class Full:
-    """DeepSpeed's writer on a full disk."""
-
-    def save(self, *args, **kwargs):
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nmore")
-
-
-@pytest.mark.parametrize("where", ["engine", "weights.safetensors", "COMMITTED"])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(where, tmp_path, monkeypatch):
-    kept, engine, words = saved(tmp_path), Engine(6), "No space left on device"
-
-    def refusing(write):
-        def maybe(path, *more):
-            if path.name == where:
-                raise OSError(28, words)
-            return write(path, *more)
-
-        return maybe
-
-    for name in ("write_text", "save_weights"):
-        monkeypatch.setattr(checkpoint, name, refusing(getattr(checkpoint, name)))
-    if where == "engine":
-        words, engine.checkpoint_engine = "file write failed", Full()
-        engine.save_checkpoint = lambda *args, **kwargs: engine.checkpoint_engine.save({}, "x")
-    with pytest.raises(
-        checkpoint.NotSaved, match=rf"step-6 could not be written by rank 0 \(.*{words}\), .*step-5 stays"
-    ):
-        checkpoint.save(tmp_path, 6, {"encoder": engine}, state(), 2)
-    assert checkpoint.newest(tmp_path) == kept
-    assert not (tmp_path / "checkpoints" / "step-6").exists()
-    monkeypatch.undo()
-    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    assert saved(tmp_path, 7) == checkpoint.newest(tmp_path)
-    assert where != "engine" or not vars(engine.checkpoint_engine)
+    return saver(run).save(5, {"encoder": Engine(5), "masker": Engine(-5)}, content)

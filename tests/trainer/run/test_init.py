@@ -16,8 +16,9 @@ from trainer.evaluate.mask_lift import masks_of_run
 from trainer.export import export
 from trainer.run import assemble
 from trainer.run.record import new_record, write_record
+from umbra.directory import save_weights
 from umbra.encoders.encoder import EncoderConfig
-from umbra.hub import initialise, load_encoder, save_weights
+from umbra.hub import initialise, load_encoder
 
 KINDS = ["SR", "AFIB", "STACH"]
 SAME = [f"encoder.args={{{', '.join(f'{key}: {value}' for key, value in ARGS.items())}}}"]

@@ -1,50 +1,28 @@
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from tests.support.handmade import make_run, make_shards
+from tests.support.study import study_of
 from trainer.evaluate.config import TransferConfig
 from trainer.export import export
 from trainer.study import __main__ as study
 from trainer.study import report
-from trainer.study import rotation as runs
+from trainer.study import trial as runs
 from trainer.study.config import Cell, ShardStep, StudyConfig, folds_of, keep_config
-from trainer.study.pooling import compare, pool
 from trainer.study.steps import Steps, run_limited, shown
 from umbra.config import load
 from umbra.errors import UserError
 from umbra.schema import read_manifest
 
 KINDS = ["SR", "SR", "AFIB", "AFIB", "SR", "SR", "STACH", "STACH"]
-
-
-def predict(config, method, rotation, score, label, patient, names=("A", "B"), seed=0, task="rhythm", fraction=1.0):
-    """Writes the predictions of one cell by hand."""
-    place = Cell(rotation, method, seed, task, fraction).directory(Path(config.output))
-    place.mkdir(parents=True)
-    columns = {"row": np.arange(len(label)), "patient": patient, "label": [names[k] for k in label]}
-    columns |= {f"p_{name}": score[:, k] for k, name in enumerate(names)}
-    pq.write_table(pa.table(columns), place / "predictions.parquet")
-
-
-def study_of(tmp_path, methods=("adversarial", "none"), **keys):
-    keys = {"rotations": [0, 1], "tasks": ["rhythm"], "fractions": [1.0], "bootstrap": 300} | keys
-    return StudyConfig(name="s", data="d", output=str(tmp_path), methods=list(methods), **keys)
-
-
-def scores(rng, label, strength):
-    logit = rng.normal(size=len(label)) + strength * (2 * label - 1)
-    p = 1 / (1 + np.exp(-logit))
-    return np.stack([1 - p, p], 1)
 
 
 # --- folds and steps -------------------------------------------------------------------------------------------------
@@ -87,74 +65,6 @@ def test_a_step_that_fails_is_one_line_with_the_end_of_its_log(tmp_path):
         steps.run("a/0", [sys.executable, "-c", ""], lambda: False)
     steps.run("a/0", ["must", "not", "run"], lambda: True)
     assert not (tmp_path / "steps.jsonl").exists()
-
-
-# --- pooling ---------------------------------------------------------------------------------------------------------
-
-
-def test_ranks_pool_probes_whose_probabilities_lie_on_scales_of_their_own(tmp_path):
-    """Each rotation ranks perfectly, the second on a far lower scale: pooled ranks keep that, probabilities do not."""
-    config = study_of(tmp_path, ["adversarial"])
-    label = np.array([0, 1, 0, 1])
-    high, low = np.array([0.6, 0.9, 0.7, 0.8]), np.array([0.1, 0.4, 0.2, 0.3])
-    for rotation, p in enumerate((high, low)):
-        predict(config, "adversarial", rotation, np.stack([1 - p, p], 1), label, np.arange(4) + 10 * rotation)
-    (row,), _ = compare(config)
-    assert row["auroc"] == 1.0
-    assert row["mean_over_rotations"] == 1.0
-    assert row["pooled_probabilities"] == roc_auc_score(np.tile(label, 2), np.concatenate([high, low])) == 0.75
-    pooled = pool(config, "adversarial", 0, "rhythm", 1.0)
-    assert pooled.ranks()[:4, 1].tolist() == [0.2, 0.8, 0.4, 0.6]
-    assert pooled.rotation.tolist() == [0] * 4 + [1] * 4
-
-
-def test_a_class_that_one_rotation_dropped_is_not_scored_but_its_records_count_as_others(tmp_path):
-    config = study_of(tmp_path, ["adversarial"])
-    rng = np.random.default_rng(0)
-    label = np.array([0, 1, 2] * 4)
-    predict(config, "adversarial", 0, rng.random((12, 3)), label, np.arange(12), names=("A", "B", "C"))
-    predict(config, "adversarial", 1, rng.random((8, 2)), np.array([0, 1] * 4), np.arange(8) + 20)
-    (row,), _ = compare(config)
-    assert row["test_counts"] == {"A": 8, "B": 8}
-    assert row["records"] == 20
-
-
-def test_paired_difference_uses_the_same_patients_and_states_what_it_can_resolve(tmp_path):
-    config = study_of(tmp_path, ["adversarial", "none", "random"], bootstrap=800)
-    rng = np.random.default_rng(3)
-    for rotation in (0, 1):
-        label, patient = np.arange(150) % 2, np.arange(150) // 2 + 1000 * rotation
-        strong = scores(rng, label, 0.8)
-        noise = 0.02 * rng.normal(size=150)
-        close = np.clip(strong + np.stack([noise, -noise], 1), 0, 1)
-        for method, score in [("adversarial", strong), ("none", close), ("random", scores(rng, label, 0.0))]:
-            predict(config, method, rotation, score, label, patient)
-    rows, (near, far) = compare(config)
-    value = {row["method"]: row["auroc"] for row in rows}
-    assert near["difference"] == pytest.approx(value["adversarial"] - value["none"])
-    assert near["low"] <= near["difference"] <= near["high"]
-    assert far["low"] > 0, "0.8 of a deviation against chance is found in 300 records"
-    assert near["resolvable"] == pytest.approx(2.8 * near["standard_error"])
-    assert near["standard_error"] < far["standard_error"] / 3, "nearly equal scores must pair"
-
-
-def test_seeds_are_averaged(tmp_path):
-    config = study_of(tmp_path, ["adversarial"], seeds=[0, 1], rotations=[0])
-    label = np.array([0, 1] * 20)
-    good, bad = np.stack([1 - label, label], 1) * 0.9, np.full((40, 2), 0.5)
-    for seed, score in enumerate((good, bad)):
-        predict(config, "adversarial", 0, score, label, np.arange(40), seed=seed)
-    (row,), _ = compare(config)
-    assert row["by_seed"] == [1.0, 0.5]
-    assert row["auroc"] == 0.75
-
-
-def test_methods_tested_on_different_records_are_not_compared(tmp_path):
-    config = study_of(tmp_path, rotations=[0])
-    predict(config, "adversarial", 0, np.random.rand(10, 2), np.array([0, 1] * 5), np.arange(10))
-    predict(config, "none", 0, np.random.rand(12, 2), np.array([0, 1] * 6), np.arange(12))
-    with pytest.raises(UserError, match="different records"):
-        compare(config)
 
 
 # --- whole way -------------------------------------------------------------------------------------------------------
@@ -214,6 +124,34 @@ def test_whole_study_then_nothing_left_to_do_then_only_what_was_lost(tmp_path, s
     more = (output / "steps.jsonl").read_text().removeprefix(steps).splitlines()
     assert [json.loads(line)["step"] for line in more] == ["transfer/1/random/0/sex/0.2"]
     assert json.loads((output / "results.json").read_text())["rows"] == results["rows"]
+
+
+@pytest.mark.full
+def test_real_workers_share_what_is_left_also_that_of_one_that_is_killed(tmp_path, stand_ins):
+    output = tmp_path / "out"
+    given = words(output, "methods=[adversarial,none,random]", "tasks=[rhythm]")
+    study.main(given)
+    results = json.loads((output / "results.json").read_text())["rows"]
+    lost = [Cell(r, m, 0, "rhythm", f) for r in (0, 1) for m in ("none", "random") for f in (1.0, 0.2)]
+    for cell in lost:
+        (cell.directory(output) / "result.json").unlink()
+    steps = (output / "steps.jsonl").read_text()
+    shutil.rmtree(output / "trials")
+    command = [sys.executable, "-m", "trainer.study", *given, "workers=2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        limit = time.monotonic() + 100
+        while not (held := [p for p in output.glob("trials/*.lock") if p.read_text()]):
+            assert time.monotonic() < limit
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        os.kill(int(held[0].read_text().split()[1]), signal.SIGKILL)
+        said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert "| rhythm | 20% | none |" in said
+    more = (output / "steps.jsonl").read_text().removeprefix(steps).splitlines()
+    named = sorted(f"transfer/{c.rotation}/{c.method}/{c.seed}/{c.task}/{c.fraction:g}" for c in lost)
+    assert sorted(json.loads(line)["step"] for line in more) == named
+    assert json.loads((output / "results.json").read_text())["rows"] == results
 
 
 def test_a_study_refuses_a_test_split_that_was_seen_in_pretraining_and_notes_that_one_was_not(tmp_path):
@@ -284,7 +222,10 @@ def _made(path):
         (["shard.column="], "shard.column is empty"),
         (["transfer=[mode=foo]"], "transfer: mode=foo is unknown; use probe, finetune, scratch"),
         (["transfer=[mode=scratch]"], "transfer: mode=scratch would train every method from scratch"),
-        (["transfer=[kind=labels]"], "transfer: task rhythm has kind=labels: a study pools tasks of kind=classes"),
+        (["primary.tasks=[age]"], "primary.tasks has age; there are: rhythm, sex"),
+        (["primary.fractions=[0.5]"], "primary.fractions has 0.5; there are: 1.0, 0.1"),
+        (["primary.others=[adversarial]"], "primary.others has adversarial; there are: random"),
+        (["primary.others=[random]"], "primary: give tasks, fractions and others, or none of them"),
         (["transfer=[fraction=0.5]"], "transfer: the study sets fraction itself: leave it out"),
         (["transfer=[bootstrap=1]"], "transfer: bootstrap=1 is too few for an interval"),
         (["transfer=[device=cuda:99]"], "transfer: device=cuda:99 is not available"),

@@ -1,48 +1,68 @@
-"""Runs one rotation: shards, pre-training and export of each method, evaluations."""
+"""Runs one trial: the shards of its rotation, the pre-training and export of its method, its evaluations."""
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from trainer.evaluate import leaks
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import open_encoder
+from trainer.evaluate.metrics import SHOWN
 from trainer.evaluate.probe import features
 from trainer.evaluate.reading import read_task
 from trainer.evaluate.result import RESULT, run
 from trainer.evaluate.store import Store, folder_of
 from trainer.export import export
+from trainer.run import directory
 from trainer.run.record import RECORD, read_record
-from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, as_typed, config_path, folds_of
+from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, Trial, as_typed, config_path, folds_of
 from trainer.study.steps import Steps
 from umbra.config import load
-from umbra.hub import CONFIG
+from umbra.directory import CONFIG
+from umbra.lock import lock
 from umbra.schema import MANIFEST
 
 
-def run_rotation(config: StudyConfig, rotation: int, steps: Steps) -> None:
-    """Runs the steps of one rotation that are not done yet."""
-    base = Path(config.output) / f"rotation-{rotation}"
-    steps.run(f"shard/{rotation}", shard_command(config, rotation, base), (base / "data" / MANIFEST).is_file)
-    for seed in config.seeds:
-        for method in _trained(config):
-            pretrain(config, rotation, method, seed, steps)
+def run_trial(config: StudyConfig, trial: Trial, steps: Steps) -> None:
+    """Runs the steps of one trial that are not done yet."""
+    base = base_of(config, trial.rotation)
+    with lock(base / "data.lock"):
+        steps.run(
+            f"shard/{trial.rotation}", shard_command(config, trial.rotation, base), (base / "data" / MANIFEST).is_file
+        )
+    if trial.method not in UNTRAINED:
+        pretrain(config, trial.rotation, trial.method, trial.seed, steps)
     for task in config.tasks:
-        for seed in config.seeds:
-            for method in config.methods:
-                assess(config, [Cell(rotation, method, seed, task, f) for f in config.fractions], steps)
+        assess(config, trial.cells(config, task), steps)
+
+
+def is_done(config: StudyConfig, trial: Trial) -> bool:
+    """Whether all evaluations of a trial are there."""
+    cells = (cell for task in config.tasks for cell in trial.cells(config, task))
+    return all(_assessed(config, cell) for cell in cells)
+
+
+def can_begin(config: StudyConfig, trial: Trial) -> bool:
+    """An untrained method needs the encoder whose architecture it copies."""
+    return trial.method not in UNTRAINED or (_example(config, trial.rotation, trial.seed) / CONFIG).is_file()
 
 
 def pretrain(config: StudyConfig, rotation: int, method: str, seed: int, steps: Steps) -> None:
     """Pre-trains one method and exports its encoder, unless the encoder exists."""
-    base = Path(config.output) / f"rotation-{rotation}"
-    place = _run_directory(base, method, seed)
+    base = base_of(config, rotation)
+    place = run_directory(base, method, seed)
     if (place / "encoder" / CONFIG).is_file():
         return
+    if (place / RECORD).is_file():
+        with lock(place / directory.LOCK):  # the run of a process that was killed may go on to its end
+            pass
     name = f"{rotation}/{method}/{seed}"
     steps.run(f"pretrain/{name}", pretrain_command(config, method, seed, base), lambda: _finished(place))
     began = time.monotonic()
@@ -54,8 +74,19 @@ def _trained(config: StudyConfig) -> list[str]:
     return [m for m in config.methods if m not in UNTRAINED]
 
 
-def _run_directory(base: Path, method: str, seed: int) -> Path:
+def run_directory(base: Path, method: str, seed: int) -> Path:
+    """Of a pre-training in the rotation whose folder is `base`."""
     return base / "runs" / f"{method}-seed{seed}"
+
+
+def base_of(config: StudyConfig, rotation: int) -> Path:
+    """The folder of a rotation."""
+    return Path(config.output) / f"rotation-{rotation}"
+
+
+def _example(config: StudyConfig, rotation: int, seed: int) -> Path:
+    """The encoder whose architecture the untrained ones copy."""
+    return run_directory(base_of(config, rotation), _trained(config)[0], seed) / "encoder"
 
 
 def _finished(run_directory: Path) -> bool:
@@ -72,9 +103,11 @@ def shard_command(config: StudyConfig, rotation: int, base: Path) -> list[str | 
 
 def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) -> list[str | Path]:
     beside = Path(sys.executable).with_name("deepspeed")
-    launcher = [beside if beside.is_file() else "deepspeed", "--num_gpus", str(config.processes)]
-    launcher += ["--master_port", str(_free_port())]
-    place = [f"data.path={base / 'data'}", f"run={_run_directory(base, method, seed)}", f"seed={seed}"]
+    some, gpus = ["--num_gpus", str(config.processes)], visible_gpus()
+    if "CUDA_VISIBLE_DEVICES" in os.environ and gpus:  # which the launcher ignores beside --num_gpus
+        some = ["--include", f"localhost:{','.join(gpus[: config.processes])}"]
+    launcher = [beside if beside.is_file() else "deepspeed", *some, "--master_port", str(_free_port())]
+    place = [f"data.path={base / 'data'}", f"run={run_directory(base, method, seed)}", f"seed={seed}"]
     return [
         *launcher,
         as_typed(ROOT / "trainer" / "pretrain.py"),
@@ -86,6 +119,12 @@ def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) ->
     ]
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as in `CUDA_VISIBLE_DEVICES`."""
+    count = torch.cuda.device_count()
+    return os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",") if count else []
+
+
 def _free_port() -> int:
     """A port that is free now, so that studies on one machine do not collide on the launcher's default."""
     with socket.socket() as probe:
@@ -95,20 +134,23 @@ def _free_port() -> int:
 
 def transfer_words(config: StudyConfig, cell: Cell) -> list[str]:
     """The `key=value` arguments of `python -m trainer.transfer` for one cell."""
-    output = Path(config.output)
-    base = output / f"rotation-{cell.rotation}"
-    like = _run_directory(base, _trained(config)[0], cell.seed) / "encoder"
+    output, base = Path(config.output), base_of(config, cell.rotation)
+    like = _example(config, cell.rotation, cell.seed)
     encoder = {
         "random": ["encoder=random", f"like={like}"],
         "scratch": ["encoder=random", f"like={like}", "mode=scratch"],
-    }.get(cell.method, [f"encoder={_run_directory(base, cell.method, cell.seed) / 'encoder'}"])
+    }.get(cell.method, [f"encoder={run_directory(base, cell.method, cell.seed) / 'encoder'}"])
     place = [f"data={base / 'data'}", f"output={cell.directory(output)}"]
     return [*config.transfer, *encoder, *place, f"fraction={cell.fraction:g}", f"seed={cell.seed}"]
 
 
+def _assessed(config: StudyConfig, cell: Cell) -> bool:
+    return (cell.directory(Path(config.output)) / RESULT).is_file()
+
+
 def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
     """Evaluates one method on one task with all fractions; features are computed once."""
-    left = [cell for cell in cells if not (cell.directory(Path(config.output)) / RESULT).is_file()]
+    left = [cell for cell in cells if not _assessed(config, cell)]
     if not left:
         return
     path = config_path("transfer", left[0].task)
@@ -124,6 +166,6 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
         settings = replace(first, fraction=cell.fraction, output=str(cell.directory(Path(config.output))))
         result = run(settings, task, encoder, given, store.key, seen)
         name = f"transfer/{cell.rotation}/{cell.method}/{cell.seed}/{cell.task}/{cell.fraction:g}"
-        print(f"[{name}] macro AUROC {result['auroc']:.3f}")
+        print(f"[{name}] {SHOWN[result['metric']]} {result[result['metric']]:.3f}")
         steps.note(name, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)
         began = time.monotonic()
