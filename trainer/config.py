@@ -105,6 +105,9 @@ class ViewsConfig:
     both: list[Any] = field(default_factory=list)
     """Views of both sides, after those of each, with other random numbers on each side: a method's `first` and `second`
     stay as they are."""
+    candidates: int = setting(1, ">= 1 and <= 64")
+    """Random pairs of views per ECG, of which that is trained on whose embeddings have the least cosine (hard views:
+    Ferreira et al. 2024); each costs a forward pass. Only with `game.enabled=false`."""
 
 
 @dataclass
@@ -225,6 +228,7 @@ class PretrainConfig:
             raise UserError("log.probe has no effect with log.heldout_every=0: leave one of them out")
         if self.data.partner == "patient" and self.pair.kind not in ("same", "patient"):
             raise UserError(f"data.partner=patient is pair=patient, but pair={self.pair.kind}: leave data.partner out")
+        self._check_candidates()
         if self.optim.encoder.lr == 0:
             raise UserError("optim.encoder.lr=0.0 must be > 0")
         if self.batch.global_ % self.contrast:
@@ -253,6 +257,18 @@ class PretrainConfig:
             )
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
+
+    def _check_candidates(self) -> None:
+        """Raises `UserError` for candidates of which none could be harder than another."""
+        views, said = self.views, f"views.candidates={self.views.candidates}"
+        if views.candidates == 1:
+            return
+        if self.game.enabled:
+            raise UserError(
+                f"{said}: a masker makes views hard by itself; use game.enabled=false, or views.candidates=1"
+            )
+        if self.pair.kind != "crops" and not (views.first or views.second or views.both):
+            raise UserError(f"{said}: all would be the same, for nothing is random: give views.both or pair=crops")
 
     @property
     def of_patients(self) -> bool:

@@ -122,7 +122,7 @@ def replay(run: loop.Run, fault: faults.Fault, rows: Rows) -> int:
     drawn = [rows] if run.partners is None else [rows, run.partners(rows, fault.epoch)]
     signals = [[torch.from_numpy(_gathered(run.train, part)).to(device) for part in side] for side in drawn]
     keys = [Key(fault.seed, fault.epoch, torch.from_numpy(part).to(device)) for part in rows]
-    pairs = [loop.make_pair(run, one, key, other) for one, key, other in zip(signals[0], keys, signals[-1])]
+    pairs = [loop.hard_pair(run, one, key, other) for one, key, other in zip(signals[0], keys, signals[-1])]
     said = _not_finite_first(run)
     try:
         run.game.step(pairs, fault.step)

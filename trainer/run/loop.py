@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.schema import Shard
 
+KEYS = 4  # from one candidate to the next: view 1, view 2, and MASK_VIEW of the masker
 OfPatients = Callable[[NDArray[np.int64], int], NDArray[np.int64]]  # (rows, epoch) -> other rows of the same patients
 
 
@@ -189,12 +190,31 @@ def pairs_of(run: Run, batch: Batch) -> list[Pair]:
     epoch = run.order.key(batch.step)
     others = batch.partners if batch.partners is not None else [None] * len(batch.signals)
     keys = (Key(run.cfg.seed, epoch, rows) for rows in batch.rows)
-    return [make_pair(run, *pair) for pair in zip(batch.signals, keys, others)]
+    return [hard_pair(run, *pair) for pair in zip(batch.signals, keys, others)]
 
 
-def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) -> Pair:
-    """The two sides of a contrast batch, of the same signals or the second of `other` ones of the same patients."""
-    sides, rate, keys = [], run.train.manifest.rate, (key.with_view(0), key.with_view(1))
+def hard_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) -> Pair:
+    """As `make_pair`; with `views.candidates` the pair of each ECG that the encoder finds the least alike (Ferreira et
+    al. 2024, arXiv 2310.03940; there by the loss, here by the cosine, which does not hang on the batch)."""
+    pair = make_pair(run, signals, key, other)
+    if run.cfg.views.candidates == 1:
+        return pair
+    heartbeat.doing("hard views")
+    least = run.game.cosines(pair)
+    for candidate in range(1, run.cfg.views.candidates):
+        another = make_pair(run, signals, key, other, candidate)
+        cosine = run.game.cosines(another)
+        harder = (cosine < least)[:, None, None]
+        x, v = (torch.where(harder, new, old) for new, old in ((another.x, pair.x), (another.v, pair.v)))
+        pair, least = replace(pair, x=x, v=v), torch.minimum(cosine, least)
+    return pair
+
+
+def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None, candidate: int = 0) -> Pair:
+    """The two sides of a contrast batch, of the same signals or the second of `other` ones of the same patients. Each
+    `candidate` has random numbers of its own."""
+    sides, rate = [], run.train.manifest.rate
+    keys = key.with_view(KEYS * candidate), key.with_view(KEYS * candidate + 1)
     cut = run.pairing.cut(signals, signals if other is None else other, keys)
     for views, x, mine in zip((run.first, run.second), cut, keys):
         side = run.scaling(views.signal_views(millivolts(x, run.train.resolution_mv), mine, rate))
@@ -212,9 +232,9 @@ def heldout_loss(run: Run) -> dict[str, Tensor]:
     indices = run.heldout.some(world.size * share)[world.rank * share : (world.rank + 1) * share]
     rows = run.heldout.rows_of(indices)
     wanted = [rows] if run.partners is None else [rows, run.partners(rows, 0)]
-    signals = [_heldout_signals(run.heldout, part, world.device) for part in wanted]
+    signals, *others = (_heldout_signals(run.heldout, part, world.device) for part in wanted)
     key = Key(run.cfg.seed, 0, torch.from_numpy(rows).to(world.device))
-    figures = run.game.evaluate(make_pair(run, signals[0], key, *signals[1:]))
+    figures = run.game.evaluate(make_pair(run, signals, key, others[0] if others else None))
     return {f"heldout/{name}": value for name, value in figures.items()}
 
 
