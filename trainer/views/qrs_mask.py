@@ -21,8 +21,8 @@ class QrsMask(View):
 
     The steps of Pan and Tompkins 1985 (IEEE Trans Biomed Eng 32:230-236) without their rules of timing: the derivative
     is squared, summed over the leads, and averaged over `window_s` seconds; a complex is where this energy exceeds 0.3
-    of its 0.98 quantile over the ECG. How much is hidden follows from the rhythm. Raises `UserError` for signals that are
-    not longer than the window.
+    of its 0.98 quantile over the ECG. How much is hidden follows from the rhythm. Signals must be longer than the
+    window.
     """
 
     stage: ClassVar[str] = "mask"

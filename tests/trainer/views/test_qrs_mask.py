@@ -81,7 +81,7 @@ def test_what_cannot_work_is_one_line(args, said):
 def test_a_view_is_longer_than_the_window_of_the_average(rate):
     """Shorter ones are refused when the views are built; the shortest that is not works."""
     least = int(0.02 * rate) + 1
-    with pytest.raises(UserError, match="view 'qrs_mask': window_s=0.12 does not fit into 0.02 s: give longer views"):
+    with pytest.raises(UserError, match=r"view 'qrs_mask': window_s=0\.12 does not fit into 0\.02 s: give"):
         build(["qrs_mask"], CANONICAL, (int(0.02 * rate), int(0.02 * rate) / 0.02))
     for window in (0.02, 0.12):
         samples = int(window * rate) + 1
