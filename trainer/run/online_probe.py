@@ -97,7 +97,9 @@ def open_probe(names: list[str], heldout: Shards | None, count: int) -> OnlinePr
     if heldout is None:
         raise UserError(f"log.probe={names[0]}: the data set has no val split to probe: leave it out")
     if isinstance(heldout, Sources):
-        raise UserError(f"log.probe={names[0]}: a task is of one data set, data.path names several: leave it out")
+        if len(heldout.manifests) > 1:
+            raise UserError(f"log.probe={names[0]}: a task is of one data set, data.path names several: leave it out")
+        (heldout,) = heldout.parts.values()
     return OnlineProbe(heldout, count, [_labels(name, heldout, count) for name in names])
 
 

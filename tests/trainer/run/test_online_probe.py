@@ -11,7 +11,9 @@ from sklearn.metrics import r2_score, roc_auc_score
 from torch import nn
 
 from tests.support.handmade import make_shards
+from trainer.data.config import DataConfig
 from trainer.data.shards import Shards
+from trainer.data.sources import opened
 from trainer.run import online_probe
 from trainer.run.online_probe import PENALTY, Labels, OnlineProbe, effective_rank, open_probe
 from umbra.errors import UserError
@@ -121,6 +123,16 @@ def test_what_cannot_be_probed_is_one_line(names, count, said, heldout):
     with pytest.raises(UserError, match=said) as error:
         open_probe(names, heldout, count)
     assert "\n" not in str(error.value)
+
+
+def test_a_mixture_of_one_is_probed_as_its_data_set_and_one_of_two_is_not(heldout, tmp_path):
+    other = make_shards(tmp_path / "other", {"train": ["SR"] * 4}, 1)
+    one, two = (opened(DataConfig(path=path), "val") for path in ({"a": heldout.root}, {"a": heldout.root, "b": other}))
+    (alone,), (same,) = (open_probe(["rhythm"], shards, 24).tasks for shards in (heldout, one))
+    assert np.array_equal(alone.place, same.place)
+    assert np.array_equal(alone.target, same.target)
+    with pytest.raises(UserError, match=r"a task is of one data set, data\.path names several"):
+        open_probe(["rhythm"], two, 24)
 
 
 def test_without_held_out_patients_there_is_nothing_to_probe():
