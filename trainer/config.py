@@ -178,9 +178,9 @@ class PretrainConfig:
     """`auto`: bf16 autocast on GPUs that support it, fp32 elsewhere."""
     zero: int = setting(0, choices=(0, 1, 2, 3))
     """ZeRO stage of DeepSpeed."""
-    compile: bool = False
+    compile: str = setting("auto", choices=("auto", "true", "false"))
     """Whether to compile the networks with `torch.compile`, which needs a C++ compiler and takes a minute or more at
-    each start; not with ZeRO 3. Off by default: no gain on CPUs, not tried on GPUs."""
+    the first start: `auto` on GPUs only, not with ZeRO 3, nor with batch norm on several GPUs."""
     resume: str = setting("auto", choices=("auto", "never"))
     """`auto`: resume from the newest committed checkpoint; `never`: refuse a run directory that has one."""
     max_minutes: float = setting(0.0, ">= 0 and <= 525600")
@@ -239,7 +239,7 @@ class PretrainConfig:
             raise UserError(
                 f"temperature={self.temperature:g}: a learned temperature must start between {LEAST:g} and {MOST:g}"
             )
-        if self.compile and self.zero == 3:
+        if self.compile == "true" and self.zero == 3:
             raise UserError("compile=true does not work with zero=3: use zero=0, 1 or 2, or compile=false")
         if self.masker.kernel % 2 == 0:
             raise UserError(f"masker.kernel={self.masker.kernel} must be odd, so that a mask keeps its length")

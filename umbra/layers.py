@@ -37,11 +37,13 @@ def layers(
     schema: type, path: str | Path | None, overrides: Sequence[str], source: str
 ) -> Iterator[tuple[str, str, dict[Any, Any]]]:
     """(where it comes from, its dotted key or an empty string for a file, nested values) of each layer."""
+    choices = _choices(schema)
     if path is not None:
-        yield str(path), "", _opened(_read_yaml(path), schema)
+        yield str(path), "", _with_words(_opened(_read_yaml(path), schema), choices)
     for word in overrides:
         origin = f"'{word}' {source}"
-        yield origin, word.partition("=")[0], _opened(_read_word(word, schema, origin), schema)
+        layer = _with_words(_opened(_read_word(word, schema, origin), schema), choices)
+        yield origin, word.partition("=")[0], layer
 
 
 def _opened(layer: dict[Any, Any], schema: Any) -> dict[Any, Any]:
@@ -111,6 +113,27 @@ def _instead(path: Path) -> str:
         return f"; did you mean {' or '.join(same)}?"
     names = sorted(p.name for p in here.glob("*.yaml")) if here.is_dir() else []
     return near_miss(path.name, names) if names else ""
+
+
+def _with_words(layer: dict[Any, Any], choices: dict[str, Any]) -> dict[Any, Any]:
+    """A layer in which truth values are the words `true` and `false` where these are choices of a key."""
+    out = dict(layer)
+    for name, value in layer.items():
+        known, word = choices.get(name), str(value).lower()
+        if isinstance(value, dict) and isinstance(known, dict):
+            out[name] = _with_words(value, known)
+        elif isinstance(known, tuple) and word in ("true", "false") and word in known:
+            out[name] = word
+    return out
+
+
+def _choices(schema: Any) -> dict[str, Any]:
+    """The choices of each field of a schema, nested as its sections are."""
+    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(schema)}
+    return {
+        name: _choices(kind) if dataclasses.is_dataclass(kind) else fields[name].metadata.get("choices", ())
+        for name, kind in field_types(schema)
+    }
 
 
 def _plain_layer(layer: DictConfig) -> dict[Any, Any]:

@@ -534,3 +534,31 @@ def test_a_value_is_said_not_to_convert_where_the_loader_below_would_refuse_it(k
     except OmegaConfBaseException:
         taken = False
     assert converts(value, kind) is taken
+
+
+@dataclass
+class Compiled:
+    compile: str = setting("auto", choices=("auto", "true", "false"))
+    name: str = "x"
+
+
+@dataclass
+class WithWords:
+    run: Compiled = field(default_factory=Compiled)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", "true"), ("False", "false"), ("'true'", "true"), ("auto", "auto")]
+)
+def test_truth_values_are_words_where_these_are_choices(tmp_path, text, value):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"run:\n  compile: {text}\n")
+    assert load(WithWords, path).run.compile == value
+    assert load(WithWords, None, [f"run.compile={text}"]).run.compile == value
+
+
+def test_truth_values_are_refused_as_other_text(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("run:\n  name: true\n")
+    with pytest.raises(UserError, match="write text in quotes"):
+        load(WithWords, path)

@@ -42,6 +42,18 @@ def read_task(config: TaskConfig) -> Task:
     return Task(config.name, config.kind, [names[k] for k in used], **parts, notes=notes)
 
 
+def read_labels(config: TaskConfig, shards: Shards) -> Labelled:
+    """The records of one split, with what varies over them. Raises `UserError` as `read_task` does."""
+    with_name = f"task '{config.name}'"
+    table = _columns(config, shards).slice(shards.rows.start, shards.count)
+    names, targets = target.read(config, {shards.split: table}, with_name)
+    whole = targets[shards.split][:, target.usable(config, names, targets[shards.split], with_name, shards.split)[0]]
+    kept = target.kept(config, whole)
+    return Labelled(
+        shards, np.flatnonzero(kept), whole[kept].astype(np.float32), table.column("patient").to_numpy()[kept]
+    )
+
+
 def _columns(config: TaskConfig, shards: Shards) -> pa.Table:
     """The label columns and the patients of all rows."""
     samples = open_samples(shards.root, shards.manifest)

@@ -24,7 +24,7 @@ from trainer.data.order import Order, default_lanes
 from trainer.data.places import public
 from trainer.data.shards import Shards
 from trainer.data.sources import Sources, opened
-from trainer.game.compiled import compile_networks
+from trainer.game.compiled import compile_networks, wanted
 from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
 from trainer.game.players import ContrastiveEncoder, make_players, masked_views, pairing_of
@@ -42,6 +42,8 @@ from umbra.config import as_dict
 from umbra.encoders.encoder import Scaling
 from umbra.encoders.flops import peak, training_flops
 from umbra.errors import UserError
+
+COMPILER = "compiler"  # folder of a run with what torch's compiler keeps
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,9 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
 def make_engines(plan: Plan, world: distributed.World) -> dict[str, Any]:
     """The DeepSpeed engine of each player."""
     players = _players(plan)
-    if plan.cfg.compile:
-        compile_networks(players.values(), world.device)
+    cache = Path(plan.cfg.run) / COMPILER
+    if wanted(plan.cfg.compile, world.device, plan.cfg.zero, players.values(), world.size, cache, say=world.is_main):
+        compile_networks(players.values(), say=world.is_main)
     optim = plan.cfg.optim
     return {name: make_engine(m, getattr(optim, name), plan.cfg, world.device) for name, m in players.items()}
 

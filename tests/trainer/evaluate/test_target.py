@@ -95,7 +95,7 @@ def test_a_column_of_another_kind_is_one_clear_line(columns, keys, said):
 
 
 def test_a_number_that_never_varies_is_refused():
-    for values, said in (([50.0, 50.0, None], "is 50 in all train records"), ([None, math.nan], "has no number")):
+    for values, said in (([50.0, 50.0, None], "is 50 in all records"), ([None, math.nan], "has no number")):
         config, names, found = read({"age": pa.array(values, pa.float32())}, kind="number")
         with pytest.raises(UserError, match=f"column 'age' {said}"):
             target.usable(config, names, found, "task")
