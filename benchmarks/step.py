@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer import distributed
 from trainer.config import MaskerConfig, PlayerConfig, PretrainConfig
-from trainer.game.compiled import compile_networks
+from trainer.game.compiled import compile_networks, try_compiler
 from trainer.game.game import Game, Pair, frozen
 from trainer.game.losses import nt_xent
 from trainer.game.maskers.registry import build_masker
@@ -142,7 +142,8 @@ def build(
     if game.enabled:
         network = build_masker(size.name, 12, game.channels(12, hop), hop, size.width, size.depth, size.kernel)
     if cfg.compile:
-        compile_networks(filter(None, [recogniser, network]), world.device)
+        try_compiler(world.device)
+        compile_networks(filter(None, [recogniser, network]))
     encoder = make_engine(recogniser, PlayerConfig(), run, world.device)
     adversary = make_engine(network, PlayerConfig(lr=1e-4), run, world.device) if network else None
     return Game(encoder, adversary, game, 0.1, hop)

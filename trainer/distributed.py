@@ -61,10 +61,11 @@ def initialise(timeout_s: float = 600) -> World:
     _check_port()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"  # which DeepSpeed follows
     import deepspeed
 
     deepspeed.logger.setLevel("ERROR")
-    if torch.cuda.is_available():
+    if on_gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     else:

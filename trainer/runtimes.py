@@ -98,7 +98,7 @@ def _free(network: nn.Module) -> nn.Module:
     for name, child in network.named_children():
         if isinstance(child, nn.MaxPool1d):
             setattr(network, name, _MaxPool(child))
-        elif isinstance(child, nn.AvgPool1d) and child.ceil_mode:
+        elif isinstance(child, nn.AvgPool1d | nn.AvgPool2d) and child.ceil_mode:
             setattr(network, name, _PairMean(child))
         else:
             _free(child)
@@ -120,12 +120,13 @@ class _MaxPool(nn.Module):
 class _PairMean(nn.Module):
     """Mean of neighbours, the last of an odd number alone: a pool of 2 with `ceil_mode` that does not count padding."""
 
-    def __init__(self, pool: nn.AvgPool1d) -> None:
+    def __init__(self, pool: nn.AvgPool1d | nn.AvgPool2d) -> None:
         super().__init__()
-        assert (pool.kernel_size, pool.stride, pool.padding, pool.count_include_pad) == ((2,), (2,), (0,), False)
+        two, no = ((2,), (0,)) if isinstance(pool, nn.AvgPool1d) else ((1, 2), 0)
+        assert (pool.kernel_size, pool.stride, pool.padding, pool.count_include_pad) == (two, two, no, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool1d(F.pad(x, (0, 1), mode="replicate"), 2)
+        return F.avg_pool2d(torch.cat([x, x[..., -1:]], -1), (1, 2))
 
 
 def _about(encoder: Encoder) -> dict[str, str]:

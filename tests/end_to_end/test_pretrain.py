@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from tests.support.compiler import compiler_or_skip
+from tests.support.devices import on_each
 from tests.support.handmade import make_shards
 from tests.support.launch import finish, launch, start
 from tests.support.metrics_page import documented
@@ -116,22 +117,25 @@ def test_a_learned_temperature_goes_on_where_it_was_and_the_device_batch_may_cha
         assert [r[name] for r in again] == pytest.approx([r[name] for r in first], rel=1e-3)
 
 
-@pytest.mark.full
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("device", on_each(pytest.mark.full))
 @pytest.mark.parametrize("zero", [0, 2])
-def test_a_compiled_run_is_the_same_and_goes_on_not_compiled(zero, shards, tmp_path):
-    compiler_or_skip()
+def test_a_compiled_run_is_the_same_and_goes_on_not_compiled(zero, device, shards, tmp_path):
+    compiler_or_skip(device)
     small = ["encoder.name=vit_s", "encoder.args={width: 16, depth: 1, heads: 2, patch: 32}", "masker.depth=1"]
     words = [w for w in pretrain(shards, tmp_path / "run", *small) if not w.startswith("encoder.args.")]
     words += [f"zero={zero}", "steps=4", "checkpoint.every=2", "batch.device=8", "log.heldout_every=0"]
-    code, output = launch([*words, "compile=true"], 1, 500)
+    words += ["precision=fp32"]  # on a GPU too
+    code, output = launch([*words, "compile=true"], 1, 500, device)
     assert code == 0, output[-3000:]
+    assert "# compiled ContrastiveEncoder for [16, 12, " in output
+    assert list((tmp_path / "run" / "compiler").rglob("*.so" if device == "cpu" else "*.*"))
     compiled, kept = losses(tmp_path / "run"), load_file(tmp_path / "run/checkpoints/step-4/weights.safetensors")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
-    code, output = launch(words, 1)
+    code, output = launch([*words, "compile=false"], 1, device=device)
     assert code == 0, output[-3000:]
     assert "step 2 to 4" in output
-    assert losses(tmp_path / "run") == pytest.approx(compiled, rel=1e-3)
+    assert losses(tmp_path / "run") == pytest.approx(compiled, rel=1e-3 if device == "cpu" else 1e-2)  # TF32
     plain = load_file(tmp_path / "run/checkpoints/step-4/weights.safetensors")
     assert {name: w.shape for name, w in kept.items()} == {name: w.shape for name, w in plain.items()}
     assert launch(["-m", "trainer.export", f"run={tmp_path / 'run'}"])[0] == 0

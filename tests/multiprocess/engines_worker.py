@@ -89,10 +89,12 @@ def global_pair(step: int, micro: int, world: int, dtype: torch.dtype) -> Pair:
     return Pair(x, v, Key(0, step, index), index // 2 % 5)
 
 
-def mine(pair: Pair, rank: int, share: int = SHARE) -> Pair:
-    part = slice(rank * share, (rank + 1) * share)
+def mine(pair: Pair, world: distributed.World, share: int = SHARE) -> Pair:
+    """This rank's part, on its device."""
+    part = slice(world.rank * share, (world.rank + 1) * share)
     assert pair.patients is not None
-    return Pair(pair.x[part], pair.v[part], Key(0, pair.key.epoch, pair.key.index[part]), pair.patients[part])
+    x, v, index, patients = (t[part].to(world.device) for t in (pair.x, pair.v, pair.key.index, pair.patients))
+    return Pair(x, v, Key(0, pair.key.epoch, index), patients)
 
 
 # ---- one process, plain PyTorch --------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ def build(case: Case, world: distributed.World) -> dict[str, Any]:
     for name, module in players(case).items():
         over_all_ranks(module)
         if case.plain:
-            made[name] = Plain(case, name, module)
+            made[name] = Plain(case, name, module.to(world.device))
         elif case.adamw:
             made[name] = engines.make_engine(module, ADAMW[name], run, world.device)
         else:
@@ -228,7 +230,7 @@ def partition_all() -> None:
 
 
 def flat(weights: Any) -> torch.Tensor:
-    return torch.cat([w.detach().flatten().double() for w in weights])
+    return torch.cat([w.detach().flatten().double().cpu() for w in weights])
 
 
 def play(world: distributed.World, case: Case) -> dict[str, float]:
@@ -237,7 +239,7 @@ def play(world: distributed.World, case: Case) -> dict[str, float]:
     game = Game(two["encoder"], two["masker"], case.game, TEMPERATURE, HOP)
     for step in range(case.steps):
         pairs = [global_pair(step, m, world.size, case.dtype) for m in range(case.accumulation)]
-        game.step([mine(pair, world.rank) for pair in pairs], step)
+        game.step([mine(pair, world) for pair in pairs], step)
     errors = {}
     start, wanted = players(case), reference(case, world.size)
     for name, engine in two.items():
@@ -266,14 +268,14 @@ def loss_over_ranks(world: distributed.World) -> float:
     expected = nt_xent_alone(whole1, whole2, patients=patients)
     expected.backward()
     part = slice(5 * world.rank, 5 * world.rank + 5)
-    a, b = z1[part].clone().requires_grad_(), z2[part].clone().requires_grad_()
-    loss, _ = nt_xent(a, b, TEMPERATURE, patients[part])
+    a, b = (z[part].to(world.device, copy=True).requires_grad_() for z in (z1, z2))
+    loss, _ = nt_xent(a, b, TEMPERATURE, patients[part].to(world.device))
     loss.backward()
     mean = loss.detach().clone()
     torch_dist.all_reduce(mean)
-    worst = abs(mean / world.size - expected.detach()).item()
+    worst = abs(mean.cpu() / world.size - expected.detach()).item()
     for got, want in ((a.grad, whole1.grad[part]), (b.grad, whole2.grad[part])):
-        worst = max(worst, (got / world.size - want).abs().max().item())
+        worst = max(worst, (got.cpu() / world.size - want).abs().max().item())
     return worst
 
 
@@ -293,7 +295,7 @@ def gradients_of_batches(
     game, far = Game(two["encoder"], two["masker"], cfg, TEMPERATURE), {"encoder": [], "masker": []}
     for pair in ecgs(batches, size):
         share = size // world.size
-        game._play(mine(pair, world.rank, share), game.masker, 1)
+        game._play(mine(pair, world, share), game.masker, 1)
         got = {name: flat(p.grad for p in module.parameters()) for name, module in both.items()}
         for module in both.values():
             module.zero_grad()
@@ -318,6 +320,7 @@ def alone(both: dict[str, nn.Module], pair: Pair, cfg: GameConfig) -> dict[str, 
 def main() -> None:
     cases = json.loads(next(a for a in sys.argv[1:] if a.startswith("[")))
     world = distributed.initialise(timeout_s=120)
+    torch.backends.cudnn.allow_tf32 = False
     say = print if world.is_main else (lambda *a, **k: None)
     say(json.dumps({"case": "loss", "error": loss_over_ranks(world)}), flush=True)
     # In a small batch one ReLU that rounding switches is seen; after batch norm it moves a whole channel's statistics.

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from engines_worker import (  # beside this script
     ADAMW,
     HOP,
@@ -39,7 +40,7 @@ def spoil(game: Game, case: Case, world: distributed.World) -> None:
     pairs = [global_pair(9, micro, 2, case.dtype) for micro in range(case.accumulation)]
     pairs[-1].x[0, 0, 0] = float("nan")
     try:
-        game.step([mine(pair, world.rank, BATCH // world.size) for pair in pairs], SAVED)
+        game.step([mine(pair, world, BATCH // world.size) for pair in pairs], SAVED)
     except NonFiniteError:
         return
     raise AssertionError("the step was not skipped")
@@ -48,6 +49,7 @@ def spoil(game: Game, case: Case, world: distributed.World) -> None:
 def main() -> None:
     words = json.loads(next(a for a in sys.argv[1:] if a.startswith("{")))
     world = distributed.initialise(timeout_s=120)
+    torch.backends.cudnn.allow_tf32 = False
     partition_all()
     for number, values in enumerate(words["cases"]):
         case, folder = Case(**values), Path(words["into"]) / str(number)
@@ -69,7 +71,7 @@ def main() -> None:
             spoil(game, case, world)  # of which nothing may be left
         for step in range(start, SAVED + 1):
             pairs = [global_pair(step, micro, 2, case.dtype) for micro in range(case.accumulation)]
-            game.step([mine(pair, world.rank, BATCH // world.size) for pair in pairs], step)
+            game.step([mine(pair, world, BATCH // world.size) for pair in pairs], step)
             if step + 1 >= SAVED:
                 saver.save(step + 1, made, state)
                 background.save(step + 1, made, state, background=True)

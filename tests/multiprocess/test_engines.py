@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.support.devices import on_each
 from tests.support.launch import launch
 
 PLAIN = {"plain": True, "adamw": True, "steps": 20}
@@ -38,9 +39,9 @@ BF16 = [{**stage, "bf16": True} for stage in STAGES] + [{"zero": z, "bf16": True
 BF16 += [{"zero": z, "bf16": True, "norm": "batch"} for z in (0, 1, 2, 3)]
 
 
-def play(cases: list[dict], processes: int, seconds: float = 280) -> list[dict]:
+def play(cases: list[dict], processes: int, seconds: float = 280, device: str = "cpu") -> list[dict]:
     words = ["tests/multiprocess/engines_worker.py", json.dumps(cases)]
-    code, output = launch(words, processes, seconds)
+    code, output = launch(words, processes, seconds, device)
     assert code == 0, output[-4000:]
     rows = [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
     assert len(rows) == 4 + len(cases), output[-4000:]
@@ -61,8 +62,9 @@ def check(rows: list[dict], limit: float) -> None:
     assert all(("running" in row) == (row["case"].get("norm") == "batch") for row in played)
 
 
-def test_two_ranks_update_both_players_as_one_process_would():
-    check(play(QUICK, 2), 1e-4)
+@pytest.mark.parametrize("device", on_each())
+def test_the_ranks_update_both_players_as_one_process_would(device):
+    check(play(QUICK, 2 if device == "cpu" else 1, device=device), 1e-4)
 
 
 @pytest.mark.full

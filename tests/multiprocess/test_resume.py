@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.devices import on_each
 from tests.support.launch import launch
 from trainer.run import reshape
 from trainer.run.checkpoint import committed
@@ -21,9 +22,9 @@ FULL += [{"adamw": True, "zero": z, "dials": {"schedule": "alternating"}} for z 
 BETA = 0.9  # of AdamW's first moment
 
 
-def play(cases, processes, into, of=""):
+def play(cases, processes, into, of="", device="cpu"):
     words = ["tests/multiprocess/resume_worker.py", json.dumps({"cases": cases, "into": str(into), "of": str(of)})]
-    code, output = launch(words, processes, 280)
+    code, output = launch(words, processes, 280, device)
     assert code == 0, output[-4000:]
 
 
@@ -66,22 +67,27 @@ def distance(got, right):
     return ((got - right).norm() / right.norm()).item()
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """What two processes saved at every stage."""
-    place = tmp_path_factory.mktemp("two")
-    play(QUICK, 2, place)
-    return place
+@pytest.fixture(scope="module", params=on_each())
+def before(request, tmp_path_factory):
+    """(where, of how many processes, the device) of what was saved at every stage."""
+    device, place = request.param, tmp_path_factory.mktemp("before")
+    count = 2 if device == "cpu" else 1
+    play(QUICK, count, place, device=device)
+    return place, count, device
 
 
-def test_one_process_goes_on_where_two_stopped_at_every_stage(two, tmp_path):
-    play(QUICK, 0, tmp_path, two)
-    compare(QUICK, two, 2, tmp_path, 1)
+def test_one_process_goes_on_where_others_stopped_at_every_stage(before, tmp_path):
+    place, count, device = before
+    play(QUICK, 0, tmp_path, place, device)
+    compare(QUICK, place, count, tmp_path, 1)
 
 
-def test_what_is_written_in_the_background_has_the_bytes_of_what_is_written_at_once(two):
+def test_what_is_written_in_the_background_has_the_bytes_of_what_is_written_at_once(before):
+    place, _, device = before
+    if device != "cpu":
+        pytest.skip("copies of a GPU's state name another device")
     for number, case in enumerate(QUICK):
-        at_once, background = (committed(two / str(number) / place) for place in ("", "background"))
+        at_once, background = (committed(place / str(number) / where) for where in ("", "background"))
         assert list(at_once) == list(background) == [3, 4]
         for step, path in at_once.items():
             right = files(path)

@@ -9,8 +9,8 @@ from umbra.errors import UserError
 CPU = torch.device("cpu")
 
 
-def compiler_or_skip() -> None:
+def compiler_or_skip(device: str = "cpu") -> None:
     try:
-        try_compiler(CPU)
+        try_compiler(torch.device(device))
     except UserError as error:
         pytest.skip(str(error))

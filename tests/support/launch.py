@@ -18,17 +18,18 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def environment() -> dict[str, str]:
+def environment(device: str = "cpu") -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu"}
+    kept = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}  # torch sets it when it compiles
+    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "DS_ACCELERATOR": device}
 
 
-def start(words: list[str], processes: int = 0) -> subprocess.Popen[str]:
-    """`processes` 0: plain Python; else under `deepspeed --num_gpus processes`."""
+def start(words: list[str], processes: int = 0, device: str = "cpu") -> subprocess.Popen[str]:
+    """`processes` 0: plain Python; else under `deepspeed --num_gpus processes`, on CPUs or (`cuda`) on GPUs."""
     launcher = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(free_port())]
     head = launcher if processes else [sys.executable]
     return subprocess.Popen(
-        [*head, *words], cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [*head, *words], cwd=ROOT, env=environment(device), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
 
@@ -44,5 +45,5 @@ def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, s
     return process.returncode, output
 
 
-def launch(words: list[str], processes: int = 0, seconds: float = 240) -> tuple[int, str]:
-    return finish(start(words, processes), seconds)
+def launch(words: list[str], processes: int = 0, seconds: float = 240, device: str = "cpu") -> tuple[int, str]:
+    return finish(start(words, processes, device), seconds)

@@ -28,16 +28,17 @@ def test_the_network_that_is_exported_computes_the_same(name, samples):
 
 
 def test_pooling_layers_are_replaced_by_equal_ones():
-    free = runtimes._free(
-        nn.Sequential(nn.MaxPool1d(3, 2, 1), nn.Sequential(nn.AvgPool1d(2, ceil_mode=True, count_include_pad=False)))
-    )
-    assert not any(isinstance(module, nn.MaxPool1d | nn.AvgPool1d) for module in free.modules())
+    pools = [nn.AvgPool1d(2, ceil_mode=True, count_include_pad=False)]
+    pools += [nn.AvgPool2d((1, 2), ceil_mode=True, count_include_pad=False)]
+    free = runtimes._free(nn.Sequential(nn.MaxPool1d(3, 2, 1), nn.Sequential(*pools)))
+    replaced = nn.MaxPool1d | nn.AvgPool1d | nn.AvgPool2d
+    assert not any(isinstance(module, replaced) for module in free.modules())
     for samples in (64, 63, 2, 1):
         x = torch.randn(2, 5, samples)
         expected = nn.MaxPool1d(3, 2, 1)(x)
         assert torch.equal(free[0](x), expected)
-        average = nn.AvgPool1d(2, ceil_mode=True, count_include_pad=False)(x)
-        torch.testing.assert_close(free[1](x), average)
+        for given in (free[1][0](x), free[1][1](x), free[1][1](x[:, :, None])[:, :, 0]):
+            torch.testing.assert_close(given, pools[0](x))
 
 
 @pytest.mark.full

@@ -222,6 +222,14 @@ class Game:
         return [cover(v, h, self.dials, self.hop) for h in hidden]
 
     @torch.no_grad()
+    def cosines(self, pair: Pair) -> Tensor:
+        """The cosine of the embeddings of the two views of each ECG, [B], as the encoder is and without an update."""
+        with self._evaluating():
+            found = self.encoder(torch.cat([pair.x, pair.v]))
+        z1, z2 = (found[0] if isinstance(found, tuple) else found).float().chunk(2)
+        return nn.functional.cosine_similarity(z1, z2)
+
+    @torch.no_grad()
     def evaluate(self, pair: Pair) -> dict[str, Tensor]:
         """NT-Xent `loss` and `accuracy` of a pair without an update, over all ranks.
 
@@ -229,10 +237,7 @@ class Game:
         together. With a masker also `masked_loss`, without the random blocks of `share`, and `others_masks_loss`, where
         each ECG gets the mask of another one: the control that shows whether masks are specific to an ECG.
         """
-        modules = [e.module for e in (self.encoder, self.masker) if e is not None]
-        try:
-            for module in modules:
-                module.eval()
+        with self._evaluating():
             if self.masker is None:
                 loss, figures = self._contrast(self.encoder, pair, None)
                 return {"loss": loss, "accuracy": figures["accuracy"]}
@@ -243,6 +248,15 @@ class Game:
             others, _ = self._contrast(self.encoder, pair, own.roll(max(1, own.shape[1] // 2), 1))  # of another patient
             figures = {"accuracy": figures["accuracy"], "masked_loss": masked, "others_masks_loss": others}
             return {"loss": loss, **figures}
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Inside the block, both players are in eval mode."""
+        modules = [e.module for e in (self.encoder, self.masker) if e is not None]
+        try:
+            for module in modules:
+                module.eval()
+            yield
         finally:
             for module in modules:
                 module.train()

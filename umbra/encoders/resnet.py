@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from umbra.encoders.backbone import Backbone
+from umbra.encoders.layout import Conv, GroupNorm, laid_out
 from umbra.errors import UserError
 
 
@@ -40,10 +41,10 @@ class ResNet(Backbone):
         normed, act = make_norm(norm, groups, width), _activation(activation)
         self.dim = embedding
         self.stem = nn.Sequential(
-            nn.Conv1d(leads, width, 7, stride=2, padding=3, bias=False),
+            Conv(leads, width, 7, stride=2, padding=3, bias=False),
             normed(width),
             act(),
-            nn.MaxPool1d(3, stride=2, padding=1),
+            nn.MaxPool2d((1, 3), stride=(1, 2), padding=(0, 1)),
         )
         stages: list[nn.Module] = []
         channels = width
@@ -57,10 +58,10 @@ class ResNet(Backbone):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.embed(self.stages(self.stem(x)).mean(-1))
+        return self.embed(self.stages(self.stem(laid_out(x))).flatten(2).mean(-1))
 
     def tokens(self, x: Tensor) -> Tensor:
-        return self.embed(self.stages(self.stem(x)).transpose(1, 2))
+        return self.embed(self.stages(self.stem(laid_out(x))).flatten(2).transpose(1, 2))
 
 
 class _Block(nn.Module):
@@ -69,15 +70,15 @@ class _Block(nn.Module):
     ) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv1d(channels, out, 3, stride=stride, padding=1, bias=False),
+            Conv(channels, out, 3, stride=stride, padding=1, bias=False),
             norm(out),
             act(),
-            nn.Conv1d(out, out, 3, padding=1, bias=False),
+            Conv(out, out, 3, padding=1, bias=False),
             norm(out),
         )
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
-            self.skip = nn.Sequential(nn.Conv1d(channels, out, 1, stride=stride, bias=False), norm(out))
+            self.skip = nn.Sequential(Conv(channels, out, 1, stride=stride, bias=False), norm(out))
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,9 +90,9 @@ def make_norm(name: str, groups: int, width: int) -> Callable[[int], nn.Module]:
     if name == "group":
         if width % groups:
             raise UserError(f"encoder.args.width={width} is not a multiple of encoder.args.groups={groups}")
-        return lambda channels: nn.GroupNorm(groups, channels)
+        return lambda channels: GroupNorm(groups, channels)
     if name == "batch":
-        return nn.BatchNorm1d
+        return nn.BatchNorm2d
     raise UserError(f"encoder.args.norm={name} is unknown; use group or batch")
 
 

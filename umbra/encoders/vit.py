@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umbra.encoders.backbone import Backbone
+from umbra.encoders.layout import LayerNorm
 from umbra.errors import UserError
 
 
@@ -43,7 +44,7 @@ class ViT(Backbone):
         self.embed = nn.Conv1d(leads, width, patch, stride=patch)
         self.register_buffer("positions", sine_cosine(-(-samples // patch), width), persistent=False)
         self.blocks = nn.Sequential(*(_Block(width, heads, ratio) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class ViT(Backbone):
 
     def tokens(self, x: Tensor) -> Tensor:
         patches = self.embed(F.pad(x, (0, -x.shape[-1] % self.patch))).transpose(1, 2)
-        return self.norm(self.blocks(patches + self._places(patches.shape[1])))
+        return self.norm(self.blocks(patches + self._places(patches.shape[1]).to(patches.dtype)))
 
     def _places(self, count: int) -> Tensor:
         """The position embeddings of `count` patches, [count, width]: by their time from the start of the ECG."""
@@ -64,12 +65,13 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int, ratio: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        each = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = (one.transpose(1, 2) for one in each)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 

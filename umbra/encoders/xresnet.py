@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from umbra.encoders.backbone import Backbone
+from umbra.encoders.layout import Conv, laid_out
 from umbra.encoders.resnet import make_norm
 from umbra.errors import UserError
 
@@ -53,7 +54,8 @@ class XResNet(Backbone):
         self.concat, self.dim = pooling == "concat", EXPANSION * width * (1 + (pooling == "concat"))
         stem = [leads, width // 2, width // 2, width]
         convs = [_conv(a, b, kernel, normed, 2 if i == 0 else 1) for i, (a, b) in enumerate(pairwise(stem))]
-        self.stem = nn.Sequential(*(nn.Sequential(c, nn.ReLU()) for c in convs), nn.MaxPool1d(3, 2, padding=1))
+        pool = nn.MaxPool2d((1, 3), (1, 2), padding=(0, 1))
+        self.stem = nn.Sequential(*(nn.Sequential(c, nn.ReLU()) for c in convs), pool)
         blocks: list[_Block] = []
         channels = width
         for stage, depth in enumerate(layers):
@@ -66,11 +68,11 @@ class XResNet(Backbone):
             nn.init.zeros_(block.body[-1][-1].weight)  # type: ignore[index, union-attr, arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.blocks(self.stem(x))
+        h = self.blocks(self.stem(laid_out(x))).flatten(2)
         return torch.cat([h.mean(-1), h.amax(-1)], 1) if self.concat else h.mean(-1)
 
     def tokens(self, x: Tensor) -> Tensor:
-        return self.blocks(self.stem(x)).transpose(1, 2)
+        return self.blocks(self.stem(laid_out(x))).flatten(2).transpose(1, 2)
 
 
 class _Block(nn.Module):
@@ -84,15 +86,15 @@ class _Block(nn.Module):
             nn.ReLU(),
             _conv(width, out, 1, norm),
         )
-        average = nn.AvgPool1d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        average = nn.AvgPool2d((1, stride), ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
         self.skip = nn.Sequential(average, _conv(channels, out, 1, norm) if channels != out else nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.skip(x)).relu()
+        return (self.body(x) + self.skip(x)).relu_()
 
 
 def _conv(channels: int, out: int, kernel: int, norm: Callable[[int], nn.Module], stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv1d(channels, out, kernel, stride, padding=kernel // 2, bias=False), norm(out))
+    return nn.Sequential(Conv(channels, out, kernel, stride, padding=kernel // 2, bias=False), norm(out))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.devices import on_each
 from tests.support.handmade import make_shards
 from tests.support.many_shards import SAMPLES, many_shards
 from trainer.data import shards as shards_module
@@ -366,13 +367,12 @@ def test_the_depth_of_a_stream(dataset):
 # ---- GPU ----
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_batches_on_a_gpu_are_right_while_the_gpu_is_behind(dataset):
+@pytest.mark.parametrize("device", on_each())
+def test_batches_on_a_gpu_are_right_while_the_gpu_is_behind(dataset, device):
     root, data = dataset
-    shards, device = Shards(root, "train"), torch.device("cuda", 0)
-    order = Order(shards.counts, 0, 8, 4, block=2)
-    whole, weight = torch.from_numpy(data).to(device), torch.randn(2048, 2048, device=device)
+    shards, large = Shards(root, "train"), 2048 if device == "cuda" else 16
+    order, device = Order(shards.counts, 0, 8, 4, block=2), torch.device(device, 0)
+    whole, weight = torch.from_numpy(data).to(device), torch.randn(large, large, device=device)
     wrong = torch.zeros((), device=device, dtype=torch.int64)
     for batch in Stream(shards, order, 0, 300, 0, 1, device):
         for _ in range(20):  # the device falls behind the loader

@@ -72,6 +72,22 @@ def test_order_of_the_records_does_not_matter_but_which_does(tmp_path):
     assert rows([*paths, "bootstrap=20"])[-1]["why"] == "tested on different records"
 
 
+def test_results_of_one_encoder_are_told_apart(tmp_path):
+    """By what differs: the share of the labels, the seed, else the path."""
+    given = [(0.5, 0), (0.1, 0), (0.1, 1), (0.1, 1)]
+    paths = [
+        write(tmp_path / f"fraction={f}" / str(i), GOOD, encoder="e", fraction=f, seed=seed)
+        for i, (f, seed) in enumerate(given)
+    ]
+    said = comparison([*paths, write(tmp_path / "o", GOOD, encoder="o"), "bootstrap=10"])
+    first = "e, 0.5 of the labels"
+    names = ["e, 0.1 of the labels, seed 0", *(f"e, 0.1 of the labels, seed 1, {p}" for p in paths[2:]), "o"]
+    assert [line.partition(")  ")[2].strip() for line in said.splitlines()[1:6]] == [first, *names]
+    assert all(f"{name} - {first}\n" in said + "\n" for name in names), said
+    markdown = comparison([*paths, "--markdown", "bootstrap=10"])
+    assert f"| t | {names[0]} | {first} | AUROC |" in markdown
+
+
 def test_what_cannot_be_paired_says_why(tmp_path):
     first = write(tmp_path / "a", GOOD, data={"fingerprint": "1"})
     other = write(tmp_path / "b", GOOD, data={"fingerprint": "2"})

@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.support.devices import on_each
 from trainer.views.random import Key, bits, integers, normal, uniform
 
 MASK = 0xFFFFFFFF
@@ -191,9 +192,8 @@ def test_integers_refuse_an_impossible_range(high):
         integers(key([0]), "i", (1,), high)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_gives_the_same_numbers():
+@pytest.mark.parametrize("device", on_each())
+def test_each_device_gives_the_same_numbers(device):
     index = torch.arange(64) * 977 + 2**31
     for draw in (bits, uniform, normal, lambda k, op, shape: integers(k, op, shape, 37)):
-        assert torch.equal(draw(key(index), "op", (12, 100)), draw(key(index.cuda()), "op", (12, 100)).cpu())
+        assert torch.equal(draw(key(index), "op", (12, 100)), draw(key(index.to(device)), "op", (12, 100)).cpu())

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.game.maskers.base import Masker
+from trainer.game.maskers.unet import repeated
+from umbra.encoders.layout import Conv, GroupNorm, laid_out
 from umbra.errors import UserError
 
 STRIDE, LEVELS, GROUPS, SQUEEZE = 5, 4, 8, 8
@@ -33,19 +35,19 @@ class PaperUNet(Masker):
             for i, c in enumerate(channels)
         )
         self.up = nn.ModuleList(_conv(channels[i + 1] + channels[i], channels[i], kernel) for i in (2, 1, 0))
-        self.head = nn.Conv1d(width, masks, kernel, padding=kernel // 2)
+        self.head = Conv(width, masks, kernel, padding=kernel // 2)
 
     def whole(self, x: Tensor) -> Tensor:
         kept: list[Tensor] = []
-        h = x
+        h = x = laid_out(x)
         for level, down in enumerate(self.down):
             if level > 1:
-                h = torch.cat([h, F.adaptive_avg_pool1d(x, h.shape[-1])], 1)
+                h = torch.cat([h, F.adaptive_avg_pool2d(x, (1, h.shape[-1]))], 1)
             h = down(h)
             kept.append(h)
         for up, skip in zip(self.up, reversed(kept[:-1])):
-            h = up(torch.cat([h.repeat_interleave(STRIDE, -1)[..., : skip.shape[-1]], skip], 1))
-        return self.head(h)
+            h = up(torch.cat([repeated(h, STRIDE)[..., : skip.shape[-1]], skip], 1))
+        return self.head(h).squeeze(2)
 
 
 class _Residual(nn.Module):
@@ -55,10 +57,10 @@ class _Residual(nn.Module):
         super().__init__()
         self.body = nn.Sequential(_conv(channels, channels, kernel), _conv(channels, channels, kernel))
         self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool1d(1),
-            nn.Conv1d(channels, channels // SQUEEZE, 1),
+            nn.AdaptiveAvgPool2d(1),
+            Conv(channels, channels // SQUEEZE, 1),
             nn.ReLU(),
-            nn.Conv1d(channels // SQUEEZE, channels, 1),
+            Conv(channels // SQUEEZE, channels, 1),
             nn.Sigmoid(),
         )
 
@@ -69,5 +71,5 @@ class _Residual(nn.Module):
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv1d(channels, out, kernel, stride=stride, padding=kernel // 2), nn.GroupNorm(GROUPS, out), nn.ReLU()
+        Conv(channels, out, kernel, stride=stride, padding=kernel // 2), GroupNorm(GROUPS, out), nn.ReLU()
     )

@@ -1,0 +1,89 @@
+"""Layers on activations [B, C, 1, L], whose layout in memory is chosen in one place, for the device.
+
+Names and shapes of parameters are those of torch's one-dimensional layers. Under autocast activations stay in its type:
+norms take their mean and variance in fp32 but read and write what the convolutions do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Channels last, in which GPUs convolve; channels first on CPUs, where torch's group norm of channels-last tensors
+    rounds more (its variance is a difference of means)."""
+    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Signals [B, C, L] -> [B, C, 1, L] in the layout of the device and the type that autocast computes in.
+
+    The layers below keep the layout that they are given, and their result does not depend on it. A graph that is
+    exported for other runtimes stays [B, C, L], which they take too: in two dimensions its length would not stay free.
+    """
+    if torch.compiler.is_exporting():
+        return x
+    lowered = _autocasts(x.device) and x.dtype == torch.float32
+    dtype = torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
+    return x.unsqueeze(2).to(dtype=dtype, memory_format=memory_format(x.device))
+
+
+class Conv(nn.Conv1d):
+    """[B, C, 1, L] -> [B, out, 1, L']; a tensor [B, C, L] is convolved as torch's layer does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return super().forward(x)
+        assert not isinstance(self.padding, str)
+        stride, padding, dilation = (1, *self.stride), (0, *self.padding), (1, *self.dilation)
+        return F.conv2d(x, self.weight.unsqueeze(2), self.bias, stride, padding, dilation, self.groups)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm (Wu and He 2018) of [B, C, ...], in the type of its input, with statistics in fp32 or wider.
+
+    Compiled, it is mean, variance and arithmetic, which fuse with what follows; else torch's one operator.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _fuses():
+            with as_stored(x):
+                return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))
+        normed = _standardised(wide, list(range(2, wide.ndim)), self.eps).flatten(1, 2)
+        shape = [-1] + [1] * (x.ndim - 2)
+        return (normed * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (Ba et al. 2016) of the last axis, in the type of its input, with statistics in fp32 or wider."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _fuses():
+            with as_stored(x):
+                return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (_standardised(wide, [-1], self.eps) * self.weight + self.bias).to(x.dtype)
+
+
+def _fuses() -> bool:
+    """Whether arithmetic becomes few kernels: under torch.compile, not when a graph is exported for other runtimes."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _standardised(x: Tensor, axes: list[int], eps: float) -> Tensor:
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return (x - mean) * (variance + eps).rsqrt()
+
+
+def as_stored(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """No autocast, which on GPUs turns the input of norms and other operators into fp32: twice the bytes to move."""
+    return torch.autocast(x.device.type, enabled=False) if _autocasts(x.device) else contextlib.nullcontext()
+
+
+def _autocasts(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
