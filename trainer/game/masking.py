@@ -109,7 +109,7 @@ class GameConfig:
         for key, needed in self._idle():
             if getattr(self, key) != getattr(GameConfig, key):
                 raise UserError(f"game.{key}={getattr(self, key)} has no effect without {needed}: leave it out")
-        costs = [f"game.{key}={value}" for key, value in self._costs().items()]
+        costs = [f"game.{key}={value}" for key, value in self.costs().items()]
         if costs and self.threshold == "coverage":
             raise UserError(
                 f"{costs[0]} penalises the raw mask, but game.threshold=coverage only uses the order of its values: "
@@ -129,7 +129,8 @@ class GameConfig:
             idle.append(("use", "game.masks of 2 or more"))
         return idle
 
-    def _costs(self) -> dict[str, object]:
+    def costs(self) -> dict[str, object]:
+        """The penalties that are on, by key."""
         given = {"penalty": self.penalty, "entropy": self.entropy, "smoothness": self.smoothness}
         return {key: value for key, value in given.items() if value not in ("none", 0)}
 
@@ -247,7 +248,10 @@ def _overlapped(frames: Tensor) -> Tensor:
 def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
     """The masker's penalties on the published masks, given as log-odds [B, N, R, *S]: a scalar, zero without penalties.
     The paper's penalty is summed over the N masks and averaged over the R rows."""
-    total, masks = masks.new_zeros(()), masks.sigmoid()
+    total = masks.new_zeros(())
+    if not cfg.costs():
+        return total
+    masks = masks.sigmoid()
     if cfg.penalty == "paper":
         total = total + paper_penalty(masks.flatten(3).flatten(1, 2), cfg.alpha, cfg.ratio) / masks.shape[2]
     if cfg.entropy:
