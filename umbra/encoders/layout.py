@@ -58,7 +58,7 @@ class GroupNorm(nn.GroupNorm):
         variance, mean = torch.var_mean(groups, list(range(2, groups.ndim)), correction=0)
         scale = (variance + self.eps).rsqrt()[:, :, None] * self.weight.unflatten(0, (self.num_groups, -1))
         shift = self.bias - (mean[:, :, None] * scale).flatten(1)
-        shape = [*x.shape[:2], *[1] * (x.ndim - 2)]  # one factor and one term a channel: so are the sums of the backward
+        shape = [*x.shape[:2], *[1] * (x.ndim - 2)]  # a factor and a term a channel: so are the sums of the backward
         return (wide * scale.reshape(shape) + shift.view(shape)).to(x.dtype)
 
 
