@@ -2,4 +2,6 @@
 
 from pathlib import Path
 
-print("\n".join(f"python -m benchmarks.{p.stem}" for p in sorted(Path(__file__).parent.glob("[a-z]*.py"))))
+here = Path(__file__).parent
+names = [*(p.stem for p in here.glob("[a-z]*.py")), *(p.parent.name for p in here.glob("*/__main__.py"))]
+print("\n".join(f"python -m benchmarks.{name}" for name in sorted(names)))

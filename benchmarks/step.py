@@ -30,6 +30,7 @@ from trainer.game.maskers.registry import build_masker
 from trainer.game.masking import GameConfig, cost, cover
 from trainer.game.players import ContrastiveEncoder
 from trainer.game.projector import Projector
+from trainer.plan.memory import Kept
 from trainer.run.engines import make_engine
 from trainer.views import Key
 from umbra.config import check_fields, command, load, setting
@@ -218,31 +219,6 @@ def measured(step: Callable[[], object], device: torch.device) -> tuple[float, f
     with saved_tensors_hooks(alive.pack, alive.unpack):
         step()
     return counter.get_total_flops() / 1e9, alive.most / 2**20
-
-
-class Kept:
-    """Tracks the peak number of bytes that autograd saves, counting each storage once."""
-
-    def __init__(self) -> None:
-        self.most, self._now = 0, 0
-        self._users: dict[int, int] = {}
-
-    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        where = storage.data_ptr()
-        if self._users.get(where, 0) == 0:
-            self._now += storage.nbytes()
-            self.most = max(self.most, self._now)
-        self._users[where] = self._users.get(where, 0) + 1
-        return tensor
-
-    def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        where = storage.data_ptr()
-        self._users[where] = self._users.get(where, 1) - 1
-        if self._users[where] == 0:
-            self._now -= storage.nbytes()
-        return tensor
 
 
 if __name__ == "__main__":

@@ -6,42 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.data.remote.fetch import is_remote
+from trainer.data.config import DataConfig
 from trainer.game.masking import GameConfig
 from trainer.game.temperature import LEAST, MOST
 from trainer.observe.wandb_mirror import WandbConfig
 from trainer.views.pairing import PairConfig
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
-
-
-@dataclass
-class DataConfig:
-    """The data set, how a process reads it, and in which order."""
-
-    path: str = ""
-    """The folder of the sharded data set, or its URL (`https://`, `s3://`, `gs://`, ...), or `pipe:COMMAND`."""
-    lanes: int = setting(0, ">= 0")
-    """Number of equal segments into which the sample order of an epoch is split; must be a multiple of the world
-    size. 0: the largest divisor of the contrast batch up to 64."""
-    block_shards: int = setting(8, ">= 1")
-    """Number of shards that are shuffled together. Ideally `lanes * block_shards` shards fit into the memory of all
-    machines."""
-    partner: str = setting("same", choices=("same", "patient"))
-    """The older name of `pair=patient`, for runs that began with it."""
-    threads: int = setting(2, ">= 1 and <= 256")
-    """Threads per process that copy samples; the same number of threads reads shards ahead."""
-    ahead: int = setting(2, ">= 1 and <= 1000")
-    """Batches that each process prefetches, all of them in memory."""
-    exclude: list[str] = field(default_factory=list)
-    """Names of training shards to leave out. A change on resume starts a new epoch at the resumed step."""
-    cache: str = ""
-    """Only with a remote `path`: a folder on a local disk of each machine, into which shards are prefetched by
-    `threads` (at least 4) threads."""
-    cache_gb: float = setting(0.0, ">= 0")
-    """Maximum size of `cache` in GB (0: twice the minimum that works)."""
-    audit: bool = False
-    """Whether to record the samples of each step, for `python -m trainer.data.audit RUN`."""
 
 
 @dataclass
@@ -134,6 +105,9 @@ class ViewsConfig:
     both: list[Any] = field(default_factory=list)
     """Views of both sides, after those of each, with other random numbers on each side: a method's `first` and `second`
     stay as they are."""
+    candidates: int = setting(1, ">= 1 and <= 64")
+    """Random pairs of views per ECG, of which that is trained on whose embeddings have the least cosine (hard views:
+    Ferreira et al. 2024); each costs a forward pass. Only with `game.enabled=false`."""
 
 
 @dataclass
@@ -247,15 +221,14 @@ class PretrainConfig:
         if not self.data.path:
             raise UserError("data.path is not set: give the folder of a sharded data set, data.path=DIR")
         check_fields(self)
+        self.data.check()
         if not self.run:
             raise UserError("run is empty: give the run directory, run=DIR")
-        for key in ("cache", "cache_gb"):
-            if (value := getattr(self.data, key)) and not is_remote(self.data.path):
-                raise UserError(f"data.{key}={value} has no effect with a local data.path: leave it out")
         if self.log.probe and not self.log.heldout_every:
             raise UserError("log.probe has no effect with log.heldout_every=0: leave one of them out")
         if self.data.partner == "patient" and self.pair.kind not in ("same", "patient"):
             raise UserError(f"data.partner=patient is pair=patient, but pair={self.pair.kind}: leave data.partner out")
+        self._check_candidates()
         if self.optim.encoder.lr == 0:
             raise UserError("optim.encoder.lr=0.0 must be > 0")
         if self.batch.global_ % self.contrast:
@@ -284,6 +257,18 @@ class PretrainConfig:
             )
         if self.steps == 0 and self.epochs == 0:
             raise UserError("steps and epochs are both 0: nothing to train")
+
+    def _check_candidates(self) -> None:
+        """Raises `UserError` for candidates of which none could be harder than another."""
+        views, said = self.views, f"views.candidates={self.views.candidates}"
+        if views.candidates == 1:
+            return
+        if self.game.enabled:
+            raise UserError(
+                f"{said}: a masker makes views hard by itself; use game.enabled=false, or views.candidates=1"
+            )
+        if self.pair.kind != "crops" and not (views.first or views.second or views.both):
+            raise UserError(f"{said}: all would be the same, for nothing is random: give views.both or pair=crops")
 
     @property
     def of_patients(self) -> bool:

@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from trainer import runtimes, threads
-from trainer.config import PretrainConfig
-from trainer.data.remote.fetch import is_remote
+from trainer.config import DataConfig, PretrainConfig
+from trainer.data.places import Place, any_remote, named
 from trainer.data.shards import Shards
+from trainer.data.sources import Sources, opened
 from trainer.game.batchnorm import batch_norms, estimate
 from trainer.observe.wandb_mirror import Mirror, WandbConfig
 from trainer.run.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
@@ -38,6 +39,7 @@ from umbra.encoders.config import EncoderConfig
 from umbra.errors import UserError
 from umbra.files import atomic_folder, claim_folder, write_text
 from umbra.hub import initialise
+from umbra.layers import TextOrTexts
 
 FILES = {CONFIG, WEIGHTS, GOLDEN, CARD, *runtimes.FILES.values()}
 STATISTICS = ("clean", "running")
@@ -54,8 +56,9 @@ class ExportConfig:
     """The encoder directory (empty: RUN/encoder)."""
     step: str = "last"
     """The step of a committed checkpoint: a number, or `last`."""
-    data: str = ""
-    """The folder of the shards for the batch-norm statistics (empty: the one that the run was trained on)."""
+    data: TextOrTexts = ""
+    """The folder of the shards for the batch-norm statistics, or those of the sources of a mixture by name (empty: what
+    the run was trained on)."""
     statistics: str = setting("clean", choices=STATISTICS)
     """Mean and variance of batch norm: `clean`, estimated on unmasked training ECGs, or `running`, the running
     statistics of training, which include masked ECGs and do not match clean ones."""
@@ -129,7 +132,7 @@ def export(
     run: Path,
     output: Path | None = None,
     step: str = "last",
-    data: str = "",
+    data: Place = "",
     statistics: str = "clean",
     formats: Sequence[str] = (),
     card: Mapping[str, Any] | None = None,
@@ -235,9 +238,16 @@ def _config(record: RunRecord, step: int, is_last: bool) -> EncoderConfig:
         samples=encoder["samples"],
         scaling=record.scaling,
         training=training | {"step": step, "is_last": is_last},
-        data={"fingerprint": record.fingerprint, "key_id": record.key_id, **record.data},
+        data={"fingerprint": record.fingerprint, "key_id": record.key_id, **record.data, **_sources(record)},
         versions=record.versions,
     )
+
+
+def _sources(record: RunRecord) -> dict[str, Any]:
+    """What `config.json` says of each source of a mixture that the run was ever trained on."""
+    keys = ("fingerprint", "key_id", "samples", "patients", "share")
+    sources = {name: {key: source[key] for key in keys} for name, source in record.sources.items()}  # type: ignore[literal-required]
+    return {"sources": sources} if sources else {}
 
 
 def _set_statistics(encoder: torch.nn.Module, shards: Shards, excluded: Collection[str]) -> dict[str, Any]:
@@ -249,36 +259,54 @@ def _set_statistics(encoder: torch.nn.Module, shards: Shards, excluded: Collecti
 
 
 def drawn(shards: Shards, excluded: Collection[str], most: int) -> NDArray[np.int64]:
-    """At most `most` samples of a split, evenly spaced over its shards except the `excluded` ones."""
+    """At most `most` samples of a split, evenly spaced over its shards except the `excluded` ones; of a mixture, of
+    each source by its weight."""
     ends = np.cumsum(shards.counts)
-    used = [np.arange(e - s.samples, e) for s, e in zip(shards.shards, ends) if s.name not in excluded]
-    usable = np.concatenate(used)
+    used = [(s.name, np.arange(e - s.samples, e)) for s, e in zip(shards.shards, ends) if s.name not in excluded]
+    if not isinstance(shards, Sources):
+        return _evenly(np.concatenate([samples for _, samples in used]), most)
+    parts = [(w, [x for n, x in used if n.startswith(f"{name}/")]) for name, w in shards.weights.items()]
+    total = sum(shards.weights.values())
+    return np.concatenate([_evenly(np.concatenate(some), max(1, int(most * w / total))) for w, some in parts if some])
+
+
+def _evenly(usable: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     n = min(most, len(usable))
     return usable[np.arange(n) * len(usable) // n]
 
 
-def _training_shards(checkpoint: Path, config: EncoderConfig, data: str) -> tuple[Shards, list[str]]:
+def _training_shards(checkpoint: Path, config: EncoderConfig, data: Place) -> tuple[Shards, list[str]]:
     """The shards that a run was trained on, or those in `data`, and the names of the excluded ones.
 
     Raises `UserError` if they are missing, have another rate, leads or length or, without `data`, another fingerprint.
     """
     saved = saved_state(checkpoint)["config"]["data"]
     path, excluded = data or saved["path"], saved.get("exclude", [])
+    weights = {name: w for name, w in saved.get("weights", {}).items() if name in named(path)}
+    wanted_data = DataConfig(path=path, weights=weights, exclude=excluded)
     what = "batch norm needs training ECGs for its statistics"
     fix = "give data=FOLDER with the run's shards, or statistics=running to keep those of training"
-    if is_remote(path):
+    if any_remote(wanted_data.place):
         raise UserError(f"{what}, and {path} is not on this machine: {fix}")
     try:
-        shards = Shards(path, "train", excluded=excluded)
+        shards = opened(wanted_data, "train")
     except UserError as error:
         raise UserError(f"{what}: {error}; or {fix}") from error
     for name in ("rate", "leads", "samples"):
         wanted, given = getattr(config, name), getattr(shards.manifest, name)
         if wanted != given:
             raise UserError(f"{what}: the encoder needs {name} {wanted}, {path} has {given}; {fix}")
-    if not data and shards.manifest.fingerprint != config.data["fingerprint"]:
+    if not data and not _same_data(shards, config):
         raise UserError(f"{what}: {path} now contains another data set; {fix}")
     return shards, excluded
+
+
+def _same_data(shards: Shards, config: EncoderConfig) -> bool:
+    """Whether the shards are those that an encoder names."""
+    if isinstance(shards, Sources):
+        known = {name: source["fingerprint"] for name, source in config.data.get("sources", {}).items()}
+        return all(known.get(name) == manifest.fingerprint for name, manifest in shards.manifests.items())
+    return bool(shards.manifest.fingerprint == config.data["fingerprint"])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from trainer.game.batchnorm import batch_norms
 from trainer.observe.curves import loss_curves
 from trainer.observe.metrics import METRICS
 from trainer.run import checkpoint, directory, loop
-from trainer.run.assemble import Plan, build_run, describe, describe_cache, plan_run
+from trainer.run.assemble import Plan, build_run, describe, plan_run
+from trainer.run.caching import describe_cache
 from trainer.run.record import set_status, write_record
 from trainer.run.resilience import Stop
 from trainer.run.saving import NotSaved
@@ -46,7 +47,9 @@ def main(argv: list[str]) -> int:
     cfg = read_config(words)
     plan = plan_run(cfg)
     if "--dry-run" in words:
-        print(dump(cfg) + describe(plan) + describe_cache(plan), end="")
+        print(
+            dump(cfg) + describe(plan) + describe_cache(cfg, plan.train, plan.heldout, plan.order, plan.total), end=""
+        )
         return 0
     if checkpoint.newest(cfg.run) and cfg.resume == "never":
         raise UserError(f"run={cfg.run} has checkpoints and resume=never: choose another run directory")

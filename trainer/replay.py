@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from trainer.config import PretrainConfig
 from trainer.data.metadata import Rows
-from trainer.data.remote.fetch import is_remote
-from trainer.data.remote.store import local_root
 from trainer.data.shards import Shards
+from trainer.data.sources import opened
 from trainer.distributed import World
 from trainer.game.game import Game, NonFiniteError, Still
 from trainer.game.players import make_players, pairing_of
@@ -32,6 +31,7 @@ from trainer.views import Key
 from umbra.config import check_fields, command, load, setting
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
+from umbra.layers import TextOrTexts
 from umbra.schema import DTYPE
 
 AGAIN = "the step cannot be played again"
@@ -45,8 +45,8 @@ class ReplayConfig:
     """The run directory."""
     step: int = setting(0, ">= 0")
     """The step, as in the log (0: the last one that was kept)."""
-    data: str = ""
-    """The folder of the shards (empty: the run's `data.path`)."""
+    data: TextOrTexts = ""
+    """The folder of the shards, or those of the sources of a mixture by name (empty: the run's `data.path`)."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -65,12 +65,12 @@ def main(argv: list[str]) -> int:
     cfg.data.path = own.data or cfg.data.path
     folder, fault, rows = faults.read(run, own.step)
     print(f"# step {fault.step + 1}: {rows.size} ECGs of {fault.world} processes; it said: {fault.error}")
-    return replay(set_up(cfg, record, folder, fault), fault, rows)
+    return replay(_known(set_up(cfg, record, folder, fault), fault), fault, rows)
 
 
 def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.Fault) -> loop.Run:
     """A run on one process, without what a single step does not need."""
-    train = Shards(local_root(cfg.data.path, cfg.data.cache), "train", is_remote(cfg.data.path), cfg.data.exclude)
+    train = opened(cfg.data, "train")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder, masker = make_players(cfg, train)
     modules: dict[str, nn.Module] = {"encoder": encoder, **({"masker": masker} if masker is not None else {})}
@@ -108,13 +108,22 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
     )
 
 
+def _known(run: loop.Run, fault: faults.Fault) -> loop.Run:
+    """`run`. Raises `UserError` if its data do not have the samples of the step under the same numbers."""
+    for rows, names in zip(fault.rows, fault.samples):
+        indices = run.train.indices_of(np.array(rows, np.int64))
+        if not ((indices >= 0) & (indices < run.train.count)).all() or run.train.name_of(indices) != names:
+            raise UserError(f"the step was of other data than {run.cfg.data.path}, such as {names[0]}: {AGAIN}")
+    return run
+
+
 def replay(run: loop.Run, fault: faults.Fault, rows: Rows) -> int:
     """Plays the step and prints what is not finite; 0 if it is as it was, else 1."""
-    device, first = run.world.device, run.train.rows.start
+    device = run.world.device
     drawn = [rows] if run.partners is None else [rows, run.partners(rows, fault.epoch)]
-    signals = [[torch.from_numpy(_gathered(run.train, part - first)).to(device) for part in side] for side in drawn]
+    signals = [[torch.from_numpy(_gathered(run.train, part)).to(device) for part in side] for side in drawn]
     keys = [Key(fault.seed, fault.epoch, torch.from_numpy(part).to(device)) for part in rows]
-    pairs = [loop.make_pair(run, one, key, other) for one, key, other in zip(signals[0], keys, signals[-1])]
+    pairs = [loop.hard_pair(run, one, key, other) for one, key, other in zip(signals[0], keys, signals[-1])]
     said = _not_finite_first(run)
     try:
         run.game.step(pairs, fault.step)
@@ -126,8 +135,8 @@ def replay(run: loop.Run, fault: faults.Fault, rows: Rows) -> int:
     return 1
 
 
-def _gathered(train: Shards, indices: Rows) -> NDArray[np.int16]:
-    return train.gather(indices, np.empty((len(indices), *train.shape), DTYPE))
+def _gathered(train: Shards, rows: Rows) -> NDArray[np.int16]:
+    return train.gather(train.indices_of(rows), np.empty((len(rows), *train.shape), DTYPE))
 
 
 def _not_finite_first(run: loop.Run) -> list[str]:

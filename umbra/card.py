@@ -58,7 +58,7 @@ It is the state at that step; no score was used to choose it.
 | output | features `[batch, {config.dim}]` |
 | scaling | part of the model, `{config.scaling["mode"]}` |
 {more}| pre-training data | {data.get("samples", "?")} windows of {data.get("patients", "?")} patients (train split) |
-| data fingerprint, key id | `{data.get("fingerprint")}`, `{data.get("key_id")}` |
+{_source_rows(data)}| data fingerprint, key id | `{data.get("fingerprint")}`, `{data.get("key_id")}` |
 | code | commit `{training.get("commit")}`; {", ".join(f"{k} {v}" for k, v in config.versions.items())} |
 
 ## Use
@@ -140,6 +140,15 @@ def _init_row(init: dict[str, Any]) -> str:
     return (
         f"| went on from | step {before.get('step')} of `{before.get('method')}` (weights `{init['sha256'][:12]}`), "
         f"pre-trained on {data.get('samples', '?')} windows of data `{data.get('fingerprint')}` |\n"
+    )
+
+
+def _source_rows(data: dict[str, Any]) -> str:
+    """A row of the model card's table for each source of a mixture that the encoder was ever trained on."""
+    return "".join(
+        f"| of source `{name}` | {one['samples']} windows of {one['patients']} patients, weight {one['share']} "
+        f"(data `{one['fingerprint']}`, key `{one['key_id']}`) |\n"
+        for name, one in data.get("sources", {}).items()
     )
 
 

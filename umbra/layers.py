@@ -20,6 +20,8 @@ from umbra.plain_yaml import MISSING, refuse_surprises
 from umbra.reference import SCHEMAS
 from umbra.usual_names import usual_name
 
+TextOrTexts = typing.Annotated[Any, "a text, or a mapping of names to texts"]  # OmegaConf has no such type
+
 
 def config_file(path: str | Path) -> Path:
     """`path` if it exists; otherwise, for `configs/...`, the copy that was installed with the package."""
@@ -65,7 +67,7 @@ def _read_word(word: str, schema: type, origin: str) -> dict[Any, Any]:
     if not sign or not key:
         hint = "" if sign else f"; did you mean {next(keys(schema))[0]}={word}?"
         raise UserError(f"{origin} is not of the form key=value{hint}")
-    if dict(keys(schema)).get(key) is str:
+    if _is_literal(key, value, dict(keys(schema))):
         quoted = re.fullmatch(r"(['\"])(.*)\1", value, re.DOTALL)
         nested: Any = quoted[2] if quoted else value
         if nested == MISSING:
@@ -79,6 +81,13 @@ def _read_word(word: str, schema: type, origin: str) -> dict[Any, Any]:
         return _plain_layer(OmegaConf.from_dotlist([word]))
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{origin}: the value is not valid YAML") from error
+
+
+def _is_literal(key: str, value: str, known: dict[str, Any]) -> bool:
+    """Whether the value of a word is a text as it stands, and no YAML."""
+    if known.get(key) == TextOrTexts:
+        return not (value.startswith("{") and value.endswith("}"))
+    return known.get(key) is str or known.get(key.rpartition(".")[0]) == TextOrTexts
 
 
 def _read_yaml(typed: str | Path) -> dict[Any, Any]:
@@ -176,6 +185,9 @@ def _given(layer: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> It
 def _mismatch(key: str, value: Any, kind: Any) -> str:
     """Why a value cannot be of the type of its key, as far as OmegaConf would not say it as clearly; else empty."""
     outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind == TextOrTexts:
+        texts = {f"{key}.{name}": text for name, text in value.items()} if isinstance(value, dict) else {key: value}
+        return next(filter(None, (_mismatch(where, text, str) for where, text in texts.items())), "")
     if outer is dict:
         if not isinstance(value, dict):
             return f"key '{key}': this is a mapping: write {key}={{A: B}}, or {{}} for none"
@@ -218,8 +230,12 @@ def converts(value: Any, kind: type) -> bool:
 
 def mappings(schema: Any, at: str, layer: dict[Any, Any]) -> list[str]:
     """The keys of mappings that a layer at the dotted key `at` gives as a whole, as OmegaConf needs them."""
-    given = {key for key, _ in items(layer)}
-    whole = [k for k, kind in keys(schema) if typing.get_origin(kind) is dict and k in given]
+    given = dict(items(layer))
+    whole = [
+        k
+        for k, kind in keys(schema)
+        if k in given and (typing.get_origin(kind) is dict or (kind == TextOrTexts and isinstance(given[k], dict)))
+    ]
     return [".".join(map(_as_field, key.split("."))) for key in whole if not at or f"{key}.".startswith(f"{at}.")]
 
 
@@ -251,7 +267,7 @@ def keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def field_types(schema: Any) -> list[tuple[str, Any]]:
-    hints = typing.get_type_hints(schema)
+    hints = typing.get_type_hints(schema, include_extras=True)
     return [(f.name.rstrip("_"), hints[f.name]) for f in dataclasses.fields(schema)]
 
 

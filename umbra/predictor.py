@@ -9,6 +9,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ class HeadConfig:
 class Predictor(nn.Module):
     """mV [B, leads, samples] -> predictions [B, K] of the columns `names`, by `encoder` and a linear `head`.
 
-    `config` says what they are. The module takes what its encoder takes, and raises what that raises.
+    `config` says what they are. The module takes what its encoder takes, and raises what that raises. As with the
+    encoder, predictions carry gradients in training mode, after `requires_grad_()`, and where the input requires them.
     """
 
     mean: Tensor
@@ -71,8 +73,18 @@ class Predictor(nn.Module):
     def names(self) -> list[str]:
         return self.config.names
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of torch; in addition, predictions carry gradients in eval mode too (False: only in training mode)."""
+        self.encoder.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
+
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.head(self.encoder(x))
+        features = self.encoder(x)
+        wanted = self.training or self.encoder.gradients or x.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+            return self._told(self.head(features))
+
+    def _told(self, output: Tensor) -> Tensor:
         if self.config.kind == "classes":
             return output.softmax(-1)
         return output.sigmoid() if self.config.kind == "labels" else self.mean + self.std * output

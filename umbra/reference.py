@@ -82,7 +82,7 @@ class Key:
 def keys_of(config: Any, prefix: str = "") -> Iterator[Key]:
     """The keys of a config with its defaults: those of a section may differ from its class's."""
     schema = type(config)
-    hints, meaning = typing.get_type_hints(schema), docstrings(schema)
+    hints, meaning = typing.get_type_hints(schema, include_extras=True), docstrings(schema)
     for field in dataclasses.fields(schema):
         name, kind, default = prefix + field.name.rstrip("_"), hints[field.name], getattr(config, field.name)
         if dataclasses.is_dataclass(kind):
@@ -90,6 +90,7 @@ def keys_of(config: Any, prefix: str = "") -> Iterator[Key]:
             continue
         known = field.metadata
         allowed = known.get("allowed") or known.get("wanted") or ", ".join(map(str, known.get("choices", ())))
+        kind = str | dict[str, str] if typing.get_origin(kind) is typing.Annotated else kind  # TextOrTexts
         shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
         written = str(default).lower() if isinstance(default, bool) else str(default) or repr(default)
         yield Key(name, shown.replace("typing.", ""), written, allowed, meaning.get(field.name, ""))

@@ -118,6 +118,12 @@ class Manifest:
     def geometry(self) -> Geometry:
         return Geometry(len(self.leads), self.samples, self.meta_bytes)
 
+    @property
+    def patient_keys(self) -> set[tuple[str, str]]:
+        """The source names of a data set, of each part of a joined one, with the id of the key of their pseudonyms."""
+        own = {"name": self.config.get("source", {}).get("name", ""), "key_id": self.key_id}
+        return {(str(part.get("name", "")), str(part.get("key_id", ""))) for part in self.config.get("parts") or [own]}
+
     def of_split(self, split: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == split]
 

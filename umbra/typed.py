@@ -16,8 +16,8 @@ def typed(kind: type[T], value: Any, name: str = "") -> T:
     """`value` as `kind`, in which mappings become dataclasses and lists become tuples where `kind` says so.
 
     `kind`: a dataclass, a `TypedDict` (other keys are kept; no `NotRequired`, which a module with postponed annotations
-    does not show), `dict[str, X]`, `list[X]`, `tuple[X, Y]`, `X | None`, `Any`, `str`, `bool`, `int` or `float`
-    (finite; an `int` is one). Raises `ValueError` that names the key.
+    does not show), `dict[str, X]`, `list[X]`, `tuple[X, Y]`, `X | None`, `X | dict[str, Y]`, `Any`, `str`, `bool`,
+    `int` or `float` (finite; an `int` is one). Raises `ValueError` that names the key.
     """
     checked: T = _typed(kind, value, name)
     return checked
@@ -28,7 +28,10 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
     if kind is Any:
         return value
     if origin is types.UnionType:
-        return None if value is None else _typed(next(k for k in inner if k is not type(None)), value, name)
+        if value is None and type(None) in inner:
+            return None
+        kinds, mapping = [k for k in inner if k is not type(None)], isinstance(value, dict)
+        return _typed(next((k for k in kinds if mapping == (typing.get_origin(k) is dict)), kinds[0]), value, name)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, name)
     if typing.is_typeddict(kind):

@@ -131,11 +131,12 @@ def test_quoted_error_lines_occur_in_the_code():
 
 def test_every_figure_of_a_run_is_described(tmp_path):
     """One run with all that a local run can log, and the meters of a cache of remote shards."""
-    data = make_shards(tmp_path / "data", {"train": ["SR"] * 48, "val": ["SR"] * 16})
-    extra = ["steps=8", "game.masks=2", "learn_temperature=true", "log.heldout_every=4"]
+    data = make_shards(tmp_path / "data", {"train": ["SR"] * 48, "val": ["SR"] * 16, "test": ["SR"] * 8})
+    extra = ["steps=8", "game.masks=2", "learn_temperature=true", "log.heldout_every=4", "log.probe=[sex]"]
     code, output = launch(run_words(data, tmp_path / "run", *extra))
     assert code == 0, output[-3000:]
     logged = {name for row in read_metrics(tmp_path / "run" / "metrics.jsonl") for name in row}
+    logged = {"probe/TASK" if name == "probe/sex" else name for name in logged}
     logged |= set(Cache.meters(SimpleNamespace(counts={"hits": 1, "fetched": 1, "bytes": 1})))
     cells = re.findall(r"^\| (`.*?) \|", (DOCS / "metrics.md").read_text(), re.M)
     assert set(re.findall(r"`([^`]+)`", " ".join(cells))) == logged

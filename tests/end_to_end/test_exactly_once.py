@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_for_some_checkpoints_is_no_end_of_the_run(shards, t
     warned = [line for line in done.stdout.splitlines() if line.startswith("# WARNING: ")]
     assert warned, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(
-        r"step-\d+ could not be written by rank \d \(.*\), .*step-\d+ stays: is the disk full\?", warned[0]
+        r"step-\d+ could not be written by rank \d \(.*\), .*step-\d+ stays: is the disk full, or gone\?", warned[0]
     )
     assert warned[0].endswith("The run goes on and tries again at the next checkpoint")
     assert done.stdout.split("exit code ")[1].split() == ["0", "step-10", "step-12"], done.stdout[-3000:]

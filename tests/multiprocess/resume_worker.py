@@ -1,5 +1,7 @@
 """Plays steps under real engines and saves; or loads what another number of processes saved, saves it again, goes on.
 
+What is saved in the course of the steps is also saved in the background while the next step is played.
+
 Started by test_resume.py; the global batches are the same at any world size.
 """
 
@@ -62,7 +64,7 @@ def main() -> None:
             over_all_ranks(module)
             made[name] = engines.make_engine(module, ADAMW[name], cfg, world.device)
         start = checkpoint.load(path, made, state) if path else 0
-        saver = Saver(folder, 9, world.device)
+        saver, background = (Saver(place, 9, world.device) for place in (folder, folder / "background"))
         game = Game(made["encoder"], made["masker"], case.game, TEMPERATURE, HOP, skip=engines.skip_step)
         if path:
             saver.save(start, made, state)
@@ -72,6 +74,8 @@ def main() -> None:
             game.step([mine(pair, world, BATCH // world.size) for pair in pairs], step)
             if step + 1 >= SAVED:
                 saver.save(step + 1, made, state)
+                background.save(step + 1, made, state, background=True)
+        background.finish()
     distributed.finalise()
 
 

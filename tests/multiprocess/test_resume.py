@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.support.devices import on_each
 from tests.support.launch import launch
 from trainer.run import reshape
+from trainer.run.checkpoint import committed
 
 RICH = {"adamw": True, "learn": True, "norm": "batch"}
 QUICK = [{**RICH, "zero": zero, "accumulation": 1 + zero % 2} for zero in (0, 1, 2, 3)]
@@ -66,12 +67,37 @@ def distance(got, right):
     return ((got - right).norm() / right.norm()).item()
 
 
-@pytest.mark.parametrize("device", on_each())
-def test_one_process_goes_on_where_others_stopped_at_every_stage(device, tmp_path):
-    before = 2 if device == "cpu" else 1
-    play(QUICK, before, tmp_path / "before", device=device)
-    play(QUICK, 0, tmp_path / "one", tmp_path / "before", device)
-    compare(QUICK, tmp_path / "before", before, tmp_path / "one", 1)
+@pytest.fixture(scope="module", params=on_each())
+def before(request, tmp_path_factory):
+    """(where, of how many processes, the device) of what was saved at every stage."""
+    device, place = request.param, tmp_path_factory.mktemp("before")
+    count = 2 if device == "cpu" else 1
+    play(QUICK, count, place, device=device)
+    return place, count, device
+
+
+def test_one_process_goes_on_where_others_stopped_at_every_stage(before, tmp_path):
+    place, count, device = before
+    play(QUICK, 0, tmp_path, place, device)
+    compare(QUICK, place, count, tmp_path, 1)
+
+
+def test_what_is_written_in_the_background_has_the_bytes_of_what_is_written_at_once(before):
+    place, _, device = before
+    if device != "cpu":
+        pytest.skip("copies of a GPU's state name another device")
+    for number, case in enumerate(QUICK):
+        at_once, background = (committed(place / str(number) / where) for where in ("", "background"))
+        assert list(at_once) == list(background) == [3, 4]
+        for step, path in at_once.items():
+            right = files(path)
+            assert files(background[step]) == right, (case, step)
+            assert sum(name.name.endswith("_states.pt") for name in right) == (2, 6, 6, 8)[case["zero"]]
+        assert files(at_once[3]) != files(at_once[4])
+
+
+def files(path):
+    return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.mark.full

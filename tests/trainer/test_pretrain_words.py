@@ -21,6 +21,7 @@ from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.layers import keys
 
+OFF = ["game.enabled=false", "game.slope_start=0", "game.slope_rise=0"]
 MISTAKES = [
     (["data.path=/no/such/folder"], "not a finished data set"),
     (["data=DIR"], "'data' is a section: give data.path=... or data.lanes=..."),
@@ -94,6 +95,9 @@ MISTAKES = [
     (["optim.warmup=5"], "optim.warmup=5.0 must be >= 0 and <= 1"),
     (["views.second=[blok_mask]"], "did you mean 'block_mask'?"),
     (["views.both=[{name: cell_mask, cell_s: 2.6}]"], "view 'cell_mask': cell_s=2.6 leaves one cell in 2.56 s"),
+    (["views.candidates=4"], "views.candidates=4: a masker makes views hard by itself; use game.enabled=false"),
+    (["views.candidates=0"], "views.candidates=0 must be >= 1"),
+    ([*OFF, "views.first=[]", "views.candidates=4"], "views.candidates=4: all would be the same"),
     (["views.both=[wandr]"], "did you mean 'wander'?"),
     (["views.both=[mains]"], "view 'mains': 50 Hz needs a rate above 100 Hz, the data have 100: leave the view out"),
     (["game.slope=nan"], "game.slope=nan must be a finite number"),

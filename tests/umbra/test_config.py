@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from umbra.config import check_fields, command, dump, given_keys, load, setting, split_words
 from umbra.errors import UserError, near_miss
-from umbra.layers import converts
+from umbra.layers import TextOrTexts, converts
 from umbra.plain_yaml import refuse_surprises
 from umbra.reference import _class, keys_of
 
@@ -71,6 +71,56 @@ def test_a_wrong_word_is_named_with_the_nearest_right_one(words, said):
         load(Outer, None, words)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@dataclass
+class Placed:
+    path: TextOrTexts = ""
+
+
+@dataclass
+class Places:
+    data: Placed = field(default_factory=Placed)
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["data.path=a: {b}"], "a: {b}"),
+        (["data.path='x'"], "x"),
+        (["data.path=${x}"], "${x}"),
+        (["data.path=123"], "123"),
+        (["data.path={a: s3://h/x, b: /y}"], {"a": "s3://h/x", "b": "/y"}),
+        (["data.path.a=1", "data.path.b=pipe:cat {}=${x}"], {"a": "1", "b": "pipe:cat {}=${x}"}),
+        (["data={path: {a: p}}", "data.path.b=q"], {"a": "p", "b": "q"}),
+        (["data.path={a: p, b: q}", "data.path={c: r}"], {"c": "r"}),
+        (["data.path={a: p}", "data.path=x"], "x"),
+        (["data.path=x", "data.path.a=p"], {"a": "p"}),
+    ],
+)
+def test_a_text_or_a_mapping_of_texts_is_what_was_written(words, path, tmp_path):
+    config = load(Places, None, words)
+    assert config.data.path == path
+    (tmp_path / "c.yaml").write_text(dump(config))
+    assert load(Places, tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.path={a: [b]}", "key 'data.path.a': one value is needed, not ['b']"),
+        ("data.path={a: }", "key 'data.path.a' has no value"),
+        ("data.path={a: yes}", "key 'data.path.a': YAML reads yes"),
+        ("data.path=???", "??? is no value"),
+        ("data={path: [a]}", "key 'data.path': one value is needed"),
+        ("data.path.a.b=x", "key 'data.path.a': one value is needed"),
+        ("data.pth.a=x", "unknown key 'data.pth'; did you mean 'data.path'?"),
+    ],
+)
+def test_what_is_neither_a_text_nor_texts_is_named(word, said):
+    with pytest.raises(UserError) as error:
+        load(Places, None, [word])
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["- a\n", "name: [\n", "nme: 3\n"])

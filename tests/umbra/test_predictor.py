@@ -39,10 +39,22 @@ def test_a_prediction_is_what_its_kind_says_by_hand(tmp_path, kind):
         "labels": expit(output),
         "number": output * [20.0, 2.0, 1.0] + [50.0, 1.0, 0.0],
     }
-    np.testing.assert_allclose(model(x).detach(), wanted[kind], rtol=1e-5)
+    np.testing.assert_allclose(model(x).numpy(), wanted[kind], rtol=1e-5)
     assert isinstance(model, Predictor)
     assert not model.training
     assert model.names == ["A", "B", "C"]
+
+
+def test_predictions_carry_gradients_where_they_are_wanted(tmp_path):
+    make(tmp_path)
+    model, x = load_predictor(tmp_path), torch.randn(4, 1, 64)
+    assert not model(x).requires_grad
+    assert model(x.clone().requires_grad_()).requires_grad, "for saliency"
+    assert model.train()(x).requires_grad
+    assert model.eval().requires_grad_()(x).requires_grad
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not model.requires_grad_(False)(x).requires_grad
 
 
 @pytest.mark.parametrize("name", ["head.json", "head.safetensors"])

@@ -65,6 +65,16 @@ def test_wrong_content_is_named(change, said):
         typed(Whole, GOOD | change)
 
 
+def test_a_text_or_a_mapping_is_either():
+    kind = str | dict[str, int]
+    assert typed(kind, "x") == "x"
+    assert typed(kind, {"a": 1}) == {"a": 1}
+    with pytest.raises(ValueError, match="'k' must be a text, not None"):
+        typed(kind, None, "k")
+    with pytest.raises(ValueError, match=r"'k.a' must be a whole number"):
+        typed(kind, {"a": "1"}, "k")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "path", "name"]), inner),

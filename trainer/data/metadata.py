@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,14 @@ class Column:
 
     values: NDArray
     words: tuple[str, ...] = ()
+
+
+class Partnering(Protocol):
+    """What draws partners, once `prepare` has made its files: see `Metadata`."""
+
+    def prepare(self) -> None: ...
+
+    def partners(self, rows: Rows, seed: int, epoch: int) -> Rows: ...
 
 
 class Metadata:

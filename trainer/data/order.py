@@ -54,7 +54,7 @@ class Order:
     micro: int = 1
     block: int = 8
     changes: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    _cache: dict[int, _Epoch] = field(default_factory=dict, compare=False, repr=False)
+    _cache: dict[int, Line] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         contrast = self.batch // max(self.micro, 1)
@@ -77,6 +77,12 @@ class Order:
     def steps_per_epoch(self) -> int:
         """Steps of a whole epoch at the start of the run."""
         return self._stretches[0].length
+
+    @property
+    def in_use(self) -> tuple[int, ...]:
+        """Samples of each shard, 0 for those that are excluded at the end."""
+        out = self.changes[-1][1] if self.changes else ()
+        return tuple(0 if shard in out else count for shard, count in enumerate(self.counts))
 
     def epoch(self, step: int) -> Span:
         """The epoch of a global step."""
@@ -128,15 +134,19 @@ class Order:
         epoch, positions = self._positions(step, count, rank, world)
         return epoch.shards_at(positions.ravel())
 
+    def key(self, step: int) -> int:
+        """What the random numbers of a step's samples are a function of, besides seed and sample: its epoch."""
+        return self.epoch(step).number
+
     def blocks(self, epoch: Span) -> tuple[Indices, list[Indices]]:
         """The blocks of an epoch's line: their boundaries, and the nonempty shards of each.
 
         Nothing is cached, so that other threads may call it.
         """
-        line = _Epoch(self.counts, self.seed, epoch, self.block)
+        line = Line(self.counts, self.seed, epoch, self.block)
         return line.borders, [line.shards_of(block) for block in range(len(line.borders) - 1)]
 
-    def _positions(self, step: int, count: int, rank: int, world: int) -> tuple[_Epoch, Indices]:
+    def _positions(self, step: int, count: int, rank: int, world: int) -> tuple[Line, Indices]:
         """The epoch of a step, and the positions `[lanes, samples]` in its line, ascending, that a rank reads."""
         epoch, per_lane = self.epoch(step), self.batch // self.lanes
         mine = np.arange(rank * self.lanes // world, (rank + 1) * self.lanes // world)
@@ -144,11 +154,11 @@ class Order:
         taken = np.arange((step - epoch.first) * per_lane, (until - epoch.first) * per_lane)
         return self._line(epoch), mine[:, None] * stretch + taken
 
-    def _line(self, epoch: Span) -> _Epoch:
+    def _line(self, epoch: Span) -> Line:
         if (found := self._cache.get(epoch.number)) is None:
             for old in sorted(self._cache)[:-1]:
                 self._cache.pop(old, None)
-            found = _Epoch(self.counts, self.seed, epoch, self.block, max(2 * self.lanes, 16))
+            found = Line(self.counts, self.seed, epoch, self.block, max(2 * self.lanes, 16))
             self._cache[epoch.number] = found
         return found
 
@@ -170,7 +180,7 @@ class Order:
         return parts
 
 
-class _Epoch:
+class Line:
     """The line of one epoch; the permutation of a block is computed on first use, and the last `kept` are cached."""
 
     def __init__(self, counts: Sequence[int], seed: int, epoch: Span, block: int, kept: int = 16) -> None:

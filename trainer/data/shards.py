@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from trainer.data.metadata import Metadata, Partnering
 from umbra.errors import UserError
 from umbra.parquet import open_samples
 from umbra.schema import BLOCK, DTYPE, SPLITS, Geometry, Shard, npy_header, read_manifest
@@ -98,6 +99,18 @@ class Shards:
         places = indices - self._starts[shards]
         return [f"{self.shards[s].name}[{place}]" for s, place in zip(shards.tolist(), places.tolist())]
 
+    def rows_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of `samples.parquet` of these samples, of any shape."""
+        return indices + self.rows.start
+
+    def indices_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples of these rows, which are of the split: the inverse of `rows_of`."""
+        return rows - self.rows.start
+
+    def some(self, count: int) -> NDArray[np.int64]:
+        """The first `count` samples."""
+        return np.arange(count)
+
     def patients(self) -> NDArray[np.int64]:
         """The patient code of every row of `samples.parquet`, of all splits."""
         codes: NDArray[np.int64] = open_samples(self.root, self.manifest).read(["patient"]).column(0).to_numpy()
@@ -106,6 +119,10 @@ class Shards:
     def table(self) -> pa.Table:
         """The rows of `samples.parquet` of this split, in sample order."""
         return open_samples(self.root, self.manifest).read().slice(self.rows.start, self.count)
+
+    def metadata(self, folder: str | Path) -> Partnering:
+        """The columns of `samples.parquet`, kept in `folder`."""
+        return Metadata(self.root, folder)
 
     def _copy(self, indices: NDArray[np.int64], out: NDArray[np.void]) -> None:
         shards = np.searchsorted(self._starts, indices, side="right") - 1

@@ -152,7 +152,7 @@ class Stream(Iterator[Batch]):
                 self._fetcher.wait(step)
             for shard in self._shards.hold([*now, *coming]):
                 reader.submit(shard.read_ahead)
-            yield from zip(range(step, later), plan, torch.from_numpy(plan + self._shards.rows.start))
+            yield from zip(range(step, later), plan, torch.from_numpy(self._shards.rows_of(plan)))
             step, now = later, coming
 
     def _load(self, step: int, indices: NDArray[np.int64], rows: Tensor, pool: ThreadPoolExecutor) -> tuple[Batch, Any]:

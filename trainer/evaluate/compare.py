@@ -75,7 +75,7 @@ class Difference:
 
 def parse(words: Sequence[str]) -> tuple[CompareConfig, list[Scored]]:
     """The config and the results of a command line. Raises `UserError` for a mistake in it or a damaged result."""
-    paths = [word for word in words if "=" not in word and not word.startswith("-")]
+    paths = [word for word in words if _is_path(word)]
     keys = ["format=markdown" if word == "--markdown" else word for word in words if word not in paths]
     for word in keys:
         refuse_option(word, ["--markdown"])
@@ -89,6 +89,12 @@ def parse(words: Sequence[str]) -> tuple[CompareConfig, list[Scored]]:
     if config.reference and Path(config.reference).resolve() not in [r.path.resolve() for r in results]:
         raise UserError(f"reference={config.reference} is not among the results: name it there as well")
     return config, results
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word is no option and no `key=value`; folders may have names such as `fraction=0.1`."""
+    key, sign, _ = word.partition("=")
+    return not word.startswith("-") and (not sign or "/" in key or Path(word).is_file())
 
 
 def read_result(path: Path) -> Scored:

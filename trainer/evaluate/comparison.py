@@ -37,16 +37,17 @@ def comparison(words: Sequence[str]) -> str:
 
 
 def as_text(config: CompareConfig, results: Sequence[Scored], found: Sequence[Difference]) -> str:
+    names = names_of(results)
     lines = [f"{'task':<12}{'labels':>8}  {'macro AUROC (95 % by patients)':<32}encoder"]
     for r in results:
         name = "" if r.metric == "auroc" else f"{SHOWN[r.metric]} "
-        lines.append(f"{r.task:<12}{r.fraction:>8.0%}  {name + ended(r.value, r.low, r.high):<32}{named(r)}")
+        lines.append(f"{r.task:<12}{r.fraction:>8.0%}  {name + ended(r.value, r.low, r.high):<32}{names[r.path]}")
     shown = [d for d in found if d.figure == d.reference.metric]
     if shown:
         lines += ["", f"{'task':<12}{'difference (95 %, paired by patients)':<42}"]
     for d in shown:
         value = d.why or f"{SHOWN[d.figure]} {ended(d.value, d.low, d.high, '+')}"
-        lines.append(f"{d.other.task:<12}{value:<42}{named(d.other)} - {named(d.reference)}")
+        lines.append(f"{d.other.task:<12}{value:<42}{names[d.other.path]} - {names[d.reference.path]}")
     return "\n".join(lines) + "\n"
 
 
@@ -65,8 +66,9 @@ def as_markdown(config: CompareConfig, results: Sequence[Scored], found: Sequenc
     ]
     parts = [_table(["task", "mode", "encoder", "labels", "seed", "figure", "value (95 %)"], body)]
     if found:
+        names = names_of(results)
         body = [
-            [d.other.task, _cell(named(d.other)), _cell(named(d.reference)), SHOWN[d.figure]]
+            [d.other.task, _cell(names[d.other.path]), _cell(names[d.reference.path]), SHOWN[d.figure]]
             + ([d.why, "", ""] if d.why else [ended(d.value, d.low, d.high, "+"), str(d.records), str(d.patients)])
             for d in found
         ]
@@ -92,9 +94,22 @@ def as_csv(config: CompareConfig, results: Sequence[Scored], found: Sequence[Dif
     return out.getvalue()
 
 
-def named(r: Scored) -> str:
-    """A result in few words."""
-    return r.encoder if r.mode == "probe" else f"{r.encoder} ({r.mode})"
+def names_of(results: Sequence[Scored]) -> dict[Path, str]:
+    """Each result in few words: its encoder and mode and, where others of its task have the same, its share of the
+    labels, its seed, and at last its path."""
+    found = {}
+    for r in results:
+        like = [o for o in results if (o.task, o.encoder, o.mode) == (r.task, r.encoder, r.mode)]
+        words = [r.encoder if r.mode == "probe" else f"{r.encoder} ({r.mode})"]
+        if len({o.fraction for o in like}) > 1:
+            words.append(f"{r.fraction:.4g} of the labels")
+        like = [o for o in like if o.fraction == r.fraction]
+        if len({o.seed for o in like}) > 1:
+            words.append(f"seed {r.seed}")
+        if len({o.path for o in like if o.seed == r.seed}) > 1:
+            words.append(str(r.path))
+        found[r.path] = ", ".join(words)
+    return found
 
 
 def ended(value: float, low: float | None, high: float | None, sign: str = "") -> str:

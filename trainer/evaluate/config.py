@@ -8,6 +8,7 @@ from typing import Any
 from trainer.evaluate.task import TaskConfig
 from umbra.config import check_fields, setting
 from umbra.errors import UserError
+from umbra.layers import TextOrTexts
 
 
 @dataclass
@@ -66,9 +67,13 @@ class TransferConfig(TaskConfig):
     output: str = ""
     """The folder for result.json, predictions.parquet and, of what was trained, model/; of several tasks, a folder
     NAME in it for each."""
-    pretrained_on: str = ""
-    """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it
-    (empty: `data`, or what the run around the encoder directory was trained on)."""
+    pretrained_on: TextOrTexts = ""
+    """The folder of the data set that the encoder was pre-trained on, to look for test patients and recordings in it;
+    of a mixture the folder of each source, `{ptbxl: DIR, mimic: DIR}` (empty: `data`, or what the run around the
+    encoder directory was trained on)."""
+    also_trained_on: list[str] = field(default_factory=list)
+    """Folders of further data sets that the weights have seen and that are looked at too: those of the encoder that the
+    pre-training began with (`init`), or of an earlier fine-tuning."""
     allow_leak: bool = False
     """Evaluate although patients or recordings of the test split were in the pre-training; result.json says so."""
     mode: str = setting("probe", choices=("probe", "finetune", "scratch"))

@@ -10,7 +10,7 @@ from typing import Any
 from trainer.evaluate.compare import Difference, Scored
 from trainer.evaluate.metrics import SHOWN
 from trainer.observe.curves import METHOD_COLOURS, plain_axes
-from umbra.drawing.paper import blank, write
+from umbra.drawing.paper import blank, plain_text, write
 
 GREY = "#999999"
 LINE = 0.28  # inches
@@ -39,8 +39,8 @@ def _axes(left: Any, right: Any, task: str, figure: str, lines: list[str]) -> No
         plain_axes(axes)
         axes.grid(axis="y", visible=False)
         axes.set_ylim(len(lines) - 0.5, -0.5)
-    left.set_yticks(range(len(lines)), lines, fontsize=7)
-    left.set_title(f"{task}: {figure}", size=9, loc="left")
+    left.set_yticks(range(len(lines)), map(plain_text, lines), fontsize=7)
+    left.set_title(f"{plain_text(task)}: {figure}", size=9, loc="left")
     right.set_yticks([])
     right.axvline(0, color=GREY, lw=0.8, ls=":")
     right.set_title("difference, paired by patients", size=9, loc="left")

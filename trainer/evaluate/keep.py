@@ -19,14 +19,20 @@ from umbra.predictor import HeadConfig, save_head
 MODEL = "model"
 
 
-def keep(folder: Path, task: Task, fit: Tuned, config: TransferConfig) -> None:
-    """Writes the model to `folder`, whole or not at all, in place of an older one."""
+def keep(folder: Path, task: Task, fit: Tuned, config: TransferConfig, older: Path) -> None:
+    """Writes the model to `folder`, whole or not at all, in place of an older one.
+
+    `older`: the result of that one, which is removed at that moment.
+    """
     encoder, kind = fit.model.encoder, fit.kind
     manifest = task.train.shards.manifest
     origin: dict[str, Any] = {"task": task.name, "mode": config.mode, "encoder": config.encoder}
     origin |= {"fraction": config.fraction, "seed": fit.seed, **fit.chosen, "data": manifest.fingerprint}
-    before = encoder.config.training if config.pretrained else {}
-    about = dataclasses.replace(encoder.config, dim=encoder.dim, training=before | {"labels": origin})
+    trained_on = {"fingerprint": manifest.fingerprint, "key_id": manifest.key_id}
+    before, data = (encoder.config.training, encoder.config.data) if config.pretrained else ({}, trained_on)
+    if "labels" in before:  # fine-tuned before
+        origin["before"] = before["labels"]
+    about = dataclasses.replace(encoder.config, dim=encoder.dim, data=data, training=before | {"labels": origin})
     mean, std = (kind.mean.tolist(), kind.std.tolist()) if isinstance(kind, Numbers) else ([], [])
     with atomic_folder(folder) as place:
         save_weights(place / WEIGHTS, encoder.state_dict())
@@ -34,6 +40,7 @@ def keep(folder: Path, task: Task, fit: Tuned, config: TransferConfig) -> None:
         save_head(place, fit.model.head, HeadConfig(task.kind, task.names, task.name, mean, std))
         write_text(place / "README.md", card(task, origin))
         write_text(place / CONFIG, about.to_json())
+        older.unlink(missing_ok=True)
 
 
 def card(task: Task, origin: dict[str, Any]) -> str:

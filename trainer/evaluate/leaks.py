@@ -1,7 +1,9 @@
 """Was the test split seen in pre-training? Patients by their pseudonyms, recordings by fingerprints of their signals.
 
-An encoder directory names its pre-training data by their fingerprint alone; the data are those of `pretrained_on`, the
-evaluated ones, or what the run around the encoder was trained on. Only the counts leave this module.
+An encoder directory names its pre-training data by their fingerprint alone, of a mixture all its sources; the data are
+those of `pretrained_on`, the evaluated ones, or what the run around the encoder was trained on. Weights may have seen
+further data sets: those of the encoder that a run began with, and those that they were fine-tuned on. Only the counts
+leave this module.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.places import named
 from trainer.data.remote.fetch import is_remote
 from trainer.evaluate.config import TransferConfig
 from trainer.run.record import RECORD
@@ -25,6 +28,8 @@ from umbra.schema import MANIFEST, Manifest, Shard, read_manifest
 from umbra.signal_fingerprints import NEAR, SHORTEST, SLOWEST, Numbers, computed, distances, file_of, leads_of, of_shard
 
 NAME_IT = "give the folder of its pre-training data as pretrained_on=DIR"
+NAME_IT_TOO = "give its folder as also_trained_on=[DIR]"
+Mask = NDArray[np.bool_]
 WAYS = {"by_patient": "patients", "by_signal": "recordings"}
 
 
@@ -70,18 +75,30 @@ def check(config: TransferConfig, about: EncoderConfig) -> dict[str, Any]:
     if config.encoder == "random" or config.mode == "scratch":
         return {"pretrained": False}
     test = DataSet(Path(config.data), read_manifest(config.data))
-    seen, why = _pretraining_data(config, about, test)
-    found = {way: Found(False, why=why) for way in WAYS}
-    if seen is not None:
-        patients = test.patients("test")
-        found = {"by_patient": _by_patient(test, seen, patients), "by_signal": _by_signal(test, seen, patients)}
+    first, why = _pretraining_data(config, about, test)
+    more, unknown = _further_data(config, about, [test, *first])
+    sets, missing = [*first, *more], [*([why] if why else []), *unknown]
+    patients = test.patients("test")
+    looks = {"by_patient": _by_patient, "by_signal": _by_signal}
+    found = {
+        way: _found([look(test, seen, patients) for seen in sets], missing, patients) for way, look in looks.items()
+    }
     _refuse_or_print(config, found)
     return {
         "pretrained": True,
-        "data": about.data.get("fingerprint") or (seen.manifest.fingerprint if seen else None),
+        "data": about.data.get("fingerprint") or ("+".join(one.manifest.fingerprint for one in first) or None),
         "allowed": config.allow_leak,
         **{way: asdict(one) for way, one in found.items()},
     }
+
+
+def _found(looks: Sequence[tuple[Mask, str]], missing: Sequence[str], patients: NDArray[np.int64]) -> Found:
+    """What was found in any of the data sets: of each the windows that were seen, and what could not be looked at."""
+    leaked = np.zeros(len(patients), bool)
+    for seen, _ in looks:
+        leaked |= seen
+    why = "; ".join(dict.fromkeys([*(why for _, why in looks if why), *missing]))
+    return Found(not why, int(leaked.sum()), len(np.unique(patients[leaked])), why)
 
 
 def _refuse_or_print(config: TransferConfig, found: dict[str, Found]) -> None:
@@ -107,34 +124,57 @@ def _refuse_or_print(config: TransferConfig, found: dict[str, Found]) -> None:
 # ---- where the pre-training data are ----
 
 
-def _pretraining_data(config: TransferConfig, about: EncoderConfig, test: DataSet) -> tuple[DataSet | None, str]:
-    """The data set that the encoder was pre-trained on, or None and why it is not known."""
-    known = about.data.get("fingerprint")
-    if config.pretrained_on:
-        given = DataSet(Path(config.pretrained_on), read_manifest(config.pretrained_on))
-        if known and given.manifest.fingerprint != known:
+def _pretraining_data(config: TransferConfig, about: EncoderConfig, test: DataSet) -> tuple[list[DataSet], str]:
+    """The data sets that the encoder was pre-trained on, and why others of them, or all, are not known."""
+    known, found = _known(about.data), list[DataSet]()
+    for place in named(config.pretrained_on).values() if config.pretrained_on else ():
+        given = DataSet(Path(place), read_manifest(place))
+        if known and given.manifest.fingerprint not in known.values():
             raise UserError(
-                f"pretrained_on={config.pretrained_on} has the fingerprint {given.manifest.fingerprint}, "
-                f"{config.encoder} was pre-trained on {known}: name the data set that it was pre-trained on"
+                f"pretrained_on={place} has the fingerprint {given.manifest.fingerprint}, "
+                f"{config.encoder} was pre-trained on {', '.join(known.values())}: name the data set that it was "
+                "pre-trained on"
             )
-        return given, ""
+        found.append(given)
     if not known:
-        return None, f"the encoder does not say what it was pre-trained on; {NAME_IT}"
-    if test.manifest.fingerprint == known:
-        return test, ""
-    return _of_run(Path(config.encoder).resolve().parent, known)
+        return found, "" if found else f"the encoder does not say what it was pre-trained on; {NAME_IT}"
+    why = []
+    for name, fingerprint in known.items():
+        if fingerprint in [one.manifest.fingerprint for one in found]:
+            continue
+        if fingerprint == test.manifest.fingerprint:
+            found.append(test)
+            continue
+        one, words = _of_run(Path(config.encoder).resolve().parent, about, name, fingerprint)
+        found += [one] if one else []
+        why += [f"{name}: {words}" if name and words else words]
+    return found, "; ".join(filter(None, why))
 
 
-def _of_run(run: Path, known: str) -> tuple[DataSet | None, str]:
-    """The data of the run directory that an encoder lies in, if they still are where the run found them."""
+def _known(data: Any) -> dict[str, str]:
+    """The fingerprints of the data sets that the entry `data` of an encoder names, by the source of a mixture; a single
+    one has no name."""
+    of = data if isinstance(data, dict) else {}
+    if sources := of.get("sources"):
+        return {str(name): str(source["fingerprint"]) for name, source in sources.items()}
+    one = of.get("fingerprint")
+    return {"": str(one)} if one else {}
+
+
+def _of_run(run: Path, about: EncoderConfig, name: str, known: str) -> tuple[DataSet | None, str]:
+    """A data set of the run directory that an encoder lies in, if it still is where the run found it."""
     record, settings = run / RECORD, run / "config.yaml"
     if not record.is_file() or not settings.is_file():
         return None, f"the encoder does not lie in the directory of its run; {NAME_IT}"
     try:
-        same = read_json(record, NAME_IT).get("fingerprint") == known
+        same = read_json(record, NAME_IT).get("fingerprint") == about.data["fingerprint"]
         place = (read_yaml(settings, NAME_IT).get("data") or {}).get("path")
     except (UserError, AttributeError):
         same, place = False, None
+    if same and name:
+        place = place.get(name) if isinstance(place, dict) else None
+        if place is None:
+            return None, f"the run was last without it; {NAME_IT}"
     if not same or not isinstance(place, str):
         return None, f"{run} is not the run of the encoder; {NAME_IT}"
     if is_remote(place):
@@ -147,12 +187,40 @@ def _of_run(run: Path, known: str) -> tuple[DataSet | None, str]:
     return found, ""
 
 
+def _further_data(
+    config: TransferConfig, about: EncoderConfig, at_hand: list[DataSet]
+) -> tuple[list[DataSet], list[str]]:
+    """The other data sets that the weights have seen, and why some of them are not known."""
+    given = [DataSet(Path(place), read_manifest(place)) for place in config.also_trained_on]
+    known = {data.manifest.fingerprint: data for data in [*at_hand, *given]}
+    own = {about.data.get("fingerprint"), *_known(about.data).values()}
+    names = {name: what for name, what in _earlier(about.training) if name not in own}
+    found = {name: known[name] for name in names if name in known} | {d.manifest.fingerprint: d for d in given}
+    missing = {name or "that it does not name": what for name, what in names.items() if name not in known}
+    return list(found.values()), [
+        f"the encoder {what} a data set, {name}, which is not at hand; {NAME_IT_TOO}" for name, what in missing.items()
+    ]
+
+
+def _earlier(training: Any) -> Iterator[tuple[str, str]]:
+    """(fingerprint, what was done with it) of each data set before the last pre-training, and of each fine-tuning."""
+    of = training if isinstance(training, dict) else {}
+    if isinstance(labels := of.get("labels"), dict):
+        yield str(labels.get("data") or ""), "was fine-tuned on"
+        yield from _earlier({"labels": labels.get("before")})
+    if isinstance(init := of.get("init"), dict):
+        for fingerprint in _known(init.get("data")).values() or [""]:
+            yield fingerprint, "began with the weights of one trained on"
+        yield from _earlier(init.get("training"))
+
+
 # ---- by patients ----
 
 
-def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Found:
-    """Test patients whose pseudonym is among those of the train split that was pre-trained on."""
-    ours, theirs = _keys(test.manifest), _keys(seen.manifest)
+def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[Mask, str]:
+    """Test windows of patients whose pseudonym is among those of the train split that was seen, and what could not be
+    looked at."""
+    ours, theirs = test.manifest.patient_keys, seen.manifest.patient_keys
     leaked = np.isin(patients, seen.patients("train")) if ours & theirs else np.zeros(len(patients), bool)
     why = []
     if other := sorted(ours ^ theirs):
@@ -160,33 +228,28 @@ def _by_patient(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Fo
         why.append(f"pseudonyms depend on key and source.name, which are not those of both sets for {names}")
     if not (test.manifest.patient_ids and seen.manifest.patient_ids):
         why.append("a source without patient ids counts each record as a patient")
-    return Found(not why, int(leaked.sum()), len(np.unique(patients[leaked])), "; ".join(why))
-
-
-def _keys(manifest: Manifest) -> set[tuple[str, str]]:
-    """The source names of a data set, of each part of a joined one, with the id of the key of their pseudonyms."""
-    own = {"name": manifest.config.get("source", {}).get("name", ""), "key_id": manifest.key_id}
-    return {(str(part.get("name", "")), str(part.get("key_id", ""))) for part in manifest.config.get("parts") or [own]}
+    return leaked, "; ".join(why)
 
 
 # ---- by signals ----
 
 
-def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> Found:
-    """Test windows whose fingerprint is near to one of the train split that was pre-trained on."""
+def _by_signal(test: DataSet, seen: DataSet, patients: NDArray[np.int64]) -> tuple[Mask, str]:
+    """Test windows whose fingerprint is near to one of the train split that was seen, and what could not be looked
+    at."""
+    nothing = np.zeros(len(patients), bool)
     leads = leads_of([lead for lead in test.manifest.leads if lead in seen.manifest.leads])
     seconds = min(test.seconds, seen.seconds)
     if why := _unlike(test, seen, leads, seconds):
-        return Found(False, why=why)
+        return nothing, why
     for data, split in ((test, "test"), (seen, "train")):
         if why := _missing(data, split):
-            return Found(False, why=why)
+            return nothing, why
     wanted = np.concatenate(list(_fingerprints(test, "test", leads, seconds)))
     near = distances(wanted, _fingerprints(seen, "train", leads, seconds)) <= NEAR
-    leaked, empty = (of_piece.reshape(len(patients), -1).any(1) for of_piece in (near, ~wanted.any(axis=1)))
+    leaked, empty = (np.asarray(of_piece.reshape(len(patients), -1).any(1)) for of_piece in (near, ~wanted.any(axis=1)))
     blank = int(empty.sum())
-    why = f"{blank:,} windows are empty in leads {', '.join(leads)}" if blank else ""
-    return Found(not blank, int(leaked.sum()), len(np.unique(patients[leaked])), why)
+    return leaked, f"{blank:,} windows are empty in leads {', '.join(leads)}" if blank else ""
 
 
 def _unlike(test: DataSet, seen: DataSet, leads: Sequence[str], seconds: float) -> str:

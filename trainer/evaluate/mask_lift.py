@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from trainer.config import PretrainConfig
-from trainer.data.remote.store import local_root
+from trainer.config import DataConfig, PretrainConfig
+from trainer.data.places import named
 from trainer.data.shards import Shards
+from trainer.data.sources import opened
 from trainer.evaluate import target
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.delineation import WAVES, Delineation, delineate
@@ -42,7 +43,7 @@ from umbra.directory import mismatch
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.files import make_folder, write_text
-from umbra.layers import config_file
+from umbra.layers import TextOrTexts, config_file
 
 LEAST_ECGS, LEAST_SHARE = 10, 0.2  # ECGs of a group, and ECGs with a wave among them, for a lift
 MASKS = ("masker", "masker, another ECG's", "random block")
@@ -56,8 +57,8 @@ class MaskLiftConfig:
 
     run: str = ""
     """The run directory."""
-    data: str = ""
-    """The folder of the data set (empty: the one that the run was trained on)."""
+    data: TextOrTexts = ""
+    """The folder of the data set, or those of several by name (empty: what the run was trained on)."""
     split: str = "val"
     """The split that the ECGs are taken from."""
     ecgs: int = setting(300, ">= 2")
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> None:
     settings = load(PretrainConfig, run / "config.yaml")
     if not (cfg.data or settings.data.path):
         raise UserError(f"{run / 'config.yaml'} names no data set (data.path): give data=DIR")
-    shards = Shards(cfg.data or local_root(settings.data.path, settings.data.cache), cfg.split)
+    shards = _opened(cfg, settings)
     wanted = read_record(run).encoder if (run / RECORD).is_file() else None
     manifest = shards.manifest
     given = manifest.leads, manifest.samples, manifest.rate
@@ -132,6 +133,13 @@ def main(argv: list[str]) -> None:
     print(f"written: {folder / 'mask_lift.md'}, {folder / 'mask_lift.json'}, {drawn}")
 
 
+def _opened(cfg: MaskLiftConfig, settings: PretrainConfig) -> Shards:
+    """The ECGs, of the folders of `cfg` or of the run. Raises `UserError` for a split that does not exist."""
+    weights = {name: w for name, w in settings.data.weights.items() if name in named(cfg.data or settings.data.path)}
+    cache = "" if cfg.data else settings.data.cache
+    return opened(DataConfig(path=cfg.data or settings.data.path, weights=weights, cache=cache), cfg.split, later=False)
+
+
 def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the newest masker of a run hides of ECGs [n, leads, T] in mV: [n, N, T], or [n, N, leads, T] for per-lead
     masks; spectral masks are averaged over bins. A masker that was trained on shorter views masks one after the other;
@@ -149,8 +157,8 @@ def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDAr
     masker.load_state_dict(weights)
     manifest, dials = shards.manifest, settings.game.at(1.0)
     scaling = Scaling(manifest.lead_mean_mv, manifest.lead_std_mv, settings.scaling)
-    if (run / RECORD).is_file() and (init := read_record(run).init):
-        scaling = Scaling(**init["scaling"])
+    if (run / RECORD).is_file() and ((record := read_record(run)).init or record.sources):
+        scaling = Scaling(**record.scaling)
     length, out = pairing_of(settings, shards).samples, []
     starts = [*range(0, manifest.samples - length, length), manifest.samples - length]
     with torch.no_grad():

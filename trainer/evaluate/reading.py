@@ -11,8 +11,8 @@ from trainer.evaluate.scores import scorable
 from trainer.evaluate.target import is_list
 from trainer.evaluate.task import Labelled, Task, TaskConfig
 from umbra.errors import UserError, near_miss
-from umbra.parquet import open_samples
-from umbra.schema import SPLITS
+from umbra.parquet import Table, open_samples
+from umbra.schema import SPLITS, Manifest
 
 
 def read_task(config: TaskConfig) -> Task:
@@ -42,9 +42,22 @@ def read_task(config: TaskConfig) -> Task:
     return Task(config.name, config.kind, [names[k] for k in used], **parts, notes=notes)
 
 
+def read_labels(config: TaskConfig, shards: Shards) -> Labelled:
+    """The records of one split, with what varies over them. Raises `UserError` as `read_task` does."""
+    with_name = f"task '{config.name}'"
+    table = _columns(config, shards).slice(shards.rows.start, shards.count)
+    names, targets = target.read(config, {shards.split: table}, with_name)
+    whole = targets[shards.split][:, target.usable(config, names, targets[shards.split], with_name, shards.split)[0]]
+    kept = target.kept(config, whole)
+    return Labelled(
+        shards, np.flatnonzero(kept), whole[kept].astype(np.float32), table.column("patient").to_numpy()[kept]
+    )
+
+
 def _columns(config: TaskConfig, shards: Shards) -> pa.Table:
     """The label columns and the patients of all rows."""
     samples = open_samples(shards.root, shards.manifest)
+    _check_order(samples, shards.manifest)
     if twice := [name for name in config.columns if config.columns.count(name) > 1]:
         raise UserError(f"task '{config.name}': columns has '{twice[0]}' twice: leave one out")
     for name in config.used_columns:
@@ -58,6 +71,20 @@ def _columns(config: TaskConfig, shards: Shards) -> pa.Table:
         if pa.types.is_nested(kind) and (not is_list(kind) or pa.types.is_nested(kind.value_type)):
             raise UserError(f"task '{config.name}': column '{name}' holds neither words nor numbers nor lists of them")
     return samples.read([*dict.fromkeys([*config.used_columns, "patient"])])
+
+
+def _check_order(samples: Table, manifest: Manifest) -> None:
+    """Raises `UserError` if the rows are not in the order of the shards, as after a merge with labels of one's own."""
+    if not {"shard", "index"} <= set(samples.names):
+        return
+    counts = [shard.samples for shard in manifest.shards]
+    wanted = np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])
+    found = samples.read(["shard", "index"])
+    if not all(np.array_equal(found.column(name), of) for name, of in zip(("shard", "index"), wanted)):
+        raise UserError(
+            f"{samples.path}: its rows are not in the order of the shards, labels would be those of other ECGs: sort "
+            "them by the columns shard and index"
+        )
 
 
 def _check_scored(config: TaskConfig, names: list[str], known: np.ndarray, split: str) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from trainer.evaluate.store import Store, folder_of, weights_hash
 from trainer.evaluate.task import Task
 from umbra.config import as_dict
 from umbra.encoders.encoder import Encoder
-from umbra.files import atomic, make_folder, sha256, write_text
+from umbra.errors import UserError
+from umbra.files import atomic, make_folder, remove_partial, sha256, write_text
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
@@ -64,7 +66,8 @@ def run(
         fitted, more = _trained(config, task, encoder, chosen)
     more |= {"leaks": leaks, "encoder_sha256": identity, "seconds": round(time.monotonic() - began, 2)}
     result = _result(config, task, chosen, fitted, groups) | more
-    _write(config, task, fitted.prediction, result)
+    with _writing(Path(config.output)):
+        _write(config, task, fitted.prediction, result)
     return result
 
 
@@ -72,7 +75,9 @@ def _trained(config: TransferConfig, task: Task, encoder: Encoder, chosen: np.nd
     """The fit of the seed that is best on val, whose model is kept, and what the result says of all seeds."""
     fits = finetune(task, encoder, chosen, config)
     best = max(fits, key=lambda fit: fit.val_value)
-    keep(Path(config.output) / MODEL, task, best, config)
+    output = Path(config.output)
+    with _writing(output):
+        keep(output / MODEL, task, best, config, older=output / RESULT)
     notes = task.notes + [note for fit in fits for note in fit.notes]
     return best, {"notes": notes, "seeds": spread(fits, task.test.target) | {"kept": best.seed}}
 
@@ -115,9 +120,22 @@ def _result(
     }
 
 
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Raises `UserError` where a file of the output cannot be written, on a full disk above all."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error).partition("\n")[0]
+        raise UserError(
+            f"output={output}: writing failed ({reason}): free some space, or choose another output=DIR"
+        ) from error
+
+
 def _write(config: TransferConfig, task: Task, prediction: np.ndarray, result: dict[str, Any]) -> None:
     output = Path(config.output)
     make_folder(output, "output")
+    remove_partial(output)
     columns: dict[str, Any] = {"row": task.test.row, "patient": task.test.patient}
     if task.kind == "classes":
         columns["label"] = [task.names[k] for k in task.test.target.argmax(1)]
@@ -126,6 +144,7 @@ def _write(config: TransferConfig, task: Task, prediction: np.ndarray, result: d
     columns |= {f"p_{name}": prediction[:, k] for k, name in enumerate(task.names)}
     with atomic(output / PREDICTIONS) as temporary:
         pq.write_table(pa.table(columns), temporary)
+        (output / RESULT).unlink(missing_ok=True)  # if there is an older one: it is not of these
     (output / FIGURE).unlink(missing_ok=True)  # an older one would not be of this result
     if config.figure:
         from trainer.evaluate.task_figure import task_figure

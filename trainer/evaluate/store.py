@@ -18,7 +18,7 @@ from trainer.evaluate.embed import embed
 from trainer.evaluate.task import Labelled
 from umbra.encoders.encoder import Encoder
 from umbra.errors import UserError
-from umbra.files import atomic
+from umbra.files import atomic, remove_partial
 
 NONE = "none"
 
@@ -105,6 +105,7 @@ class Store:
             return
         said = {"encoder": self.key, "data": self._fingerprint}
         try:
+            remove_partial(self.path.parent)
             with atomic(self.path) as temporary:
                 save_file({"rows": self._rows, "features": self._features}, temporary, said)
         except (UserError, OSError, SafetensorError) as error:

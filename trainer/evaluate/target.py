@@ -40,8 +40,10 @@ def read(config: TaskConfig, tables: Mapping[str, pa.Table], task: str) -> tuple
     return names, {s: _members(of, classes, first) for s, of in values.items()}
 
 
-def usable(config: TaskConfig, names: Sequence[str], train: np.ndarray, task: str) -> tuple[list[int], list[str]]:
-    """The columns of the target that vary over the train records, and notes on the others.
+def usable(
+    config: TaskConfig, names: Sequence[str], train: np.ndarray, task: str, split: str = "train"
+) -> tuple[list[int], list[str]]:
+    """The columns of the target that vary over the records of `split`, by default train, and notes on the others.
 
     Raises `UserError` if too few do.
     """
@@ -49,21 +51,21 @@ def usable(config: TaskConfig, names: Sequence[str], train: np.ndarray, task: st
     if config.kind == "number":
         for name, values in zip(names, train.T):
             if not len(values) or (values == values[0]).all():
-                what = f"is {values[0]:g} in all train records" if len(values) else "has no number in the train split"
-                raise UserError(f"{task}: column '{name}' {what}: there is nothing to tell")
+                what = f"is {values[0]:g} in all records" if len(values) else "has no number"
+                raise UserError(f"{task}: in the {split} split column '{name}' {what}: there is nothing to tell")
         return list(range(len(names))), []
     count = train.sum(0) if len(train) else np.zeros(len(names))
     used = [k for k, n in enumerate(count) if n and (config.kind == "classes" or n < len(train))]
-    notes = [f"class {n} has no train examples and is dropped" for n, c in zip(names, count) if not c]
+    notes = [f"class {n} has no {split} examples and is dropped" for n, c in zip(names, count) if not c]
     if config.kind == "labels":
         full = [n for n, c in zip(names, count) if 0 < c == len(train)]
-        notes += [f"all train records have {n}: it is dropped" for n in full]
+        notes += [f"all {split} records have {n}: it is dropped" for n in full]
     wanted = 2 if config.kind == "classes" else 1
     if len(used) < wanted:
         listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         what = "two are needed" if wanted == 2 else "one that some records have and others have not is needed"
         raise UserError(
-            f"{task}: the train split of {config.data} has {int((count > 0).sum())} of the classes "
+            f"{task}: the {split} split of {config.data} has {int((count > 0).sum())} of the classes "
             f"{listed or '(none)'}, {what}: do the `classes` match column '{config.used_columns[0]}'?"
         )
     return used, notes
@@ -144,7 +146,7 @@ def _is_truth(table: pa.Table, column: str) -> bool:
     of = table.column(column)
     if is_list(of.type):
         return False
-    return {w for v in of.unique().to_pylist() for w in items_of(v) or ()} <= _TRUTH.keys()
+    return {w.lower() for v in of.unique().to_pylist() for w in items_of(v) or ()} <= _TRUTH.keys()
 
 
 def _truths(table: pa.Table, column: str, task: str) -> np.ndarray:

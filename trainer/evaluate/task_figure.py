@@ -10,7 +10,7 @@ from sklearn.metrics import roc_curve
 
 from trainer.evaluate.scores import auroc, reliability, scorable
 from trainer.observe.curves import METHOD_COLOURS, plain_axes
-from umbra.drawing.paper import blank, write
+from umbra.drawing.paper import blank, plain_text, write
 
 MOST = 8
 GREY = "#999999"
@@ -45,7 +45,7 @@ def _classes(left: Any, right: Any, drawn: list[tuple[str, np.ndarray, np.ndarra
     for number, (name, positive, p) in enumerate(drawn):
         colour = METHOD_COLOURS[number % len(METHOD_COLOURS)]
         false, true, _ = roc_curve(positive, p)
-        left.plot(false, true, color=colour, lw=1.4, label=f"{name} {auroc(positive, p):.3f}")
+        left.plot(false, true, color=colour, lw=1.4, label=f"{auroc(positive, p):.3f} {plain_text(name)}")
         count, mean, share = reliability(positive, p)
         right.plot(mean, share, color=colour, lw=1)
         right.scatter(mean, share, 4 + 60 * count / count.max(), color=colour)
@@ -61,5 +61,5 @@ def _numbers(axes: Any, name: str, true: np.ndarray, told: np.ndarray) -> None:
     axes.plot(ends, ends, color=GREY, lw=0.8, ls=":")
     axes.scatter(true, told, 6, color=METHOD_COLOURS[0], alpha=0.4, linewidths=0)
     plain_axes(axes)
-    axes.set_xlabel(f"{name}, true", size=9)
-    axes.set_ylabel(f"{name}, told", size=9)
+    axes.set_xlabel(f"{plain_text(name)}, true", size=9)
+    axes.set_ylabel(f"{plain_text(name)}, told", size=9)

@@ -20,6 +20,7 @@ from trainer import distributed, heartbeat
 from trainer.game.health import embedding_figures, mask_figures
 from trainer.game.losses import nt_xent
 from trainer.game.masking import GameConfig, binarise, choose, cost, cover, soft_masks, with_random_blocks
+from trainer.game.others import of_others
 from trainer.views.random import Key
 
 MASK_VIEW = 2
@@ -220,7 +221,14 @@ class Game:
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
         """(all masks [B, N, R, *S], the chosen ones soft-binarised [n, B, R, *S]) of a pair."""
         masks, key = self.masks_of(masker, pair.v), pair.key.with_view(MASK_VIEW)
-        return masks, with_random_blocks(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
+        return masks, with_random_blocks(self._given(self._chosen(masks, key), pair), key, self.dials)
+
+    def _chosen(self, masks: Tensor, key: Key) -> Tensor:
+        return binarise(choose(masks, key, self.dials.use), self.dials)
+
+    def _given(self, chosen: Tensor, pair: Pair) -> Tensor:
+        """The masks that the ECGs get: their own, or those of others."""
+        return chosen if self.dials.mask_of == "own" else of_others(chosen, pair.patients)
 
     def _contrast(
         self, recognise: Callable[[Tensor], Any], pair: Pair, hidden: Tensor | None, watched: bool = False
@@ -233,6 +241,14 @@ class Game:
         return [cover(v, h, self.dials, self.hop) for h in hidden]
 
     @torch.no_grad()
+    def cosines(self, pair: Pair) -> Tensor:
+        """The cosine of the embeddings of the two views of each ECG, [B], as the encoder is and without an update."""
+        with self._evaluating():
+            found = self.encoder(torch.cat([pair.x, pair.v]))
+        z1, z2 = (found[0] if isinstance(found, tuple) else found).float().chunk(2)
+        return nn.functional.cosine_similarity(z1, z2)
+
+    @torch.no_grad()
     def evaluate(self, pair: Pair) -> dict[str, Tensor]:
         """NT-Xent `loss` and `accuracy` of a pair without an update, over all ranks.
 
@@ -240,20 +256,27 @@ class Game:
         together. With a masker also `masked_loss`, without the random blocks of `share`, and `others_masks_loss`, where
         each ECG gets the mask of another one: the control that shows whether masks are specific to an ECG.
         """
-        modules = [e.module for e in (self.encoder, self.masker) if e is not None]
-        try:
-            for module in modules:
-                module.eval()
+        with self._evaluating():
             if self.masker is None:
                 loss, figures = self._contrast(self.encoder, pair, None)
                 return {"loss": loss, "accuracy": figures["accuracy"]}
             key = pair.key.with_view(MASK_VIEW)
-            own = binarise(choose(self.masks_of(self.masker, pair.v), key, self.dials.use), self.dials)
-            loss, figures = self._contrast(self.encoder, pair, with_random_blocks(own, key, self.dials))
-            masked = loss if self.dials.share == 1 else self._contrast(self.encoder, pair, own)[0]
+            own = self._chosen(self.masks_of(self.masker, pair.v), key)
+            played = with_random_blocks(self._given(own, pair), key, self.dials)
+            loss, figures = self._contrast(self.encoder, pair, played)
+            masked = loss if played is own else self._contrast(self.encoder, pair, own)[0]
             others, _ = self._contrast(self.encoder, pair, own.roll(max(1, own.shape[1] // 2), 1))  # of another patient
             figures = {"accuracy": figures["accuracy"], "masked_loss": masked, "others_masks_loss": others}
             return {"loss": loss, **figures}
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Inside the block, both players are in eval mode."""
+        modules = [e.module for e in (self.encoder, self.masker) if e is not None]
+        try:
+            for module in modules:
+                module.eval()
+            yield
         finally:
             for module in modules:
                 module.train()

@@ -35,6 +35,9 @@ class GameConfig:
     (docs/results/game-dials.md)."""
     use: str = setting("one", choices=("one", "all"))
     """`one` of the N masks, drawn per ECG, or `all` (N terms in the loss, as in ADIOS)."""
+    mask_of: str = setting("own", choices=("own", "another"))
+    """Whose mask hides an ECG: its `own`, or that of `another` patient's ECG of the contrast batch: a control, whose
+    masks are learned but know nothing of what they hide."""
     coverage: float = setting(0.5, "> 0 and < 1")
     """Fraction of the mask that is hidden. On the validation folds 0.25 was as good as 0.5; 0.75 was worse on rhythm
     with few labels."""

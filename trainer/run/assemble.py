@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +17,20 @@ from torch import nn
 from trainer import distributed
 from trainer.config import PretrainConfig
 from trainer.data import exclude
-from trainer.data.audit import Recorder, next_start
-from trainer.data.metadata import Metadata
+from trainer.data.audit_records import Recorder, next_start
+from trainer.data.mixture import Mixture
+from trainer.data.mixtures import ONE, fingerprint
 from trainer.data.order import Order, default_lanes
-from trainer.data.remote.board import Node
-from trainer.data.remote.cache import Cache, open_cache, space_needed
-from trainer.data.remote.fetch import Remote, is_remote, without_secrets
-from trainer.data.remote.store import local_root
+from trainer.data.places import public
 from trainer.data.shards import Shards
+from trainer.data.sources import Sources, opened
 from trainer.game.compiled import compile_networks, wanted
 from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
 from trainer.game.players import ContrastiveEncoder, make_players, masked_views, pairing_of
 from trainer.observe.metrics import Metrics
-from trainer.run import checkpoint, directory, loop
+from trainer.run import checkpoint, directory, loop, mixed
+from trainer.run.caching import start_cache
 from trainer.run.engines import make_engine, skip_step, uses_bf16
 from trainer.run.init import Origin, read_init
 from trainer.run.online_probe import OnlineProbe, open_probe
@@ -59,7 +58,7 @@ class Plan:
     cfg: PretrainConfig
     train: Shards
     heldout: Shards | None
-    order: Order
+    order: Order | Mixture
     encoder: ContrastiveEncoder
     masker: Masker | None
     views: tuple[Views, Views]
@@ -75,11 +74,11 @@ def plan_run(cfg: PretrainConfig) -> Plan:
     folder = Path(cfg.run)
     directory.check(folder)
     known_wandb_id(folder)
-    root, remote = local_root(cfg.data.path, cfg.data.cache), is_remote(cfg.data.path)
-    train = Shards(root, "train", remote, cfg.data.exclude)
-    heldout = Shards(root, "val", remote) if train.manifest.of_split("val") else None
+    train = opened(cfg.data, "train")
+    heldout = opened(cfg.data, "val") if train.manifest.of_split("val") else None
     newest = checkpoint.newest(folder)
     saved = checkpoint.saved_state(newest)
+    mixed.keep_scaling(train, saved)
     order = make_order(cfg, train, saved)
     resumed = _resumed(cfg, order, train, newest, saved) if newest else None
     if cfg.of_patients and not train.manifest.patient_ids:
@@ -96,13 +95,13 @@ def plan_run(cfg: PretrainConfig) -> Plan:
     return Plan(cfg, train, heldout, order, encoder, masker, views, total, train.patients(), resumed, init, probe)
 
 
-def probed_count(cfg: PretrainConfig, heldout: Shards | None, order: Order) -> int:
+def probed_count(cfg: PretrainConfig, heldout: Shards | None, order: Order | Mixture) -> int:
     """Held-out ECGs that are probed: as many at any world size."""
     return loop.heldout_count(cfg.log.probe_ecgs, heldout.count, order.lanes) if heldout is not None else 0
 
 
 def _resumed(
-    cfg: PretrainConfig, order: Order, train: Shards, newest: Path, saved: Mapping[str, Any]
+    cfg: PretrainConfig, order: Order | Mixture, train: Shards, newest: Path, saved: Mapping[str, Any]
 ) -> tuple[int, int]:
     """(step, total steps until then) of the run to resume. Raises `UserError` if its config or data are different.
 
@@ -111,7 +110,7 @@ def _resumed(
     config = _resolved(cfg, order)
     if cfg.precision == "auto":
         config["precision"] = saved["config"].get("precision", "auto")
-    checkpoint.refuse_changes(newest, saved, {"config": config, "fingerprint": train.manifest.fingerprint})
+    checkpoint.refuse_changes(newest, saved, {"config": config, "fingerprint": _fingerprint(order, train)})
     known = saved["config"]
     before = dataclasses.replace(cfg, steps=known.get("steps", cfg.steps), epochs=known.get("epochs", cfg.epochs))
     return saved["step"], before.total_steps(order.steps_per_epoch)
@@ -133,12 +132,13 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
         print(f"# {newest} is of another number of processes: the optimiser state is cut anew for {world.size}")
     engines = make_engines(plan, world)
     start = checkpoint.load(newest, engines, state) if newest else 0
-    record = new_record(cfg, train, plan.total, uses_bf16(cfg.precision, world.device), world.size, plan.init)
+    bf16, sources = uses_bf16(cfg.precision, world.device), mixed.sources_of(order)
+    record = new_record(cfg, train, plan.total, bf16, world.size, plan.init, sources)
     if start >= plan.total:
         if world.is_main and not (folder / RECORD).is_file():
             write_record(cfg, record, "finished")
         return None
-    cache = start_cache(plan, world, order, start)
+    cache = start_cache(cfg, train, plan.heldout, order, world, start, plan.total)
     if world.is_main:
         write_record(cfg, record, "running")
     info = dataclasses.asdict(record)
@@ -193,9 +193,13 @@ def _players(plan: Plan) -> dict[str, nn.Module]:
     return {name: module for name, module in both.items() if module is not None}
 
 
-def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order:
+def make_order(cfg: PretrainConfig, train: Shards, saved: Mapping[str, Any]) -> Order | Mixture:
     """The sample order of a run that resumes from the checkpoint state `saved` (empty: a new run)."""
     lanes = cfg.data.lanes or default_lanes(cfg.contrast)
+    if isinstance(train, Sources):
+        return mixed.make_mixture(cfg, train, saved, lanes)
+    if "mixtures" in saved:
+        raise UserError(f"{cfg.run}: {ONE}: give its data.path again, or choose another run=DIR")
     changes = exclude.changes(cfg.data.exclude, train.shards, saved)
     return Order(train.counts, cfg.seed, cfg.batch.global_, lanes, cfg.accumulation, cfg.data.block_shards, changes)
 
@@ -205,10 +209,13 @@ def describe(plan: Plan) -> str:
     cfg, train, order, total = plan.cfg, plan.train, plan.order, plan.total
     sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in (plan.encoder, plan.masker)]
     mib = sum(sizes) * 4 / 2**20
-    changes = [
-        f"# from step {at}: {'without ' + ', '.join(out) if out else 'all shards'}\n"
-        for at, out in exclude.as_saved(order.changes, train.shards)
-    ]
+    if isinstance(order, Mixture):
+        changes = mixed.describe(order, train, plan.heldout, plan.patients)
+    else:
+        changes = [
+            f"# from step {at}: {'without ' + ', '.join(out) if out else 'all shards'}\n"
+            for at, out in exclude.as_saved(order.changes, train.shards)
+        ]
     saves = total // cfg.checkpoint.every if cfg.checkpoint.every else 1
     return (
         f"# {train.count} training ECGs, {order.steps_per_epoch} steps an epoch, {total} steps of {cfg.batch.global_}, "
@@ -226,7 +233,9 @@ def _describe_pairs(plan: Plan) -> str:
     """Where the two views come from; empty if both are of the whole window."""
     cfg, manifest = plan.cfg, plan.train.manifest
     if cfg.of_patients:
-        _, place, windows = np.unique(plan.patients[list(plan.train.rows)], return_inverse=True, return_counts=True)
+        _, place, windows = np.unique(
+            plan.patients[plan.train.rows_of(np.arange(plan.train.count))], return_inverse=True, return_counts=True
+        )
         more = int((windows[place] > 1).sum())
         return f"# pair=patient: {more} of {plan.train.count} training ECGs have another one of their patient\n"
     if cfg.pair.kind == "same":
@@ -260,30 +269,6 @@ def _describe_resumed(plan: Plan) -> str:
     )
 
 
-def describe_cache(plan: Plan) -> str:
-    """The disk space that the shards of a run need on each machine; empty if they are not remote."""
-    if not is_remote(plan.cfg.data.path):
-        return ""
-    kept = loop.kept_shards(plan.cfg, plan.order, plan.train, plan.heldout)
-    least, whole = space_needed(plan.train.manifest, plan.order, Node(), 0, plan.total, kept)
-    return f"# data.cache on one machine: {whole / 1e9:.3f} GB for all shards, at least {least / 1e9:.3f} GB\n"
-
-
-def start_cache(plan: Plan, world: distributed.World, order: Order, start: int) -> Cache | None:
-    """The cache of remote shards, shared by the processes of a machine."""
-    cfg, train = plan.cfg, plan.train
-    if not is_remote(cfg.data.path):
-        return None
-    ranks = distributed.ranks_of_machine(world)
-    token = f"{distributed.agree(secrets.token_hex(8))}-{ranks[0]}"
-    node, pinned = Node(world.rank, ranks, world.size), loop.kept_shards(cfg, order, train, plan.heldout)
-    words = (train.root, train.manifest, order, node, start, plan.total, cfg.data.cache_gb, token, pinned)
-    cache = open_cache(Remote(cfg.data.path), *words, max(4, cfg.data.threads))
-    if world.is_main:
-        print(f"# shards are fetched into {train.root}, at most {cache.size / 1e9:.3f} GB at a time", flush=True)
-    return cache
-
-
 def views_of(cfg: PretrainConfig, train: Shards) -> tuple[Views, Views]:
     """The views of the first and the second side. Raises `UserError` for one that the data cannot have."""
     leads, signal = train.manifest.leads, (pairing_of(cfg, train).samples, train.manifest.rate)
@@ -295,7 +280,7 @@ def patient_partners(cfg: PretrainConfig, train: Shards) -> loop.OfPatients | No
     """With `pair=patient`, what draws for each row of `samples.parquet`, by epoch, another one of its patient."""
     if not cfg.of_patients:
         return None
-    metadata = Metadata(train.root, cfg.data.cache or cfg.run)
+    metadata = train.metadata(cfg.data.cache or cfg.run)
     if distributed.local_rank() == 0:
         metadata.prepare()
     distributed.gather(None)  # the other processes of the machine wait for the files
@@ -303,14 +288,17 @@ def patient_partners(cfg: PretrainConfig, train: Shards) -> loop.OfPatients | No
 
 
 def open_recorder(
-    cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards, start: int
+    cfg: PretrainConfig, world: distributed.World, order: Order | Mixture, train: Shards, start: int
 ) -> Recorder | None:
     """With `data.audit`, what writes the samples that this process trains on."""
     if not cfg.data.audit:
         return None
     number = distributed.agree(next_start(cfg.run))
-    out = [train.shards[i].name for i in order.epoch(start).excluded]
-    return Recorder(cfg.run, train.manifest, int(str(number)), start, order.batch, world.rank, world.size, out)
+    words = (cfg.run, train.manifest, int(str(number)), start, order.batch, world.rank, world.size)
+    if isinstance(order, Mixture):
+        assert isinstance(train, Sources)
+        return Recorder(*words, mixed=mixed.as_recorded(order, train), manifests=train.manifests)
+    return Recorder(*words, [train.shards[i].name for i in order.epoch(start).excluded])
 
 
 def mfu_share(plan: Plan, world: distributed.World) -> float:
@@ -320,20 +308,28 @@ def mfu_share(plan: Plan, world: distributed.World) -> float:
     return flops / (peak(world.device) * world.size)
 
 
-def _resolved(cfg: PretrainConfig, order: Order) -> dict[str, Any]:
+def _fingerprint(order: Order | Mixture, train: Shards) -> str:
+    """That of the data that a run began with."""
+    return fingerprint(order.history) if isinstance(order, Mixture) else train.manifest.fingerprint
+
+
+def _resolved(cfg: PretrainConfig, order: Order | Mixture) -> dict[str, Any]:
     """The config with what 0 stands for, without the secrets of a URL."""
     config = as_dict(cfg)
-    config["data"]["path"] = without_secrets(cfg.data.path)
+    config["data"]["path"] = public(cfg.data.path)
     config["data"]["lanes"], config["batch"]["contrast"] = order.lanes, cfg.contrast
     return config
 
 
 def checkpoint_state(
-    cfg: PretrainConfig, world: distributed.World, order: Order, train: Shards, init: Origin | None = None
+    cfg: PretrainConfig, world: distributed.World, order: Order | Mixture, train: Shards, init: Origin | None = None
 ) -> dict[str, Any]:
     """What a checkpoint keeps to know its run again: the config, with what 0 and `auto` stand for; and its `init`."""
     config = _resolved(cfg, order)
     config["precision"] = "bf16" if uses_bf16(cfg.precision, world.device) else "fp32"
-    excluded = exclude.as_saved(order.changes, train.shards)
-    kept = {"config": config, "fingerprint": train.manifest.fingerprint, "world": world.size, "excluded": excluded}
+    kept = {"config": config, "fingerprint": _fingerprint(order, train), "world": world.size}
+    if isinstance(order, Mixture):
+        kept |= mixed.as_saved(order, train)
+    else:
+        kept |= {"excluded": exclude.as_saved(order.changes, train.shards)}
     return kept | ({"init": init} if init else {})

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import PretrainConfig
+from trainer.data.mixtures import Taken
 from trainer.run import reshape
 from trainer.run.init import Origin
 from umbra import directory, resume
@@ -51,7 +52,7 @@ def newest(run: str | Path) -> Path | None:
 
 
 class _Data(TypedDict):
-    path: str
+    path: str | dict[str, str]
 
 
 class _Config(TypedDict):
@@ -69,6 +70,8 @@ class _State(TypedDict):
 
 class _Excluding(_State, total=False):
     excluded: list[tuple[int, list[str]]]
+    mixtures: list[tuple[int, dict[str, Taken]]]
+    lead_stats: list[list[float]]
     init: Origin | None
 
 
@@ -135,7 +138,7 @@ def load(path: Path, engines: Mapping[str, Any], state: Mapping[str, Any]) -> in
     changed, if it is not the same run.
 
     `state` is what was passed to `save`: `config` (nested), `fingerprint` of the data, `world` (number of processes);
-    the last, and `excluded` (the shards excluded, from which step on), may differ.
+    the last, and `excluded` (the shards excluded, from which step on) or `mixtures`, may differ.
     """
     saved = saved_state(path)
     refuse_changes(path, saved, state)

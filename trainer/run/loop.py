@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from trainer import distributed, heartbeat
 from trainer.config import PretrainConfig
-from trainer.data.audit import Recorder
+from trainer.data.audit_records import Recorder
+from trainer.data.mixture import Mixture
 from trainer.data.order import Order
 from trainer.data.remote.cache import Cache
+from trainer.data.remote.caches import Caches
 from trainer.data.shards import Shards
 from trainer.data.stream import Batch, Stream, bottleneck, millivolts
 from trainer.game.game import Game, NonFiniteError, Pair
@@ -42,6 +44,7 @@ from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.schema import Shard
 
+KEYS = 4  # from one candidate to the next: view 1, view 2, and MASK_VIEW of the masker
 OfPatients = Callable[[NDArray[np.int64], int], NDArray[np.int64]]  # (rows, epoch) -> other rows of the same patients
 
 
@@ -58,7 +61,7 @@ class Run:
     folder: Path
     train: Shards
     heldout: Shards | None
-    order: Order
+    order: Order | Mixture
     scaling: Scaling
     first: Views
     second: Views
@@ -72,7 +75,7 @@ class Run:
     start: int
     total: int
     throughput: Throughput = field(default_factory=Throughput)
-    cache: Cache | None = None  # of remote shards
+    cache: Cache | Caches | None = None  # of remote shards
     recorder: Recorder | None = None
     patients: Tensor | None = None
     mfu_per_ecg: float = math.nan
@@ -92,11 +95,11 @@ def train(run: Run, stop: Stop) -> int:
         return start
     sums: dict[str, list[Tensor]] = {}
     skipped = 0  # steps in a row
-    of_patients, first = run.partners, run.train.rows.start
+    of_patients, shards = run.partners, run.train
 
     def partners(step: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         assert of_patients is not None
-        return of_patients(indices + first, run.order.epoch(step).number) - first
+        return shards.indices_of(of_patients(shards.rows_of(indices), run.order.key(step)))
 
     stream = Stream(
         run.train,
@@ -124,7 +127,7 @@ def train(run: Run, stop: Stop) -> int:
                 _keep_fault(run, batch, error, skipped)
             done = batch.step + 1
             if run.recorder is not None:
-                run.recorder.add(batch.step, run.order.epoch(batch.step).number, batch.host_rows)
+                run.recorder.add(batch.step, run.order.key(batch.step), batch.host_rows)
             heartbeat.settled()
             run.throughput.step(cfg.batch.global_)
             for name, value in played.items():
@@ -185,15 +188,34 @@ def _next_is_missing(run: Run, step: int, stop: Stop) -> bool:
 
 def pairs_of(run: Run, batch: Batch) -> list[Pair]:
     """The contrast batches of a step: int16 -> views cut -> mV -> signal views -> scaled -> mask views."""
-    epoch = run.order.epoch(batch.step).number
+    epoch = run.order.key(batch.step)
     others = batch.partners if batch.partners is not None else [None] * len(batch.signals)
     keys = (Key(run.cfg.seed, epoch, rows) for rows in batch.rows)
-    return [make_pair(run, *pair) for pair in zip(batch.signals, keys, others)]
+    return [hard_pair(run, *pair) for pair in zip(batch.signals, keys, others)]
 
 
-def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) -> Pair:
-    """The two sides of a contrast batch, of the same signals or the second of `other` ones of the same patients."""
-    sides, rate, keys = [], run.train.manifest.rate, (key.with_view(0), key.with_view(1))
+def hard_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None) -> Pair:
+    """As `make_pair`; with `views.candidates` the pair of each ECG that the encoder finds the least alike (Ferreira et
+    al. 2024, arXiv 2310.03940; there by the loss, here by the cosine, which does not hang on the batch)."""
+    pair = make_pair(run, signals, key, other)
+    if run.cfg.views.candidates == 1:
+        return pair
+    heartbeat.doing("hard views")
+    least = run.game.cosines(pair)
+    for candidate in range(1, run.cfg.views.candidates):
+        another = make_pair(run, signals, key, other, candidate)
+        cosine = run.game.cosines(another)
+        harder = (cosine < least)[:, None, None]
+        x, v = (torch.where(harder, new, old) for new, old in ((another.x, pair.x), (another.v, pair.v)))
+        pair, least = replace(pair, x=x, v=v), torch.minimum(cosine, least)
+    return pair
+
+
+def make_pair(run: Run, signals: Tensor, key: Key, other: Tensor | None = None, candidate: int = 0) -> Pair:
+    """The two sides of a contrast batch, of the same signals or the second of `other` ones of the same patients. Each
+    `candidate` has random numbers of its own."""
+    sides, rate = [], run.train.manifest.rate
+    keys = key.with_view(KEYS * candidate), key.with_view(KEYS * candidate + 1)
     cut = run.pairing.cut(signals, signals if other is None else other, keys)
     for views, x, mine in zip((run.first, run.second), cut, keys):
         side = run.scaling(views.signal_views(millivolts(x, run.train.resolution_mv), mine, rate))
@@ -208,12 +230,12 @@ def heldout_loss(run: Run) -> dict[str, Tensor]:
     share = heldout_count(run.cfg.contrast, run.heldout.count, run.order.lanes) // world.size
     if share < 2:
         return {}
-    indices = np.arange(world.rank * share, (world.rank + 1) * share)
-    rows = indices + run.heldout.rows.start
+    indices = run.heldout.some(world.size * share)[world.rank * share : (world.rank + 1) * share]
+    rows = run.heldout.rows_of(indices)
     wanted = [rows] if run.partners is None else [rows, run.partners(rows, 0)]
-    signals = [_heldout_signals(run.heldout, part, world.device) for part in wanted]
+    signals, *others = (_heldout_signals(run.heldout, part, world.device) for part in wanted)
     key = Key(run.cfg.seed, 0, torch.from_numpy(rows).to(world.device))
-    figures = run.game.evaluate(make_pair(run, signals[0], key, *signals[1:]))
+    figures = run.game.evaluate(make_pair(run, signals, key, others[0] if others else None))
     return {f"heldout/{name}": value for name, value in figures.items()}
 
 
@@ -225,7 +247,7 @@ def heldout_count(contrast: int, count: int, lanes: int) -> int:
 
 def _heldout_signals(heldout: Shards, rows: NDArray[np.int64], device: torch.device) -> Tensor:
     empty = np.empty((len(rows), *heldout.shape), "<i2")
-    return torch.from_numpy(heldout.gather(rows - heldout.rows.start, empty)).to(device)
+    return torch.from_numpy(heldout.gather(heldout.indices_of(rows), empty)).to(device)
 
 
 def _timed(stream: Stream, run: Run) -> Iterator[Batch]:
@@ -281,19 +303,18 @@ def _log(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, fl
             _draw_masks(run, step)
 
 
-def shown_shard(order: Order) -> int:
+def shown_shard(order: Order | Mixture) -> int:
     """The training shard whose first ECG is drawn with `wandb.upload_ecgs`: the first that is not excluded."""
-    out = order.changes[-1][1] if order.changes else ()
-    return next(i for i, n in enumerate(order.counts) if n and i not in out)
+    return next(i for i, n in enumerate(order.in_use) if n)
 
 
-def kept_shards(cfg: PretrainConfig, order: Order, train: Shards, heldout: Shards | None) -> list[Shard]:
+def kept_shards(cfg: PretrainConfig, order: Order | Mixture, train: Shards, heldout: Shards | None) -> list[Shard]:
     """The shards that a run reads repeatedly besides its batches; remote ones stay in the cache."""
     kept = [train.shards[shown_shard(order)]] if cfg.wandb.upload_ecgs else []
     if heldout is not None and cfg.log.heldout_every:
-        begins = np.cumsum([0, *heldout.counts[:-1]]).tolist()
         most = max(cfg.contrast, cfg.log.probe_ecgs if cfg.log.probe else 0)
-        kept += [s for s, at in zip(heldout.shards, begins) if s.samples and at < most]
+        ends, seen = np.cumsum(heldout.counts), heldout.some(min(most, heldout.count))
+        kept += [heldout.shards[i] for i in np.unique(np.searchsorted(ends, seen, "right"))]
     return kept
 
 
@@ -324,8 +345,8 @@ def _draw_masks(run: Run, step: int) -> None:
 def _keep_fault(run: Run, batch: Batch, error: NonFiniteError, skipped: int) -> None:
     """Keeps what the step was made of. Ends the run if it is one too many in a row."""
     step, shards = batch.step, run.train
-    names = [shards.name_of(rows - shards.rows.start) for rows in batch.host_rows]
-    epoch, (rank, world) = run.order.epoch(step).number, (run.world.rank, run.world.size)
+    names = [shards.name_of(shards.indices_of(rows)) for rows in batch.host_rows]
+    epoch, (rank, world) = run.order.key(step), (run.world.rank, run.world.size)
     rows = batch.host_rows.tolist()
     fault = faults.Fault(step, run.total, epoch, run.cfg.seed, rank, world, str(error), rows, names)
     folder = faults.keep(run.folder, fault, run.engines)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from trainer import distributed
 from trainer.data.shards import Shards
+from trainer.data.sources import Sources
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.kinds import Kind, kind_of
-from trainer.evaluate.reading import read_task
+from trainer.evaluate.reading import read_labels
 from trainer.evaluate.ridge import decompose, ridge
-from trainer.evaluate.task import Task
 from umbra.config import load
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
@@ -94,20 +94,22 @@ def open_probe(names: list[str], heldout: Shards | None, count: int) -> OnlinePr
         return None
     if heldout is None:
         raise UserError(f"log.probe={names[0]}: the data set has no val split to probe: leave it out")
+    if isinstance(heldout, Sources):
+        raise UserError(f"log.probe={names[0]}: a task is of one data set, data.path names several: leave it out")
     return OnlineProbe(heldout, count, [_labels(name, heldout, count) for name in names])
 
 
 def _labels(name: str, heldout: Shards, count: int) -> Labels:
     path = config_file(f"configs/transfer/{name}.yaml")
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"log.probe={name}: {path} does not exist; there are: {known}")
-    task: Task = read_task(load(TransferConfig, path, [f"data={heldout.root}"]))
-    inside = task.val.index < count
-    place, target, patient = task.val.index[inside], task.val.target[inside], task.val.patient[inside]
-    unique, of = np.unique(patient, return_inverse=True)
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"log.probe={name}: {path} does not exist; there are: {there}")
+    task = load(TransferConfig, path, [f"data={heldout.root}"])
+    known = read_labels(task, heldout)
+    known = known.take(np.flatnonzero(known.index < count))
+    unique, of = np.unique(known.patient, return_inverse=True)
     second = (np.random.default_rng(0).permutation(len(unique)) % 2 == 1)[of]
-    found = Labels(name, task.kind, place, target, second)
+    found = Labels(name, task.kind, known.index, known.target, second)
     if not math.isfinite(found.value(np.zeros((count, 1), np.float32))):
         raise UserError(
             f"log.probe={name}: the first {count} held-out ECGs have too few labels of it to fit on one half of the "

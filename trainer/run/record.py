@@ -7,15 +7,17 @@ import dataclasses
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from trainer.config import PretrainConfig
-from trainer.data.remote.fetch import without_secrets
+from trainer.data.mixtures import Taken
+from trainer.data.places import public
 from trainer.data.shards import Shards
 from trainer.observe.wandb_mirror import new_wandb_id
 from trainer.run.init import Origin
@@ -53,7 +55,8 @@ class RunRecord:
 
     `fingerprint` and `key_id` are those of the data, `data` = {samples, patients} of its train split; `world` counts
     processes; `status` is running, finished, interrupted or failed; `init`: the encoder that the run began with;
-    `pair`: how views are cut, if they are not whole windows.
+    `pair`: how views are cut, if they are not whole windows. Of a mixture, fingerprint, key and size are those of all
+    `sources` that the run was ever trained on, with + between.
     """
 
     encoder: EncoderOf
@@ -71,12 +74,22 @@ class RunRecord:
     status: str | None = None
     init: Origin | None = None
     pair: PairOf | None = None
+    sources: dict[str, Taken] = field(default_factory=dict)
 
 
 def new_record(
-    cfg: PretrainConfig, train: Shards, steps: int, bf16: bool, world: int, init: Origin | None = None
+    cfg: PretrainConfig,
+    train: Shards,
+    steps: int,
+    bf16: bool,
+    world: int,
+    init: Origin | None = None,
+    sources: Mapping[str, Taken] | None = None,
 ) -> RunRecord:
-    """The record of a run that begins or goes on in `cfg.run`; one that goes on keeps its id at W&B."""
+    """The record of a run that begins or goes on in `cfg.run`; one that goes on keeps its id at W&B.
+
+    `sources`: those of a mixture.
+    """
     manifest = train.manifest
     own: ScalingOf = {"mode": cfg.scaling, "mean_mv": manifest.lead_mean_mv, "std_mv": manifest.lead_std_mv}
     return RunRecord(
@@ -84,8 +97,8 @@ def new_record(
         commit=_commit(),
         versions={name: version(name) for name in ("umbra", "torch", "deepspeed", "numpy")},
         wandb_id=known_wandb_id(Path(cfg.run)) or new_wandb_id(),
-        fingerprint=manifest.fingerprint,
-        key_id=manifest.key_id,
+        fingerprint=_joined(sources, "fingerprint") or manifest.fingerprint,
+        key_id=_joined(sources, "key_id") or manifest.key_id,
         steps=steps,
         precision="bf16" if bf16 else "fp32",
         world=world,
@@ -97,10 +110,21 @@ def new_record(
             "args": cfg.encoder.args,
         },
         scaling=init["scaling"] if init else own,
-        data={"samples": train.count, "patients": len(np.unique(train.patients()[list(train.rows)]))},
+        data=_size(train, sources),
         init=init,
         pair=_pair(cfg, train),
+        sources=dict(sources or {}),
     )
+
+
+def _joined(sources: Mapping[str, Taken] | None, key: Literal["fingerprint", "key_id"]) -> str:
+    return "+".join(dict.fromkeys(source[key] for source in (sources or {}).values()))
+
+
+def _size(train: Shards, sources: Mapping[str, Taken] | None) -> dict[str, int]:
+    if sources:
+        return {key: sum(source[key] for source in sources.values()) for key in ("samples", "patients")}
+    return {"samples": train.count, "patients": len(np.unique(train.patients()[list(train.rows)]))}
 
 
 def _pair(cfg: PretrainConfig, train: Shards) -> PairOf | None:
@@ -113,7 +137,7 @@ def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:
     """Writes `config.yaml`, without the secrets of a URL, and `run.json` to the run directory `cfg.run`."""
     folder = Path(cfg.run)
     make_folder(folder, "run")
-    write_text(folder / "config.yaml", dump(replace(cfg, data=replace(cfg.data, path=without_secrets(cfg.data.path)))))
+    write_text(folder / "config.yaml", dump(replace(cfg, data=replace(cfg.data, path=public(cfg.data.path)))))
     write_text(folder / RECORD, json.dumps(dataclasses.asdict(replace(record, status=status)), indent=1) + "\n")
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from trainer import distributed, heartbeat
 from trainer.run.checkpoint import MARKER, STATE, WEIGHTS, begun, committed, folder_of, newest, to_fp32, whole_weights
 from trainer.run.host_copies import HostCopies
+from trainer.run.record import RECORD
 from umbra.directory import save_weights
 from umbra.errors import UserError
 from umbra.files import flush_tree, make_folder, write_text
@@ -42,6 +43,7 @@ class Saver:
 
     def __init__(self, run: Path, keep: int, device: torch.device) -> None:
         self._run, self._keep, self._device = run, keep, device
+        self._recorded = (run / RECORD).is_file()
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: _Writing | None = None
@@ -53,6 +55,7 @@ class Saver:
         path, problems = folder_of(self._run, step), Problems()
         if distributed.rank() == 0:
             with problems.noted():
+                self._refuse_if_gone()
                 shutil.rmtree(path, ignore_errors=True)
                 make_folder(path, "run")
         _agree(path, problems)
@@ -85,6 +88,11 @@ class Saver:
         if not writing.marked:
             work = self._thread.submit(self._commit if distributed.rank() == 0 else _nothing, writing)
             self._writing = _Writing(writing.path, writing.problems, work, marked=True)
+
+    def _refuse_if_gone(self) -> None:
+        """A run directory that was removed, or unmounted, is not made anew: its other files would not be in it."""
+        if self._recorded and not (self._run / RECORD).is_file():
+            raise UserError(f"{self._run / RECORD} is gone")
 
     def _commit(self, writing: _Writing) -> None:
         with writing.problems.noted():
@@ -184,7 +192,7 @@ def _agree(path: Path, problems: Problems) -> None:
         shutil.rmtree(path, ignore_errors=True)
     before = newest(path.parents[1])
     kept = f"{before} stays" if before else "there is none before it"
-    raise NotSaved(f"{path} could not be written by rank {rank} ({said[rank]}), {kept}: is the disk full?")
+    raise NotSaved(f"{path} could not be written by rank {rank} ({said[rank]}), {kept}: is the disk full, or gone?")
 
 
 def _remove_old(run: Path, keep: int) -> None:

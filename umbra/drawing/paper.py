@@ -40,6 +40,11 @@ def sheet(width: float, height: float, dpi: float = 150) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def plain_text(words: str) -> str:
+    """Words of a user for a figure: matplotlib would set what stands between two $ as a formula."""
+    return words.replace("$", r"\$")
+
+
 def write(figure: Figure, path: str | Path) -> None:
     """Writes a PNG atomically and creates its folder; the same figure gives the same bytes."""
     with atomic(Path(path)) as temporary:

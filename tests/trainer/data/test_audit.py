@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.data.audit import Recorder, describe, judge, main, next_start
+from trainer.data.audit import describe, judge, main
+from trainer.data.audit_records import Recorder, next_start
 from trainer.data.order import Order
 from umbra.errors import UserError
 from umbra.schema import Geometry, Manifest, Shard, fingerprint

@@ -8,35 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from tests.support.results import BAD, GOOD, LABEL, PATIENT, RNG, N, write
 from trainer.evaluate.comparison import comparison
 from trainer.evaluate.scores import bootstrap_auroc, interval, one_hot
 from umbra.errors import UserError
-
-RNG = np.random.default_rng(0)
-N = 200
-LABEL, PATIENT = np.arange(N) % 2, np.arange(N) // 2
-NAMES = ("A", "B")
-
-
-def scores(strength):
-    p = 1 / (1 + np.exp(-(RNG.normal(size=N) + strength * (2 * LABEL - 1))))
-    return np.column_stack([1 - p, p])
-
-
-GOOD, BAD = scores(1.0), scores(0.2)
-
-
-def write(folder, p, task="t", rows=None, **content):
-    """Writes a result as versions before kinds of tasks did, unless `content` adds to it; returns its path."""
-    folder.mkdir(parents=True)
-    rows = np.arange(len(p)) if rows is None else rows
-    columns = {"row": rows, "patient": PATIENT[rows], "label": [NAMES[k] for k in LABEL[rows]]}
-    columns |= {f"p_{name}": p[:, k] for k, name in enumerate(NAMES)}
-    pq.write_table(pa.table(columns), folder / "predictions.parquet")
-    value = roc_auc_score(LABEL[rows], p[:, 1])
-    result = {"task": task, "encoder": folder.name, "fraction": 0.5, "auroc": value, "low": None, "high": None}
-    (folder / "result.json").write_text(json.dumps(result | content))
-    return str(folder / "result.json")
 
 
 def rows(words):
@@ -70,6 +45,22 @@ def test_order_of_the_records_does_not_matter_but_which_does(tmp_path):
     assert float(rows([*paths, "bootstrap=20"])[2]["value"]) == 0
     paths.append(write(tmp_path / "c", GOOD[:150], rows=np.arange(150)))
     assert rows([*paths, "bootstrap=20"])[-1]["why"] == "tested on different records"
+
+
+def test_results_of_one_encoder_are_told_apart(tmp_path):
+    """By what differs: the share of the labels, the seed, else the path."""
+    given = [(0.5, 0), (0.1, 0), (0.1, 1), (0.1, 1)]
+    paths = [
+        write(tmp_path / f"fraction={f}" / str(i), GOOD, encoder="e", fraction=f, seed=seed)
+        for i, (f, seed) in enumerate(given)
+    ]
+    said = comparison([*paths, write(tmp_path / "o", GOOD, encoder="o"), "bootstrap=10"])
+    first = "e, 0.5 of the labels"
+    names = ["e, 0.1 of the labels, seed 0", *(f"e, 0.1 of the labels, seed 1, {p}" for p in paths[2:]), "o"]
+    assert [line.partition(")  ")[2].strip() for line in said.splitlines()[1:6]] == [first, *names]
+    assert all(f"{name} - {first}\n" in said + "\n" for name in names), said
+    markdown = comparison([*paths, "--markdown", "bootstrap=10"])
+    assert f"| t | {names[0]} | {first} | AUROC |" in markdown
 
 
 def test_what_cannot_be_paired_says_why(tmp_path):

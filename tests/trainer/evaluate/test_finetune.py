@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import math
+import os
+import resource
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ import torch
 from tests.support.handmade import RATE, SAMPLES, SCALING, make_shards
 from trainer import transfer
 from trainer.evaluate import finetune as module
-from trainer.evaluate import records
+from trainer.evaluate import records, result
 from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.embed import open_encoder
 from trainer.evaluate.finetune import epochs, finetune, share, spread, with_head
@@ -24,6 +28,7 @@ from umbra.config import load
 from umbra.directory import save_weights
 from umbra.encoders.encoder import EncoderConfig
 from umbra.errors import UserError
+from umbra.files import TEMPORARY
 from umbra.hub import initialise
 from umbra.leads import CANONICAL
 
@@ -303,6 +308,58 @@ def test_records_that_do_not_fit_are_read_ahead_with_the_same_result(prepared, m
     [read] = fitted(prepared, f"mode={mode}", "finetune.memory_gb=1e-9")
     assert same(held, read)
     np.testing.assert_array_equal(held.prediction, read.prediction)
+
+
+# --- killed in the middle --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["predictions.parquet", "result.json"])
+def test_no_result_stands_beside_the_model_or_predictions_of_another(data, encoder, tmp_path, monkeypatch, at):
+    """The process dies (as by SIGKILL) where it has written the new model and would write the file `at`."""
+    words = [RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path}", *QUICK]
+    transfer.main(words)
+
+    class Killed(BaseException): ...
+
+    def killed(path, *_):
+        if Path(path).name == at:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(result, "atomic" if at.endswith("parquet") else "write_text", killed)
+        with pytest.raises(Killed):
+            transfer.main([*words, "seed=1"])
+    assert not (tmp_path / "result.json").exists()
+    transfer.main([*words, "seed=1"])
+    assert json.loads((tmp_path / "result.json").read_text())["seed"] == 1
+
+
+def test_what_a_killed_one_left_is_removed_by_the_next(data, encoder, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f"predictions.parquet{TEMPORARY}{os.uname().nodename}-{dead.pid}"
+    left.write_bytes(b"half")
+    words = [RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path}", "bootstrap=0", "features=none"]
+    transfer.main(words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.parquet", "result.json"]
+
+
+@pytest.mark.parametrize(("mode", "limit"), [("probe", 1), ("finetune", 50)])
+def test_a_full_disk_is_one_line_and_leaves_no_half_a_file(data, encoder, tmp_path, mode, limit):
+    """`limit`: KiB that a file may have; a fine-tuning writes its model first."""
+    words = [RHYTHM, f"encoder={encoder}", f"data={data}", f"output={tmp_path / 'o'}", *QUICK, f"mode={mode}"]
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit * 1024, before[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"output=.*: writing failed \(.*File too large\): free some space"
+        ) as caught:
+            transfer.main([*words, "features=none"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "\n" not in str(caught.value)
+    assert not [p.name for p in (tmp_path / "o").iterdir()]
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

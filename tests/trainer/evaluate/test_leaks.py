@@ -1,9 +1,11 @@
 """Patients and recordings of the test split that were in pre-training, against the names in `private/`."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -171,6 +173,89 @@ def test_what_cannot_be_checked_is_said_and_stops_nothing(folder, tmp_path, caps
     (encoder / "config.json").write_text(json.dumps(config | {"data": {}}))
     assert "does not say what it was pre-trained on" in checked(encoder, folder / "treated")["by_signal"]["why"]
     assert checked(encoder, folder / "seen", mode="scratch") == {"pretrained": False}
+
+
+def said_to_have_seen(encoder: Path, **training) -> None:
+    """Writes into an encoder's config.json what else its weights have seen, and that it was pre-trained on `new`."""
+    path = encoder / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"training": content["training"] | training}))
+
+
+def earlier(root: Path, way: str) -> dict:
+    """The entry of `training` in config.json where the weights saw the data set `root` before, one or two steps ago."""
+    name = read_manifest(root).fingerprint
+    return {
+        "began with": {"init": {"sha256": "", "training": {}, "data": {"fingerprint": name}}},
+        "fine-tuned": {"labels": {"task": "sex", "data": name}},
+        "began with a fine-tuned": {"init": {"training": {"labels": {"data": name}}, "data": {"fingerprint": "f00d"}}},
+        "fine-tuned twice": {"labels": {"data": "f00d", "before": {"data": name}}},
+    }[way]
+
+
+@pytest.mark.parametrize("way", ["began with", "fine-tuned", "began with a fine-tuned", "fine-tuned twice"])
+def test_what_the_weights_saw_before_the_last_training_counts_too(folder, tmp_path, capsys, way):
+    encoder = encoder_of(tmp_path, folder / "new")
+    given = {"pretrained_on": str(folder / "new")}
+    assert checked(encoder, folder / "treated", **given)["by_signal"]["checked"]
+    said_to_have_seen(encoder, **earlier(folder / "seen", way))
+    found = checked(encoder, folder / "treated", **given)
+    assert not found["by_signal"]["checked"]
+    assert f"{read_manifest(folder / 'seen').fingerprint}, which is not at hand" in found["by_patient"]["why"]
+    assert "give its folder as also_trained_on=[DIR]" in capsys.readouterr().out
+    shared = records(folder / "treated", "test") & records(folder / "seen", "train")
+    more = {"also_trained_on": [str(folder / "seen")]}
+    found = checked(encoder, folder / "treated", allow_leak=True, **given, **more)
+    assert found["by_signal"]["windows"] == found["by_patient"]["windows"] == len(shared) > 0
+    with pytest.raises(UserError, match=f"^{len(shared)} patients .*known by pseudonym and {len(shared)} recordings"):
+        checked(encoder, folder / "treated", **given, **more)
+    found = checked(encoder, folder / "seen", **given)
+    assert not found["by_signal"]["windows"], "its own test split was in neither"
+    assert (not found["by_signal"]["why"]) == (way in ("began with", "fine-tuned")), "the evaluated data are at hand"
+
+
+def test_a_model_names_the_labelled_data_that_made_it(folder, tmp_path, capsys):
+    """A model that was trained on all labels of a data set is then an encoder itself."""
+    data = build(folder / "old-recordings", tmp_path / "data", "rate=100", "seed=3", *SPLIT)
+    other = build(folder / "old-recordings", tmp_path / "other", "rate=100", "seed=9", *SPLIT)
+    encoder = encoder_of(tmp_path, folder / "new")
+    shared = records(other, "test") & records(data, "train")
+    assert shared
+    tune = ["finetune.epochs=1", "finetune.lr=[1e-3]", "bootstrap=0", "features=none"]
+    for mode, seen in (("finetune", ["also_trained_on=[{}]"]), ("scratch", ["pretrained_on={}"])):
+        words = [SEX, f"encoder={encoder}", f"data={data}", f"output={tmp_path / mode}", f"mode={mode}", *tune]
+        transfer.main(words)
+        words = [SEX, f"encoder={tmp_path / mode / 'model'}", f"data={other}", f"output={tmp_path / 'out'}", *tune]
+        with pytest.raises(UserError, match=f"^{len(shared)} patients .* known by pseudonym"):
+            transfer.main([*words, *(word.format(data) for word in seen)])
+    twice = [SEX, f"encoder={tmp_path / 'finetune' / 'model'}", f"data={other}", f"output={tmp_path / 'twice'}", *tune]
+    transfer.main([*twice, "mode=finetune"])
+    about = read_config(tmp_path / "twice" / "model")
+    assert about.data["fingerprint"] == read_manifest(folder / "new").fingerprint
+    assert about.training["labels"]["data"] == read_manifest(other).fingerprint
+    assert about.training["labels"]["before"]["data"] == read_manifest(data).fingerprint
+
+
+def test_transfer_to_another_data_set_uses_its_own_splits_and_says_what_was_seen(folder, tmp_path):
+    data = build(folder / "new-recordings", tmp_path / "data", "rate=100", "seed=3", "source.name=new", *SPLIT)
+    encoder = encoder_of(tmp_path, folder / "seen")
+    words = [SEX, f"encoder={encoder}", f"data={data}", f"output={tmp_path / 'out'}", "bootstrap=0", "probe.C=[1]"]
+    transfer.main([*words, f"pretrained_on={folder / 'seen'}"])
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    table = pq.read_table(data / "samples.parquet").to_pylist()
+    shards = read_manifest(data).shards
+    known = [(i, r, shards[r["shard"]].split) for i, r in enumerate(table) if r["sex"]]
+    told = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert [(r["row"], r["patient"], r["label"]) for r in told] == [
+        (i, r["patient"], r["sex"]) for i, r, split in known if split == "test"
+    ]
+    train = np.array([i for i, _, split in known if split == "train"], "<i8")
+    assert found["train_rows"] == {"count": len(train), "sha256": hashlib.sha256(train.tobytes()).hexdigest()}
+    assert found["data"]["fingerprint"] == read_manifest(data).fingerprint
+    assert found["leaks"]["data"] == read_manifest(folder / "seen").fingerprint != found["data"]["fingerprint"]
+    assert found["leaks"]["by_signal"] == {"checked": True, "windows": 0, "patients": 0, "why": ""}
+    assert not found["leaks"]["by_patient"]["checked"]
+    assert "for new (key public), wfdb (key public)" in found["leaks"]["by_patient"]["why"]
 
 
 def test_short_windows_do_not_compare_by_signal(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from trainer.evaluate.store import Store, folder_of, weights_hash
 from trainer.evaluate.task import Labelled
 from trainer.export import export
 from umbra.directory import read_config
+from umbra.files import TEMPORARY
 from umbra.hub import initialise, load_encoder
 
 
@@ -84,6 +87,16 @@ def test_a_damaged_file_is_computed_anew(encoder, shards, tmp_path, counted, dam
     assert "is damaged" in again.notes[0]
     Store(encoder, 4, tmp_path).of(records(shards, 1, 2))
     assert counted == [2, 2]
+
+
+def test_what_a_killed_one_left_is_removed(encoder, shards, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f"x.safetensors{TEMPORARY}{os.uname().nodename}-{dead.pid}").write_bytes(b"half")
+    store = Store(encoder, 4, tmp_path)
+    store.of(records(shards, 1))
+    assert list(tmp_path.iterdir()) == [store.path]
+    assert not store.notes
 
 
 def test_where_nothing_can_be_written_features_are_computed_all_the_same(encoder, shards, tmp_path):

@@ -32,8 +32,9 @@ def test_columns_of_truths_are_a_label_each_whatever_their_type():
     assert names == list("abcd")
     np.testing.assert_array_equal(found, [[1, 1, 1, 0], [0, 0, 0, 1], [math.nan, 1, 1, 1]])
     assert target.kept(config, found).tolist() == [True, True, False]
-    _, names, found = read({"a": [True, False]}, kind="labels")
-    assert (names, found.tolist()) == (["a"], [[1.0], [0.0]])
+    for cells in ([True, False], ["True", "False"], ["YES", "no"], [1.0, 0.0]):
+        _, names, found = read({"a": cells}, kind="labels")
+        assert (names, found.tolist()) == (["a"], [[1.0], [0.0]]), cells
 
 
 def test_numbers_leave_out_what_is_missing_or_infinite():
@@ -94,7 +95,7 @@ def test_a_column_of_another_kind_is_one_clear_line(columns, keys, said):
 
 
 def test_a_number_that_never_varies_is_refused():
-    for values, said in (([50.0, 50.0, None], "is 50 in all train records"), ([None, math.nan], "has no number")):
+    for values, said in (([50.0, 50.0, None], "is 50 in all records"), ([None, math.nan], "has no number")):
         config, names, found = read({"age": pa.array(values, pa.float32())}, kind="number")
         with pytest.raises(UserError, match=f"column 'age' {said}"):
             target.usable(config, names, found, "task")

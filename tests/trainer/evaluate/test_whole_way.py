@@ -144,8 +144,8 @@ def test_a_class_without_test_examples_is_said_and_not_scored(data, encoder, tmp
         (["column=age"], "column 'age' holds [0-9]+ different numbers: use kind=number"),
         (["column=same"], "has 1 of the classes 1, two are needed"),
         (["column=same", "kind=labels"], "one that some records have and others have not is needed"),
-        (["column=same", "kind=number"], "column 'same' is 1 in all train records"),
-        (["column=blank", "kind=number"], "column 'blank' has no number in the train split"),
+        (["column=same", "kind=number"], "in the train split column 'same' is 1 in all records"),
+        (["column=blank", "kind=number"], "in the train split column 'blank' has no number"),
         (["column=blank"], r"has 0 of the classes \(none\)"),
         (["columns=[fast,late]", "kind=labels", "by=[codes]"], "by: column 'codes' has several values a record"),
         (["column=fast", "by=[text]"], "by: column 'text' has [0-9]+ different values"),
@@ -164,6 +164,17 @@ def test_a_column_that_makes_no_task_is_one_clear_line(data, encoder, tmp_path, 
         run(data, encoder, tmp_path / "o", "name=own", *words)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "o").exists()
+
+
+def test_rows_that_a_merge_has_put_in_another_order_are_refused(data, encoder, tmp_path):
+    table = pq.read_table(data / "samples.parquet")
+    other = with_columns(data, tmp_path / "other")
+    pq.write_table(table.sort_by("age"), other / "samples.parquet")
+    with pytest.raises(UserError, match=r"rows are not in the order of the shards.*sort them by the columns shard and"):
+        run(other, encoder, tmp_path / "o", "name=own", "column=only_train")
+    again = pq.read_table(other / "samples.parquet").sort_by([("shard", "ascending"), ("index", "ascending")])
+    pq.write_table(again, other / "samples.parquet")
+    assert run(other, encoder, tmp_path / "o", "name=own", "column=only_train")["classes"] == ["a", "b", "c"]
 
 
 def test_two_tasks_of_one_name_are_refused(data, encoder, tmp_path):

@@ -25,7 +25,7 @@ STEPS, SIZE, LEADS, HOP = 20, 8, 3, 4
 DIALS = [
     {},
     {"masks": 3, "strength": 0.4},
-    {"masks": 2, "use": "all"},
+    {"masks": 2, "use": "all", "mask_of": "another"},
     {"schedule": "alternating"},
     {"masks": 2, "threshold": "half", "penalty": "paper", "masker_interval": 3},
     {"family": "lead", "share": 0.6, "entropy": 0.3, "smoothness": 0.2},
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     train = Shards(make_shards(tmp_path_factory.mktemp("data") / "s", {"train": ["SR", "AFIB", "STACH"] * 20}), "train")
     leads = train.manifest.leads
     return types.SimpleNamespace(
-        cfg=types.SimpleNamespace(seed=3),
+        cfg=types.SimpleNamespace(seed=3, views=types.SimpleNamespace(candidates=1)),
         train=train,
         order=Order(train.counts, 3, 16, 8, 2, 2),
         scaling=Scaling([0.1] * 12, [0.5] * 12),

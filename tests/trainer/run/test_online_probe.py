@@ -48,7 +48,7 @@ def test_a_probe_is_ridge_regression_of_each_half_scored_on_the_other(kind):
 @pytest.fixture
 def heldout(tmp_path):
     kinds = ["SR", "SR", "AFIB", "AFIB"]
-    return Shards(make_shards(tmp_path / "s", {"train": kinds * 4, "val": kinds * 6, "test": kinds * 4}), "val")
+    return Shards(make_shards(tmp_path / "s", {"train": kinds * 4, "val": kinds * 6}), "val")
 
 
 def test_patients_stay_in_one_half_and_the_networks_as_they_were(heldout):

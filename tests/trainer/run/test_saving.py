@@ -118,6 +118,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(where, ba
     assert where != "engine" or not vars(engine.checkpoint_engine)
 
 
+def test_a_run_directory_that_is_gone_is_not_made_anew(tmp_path):
+    run, away = tmp_path / "run", tmp_path / "away"
+    run.mkdir()
+    (run / "run.json").touch()
+    saves = saver(run)
+    kept = saves.save(5, both(5), {})
+    run.rename(away)
+    with pytest.raises(
+        NotSaved, match=r"run/run\.json is gone\), there is none before it: is the disk full, or gone\?"
+    ):
+        saves.save(6, both(6), {})
+    assert not run.exists()
+    away.rename(run)
+    saves.save(7, both(7), {})
+    assert list(checkpoint.committed(run)) == [5, 7]
+    assert kept.is_dir()
+
+
 def steps_until_written(saves, engines, background):
     saves.save(6, engines, {}, background)
     while background:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
+from trainer.data.mixture import Mixture
 from trainer.data.order import Order
 from trainer.data.remote.board import NEVER, Board, Node, ShardError, claimed_by_others
 from trainer.data.remote.fetch import Closed, FetchError, Remote
-from trainer.data.remote.needs import Need, lanes_of, needs, smallest_of_run
+from trainer.data.remote.needs import Need, lanes_of, needs, needs_of, smallest_of_run, smallest_of_source
 from trainer.data.remote.store import POLL, obtain, on_disk, size_of, sweep
 from umbra.errors import UserError
 from umbra.schema import Manifest, Shard
@@ -56,7 +57,8 @@ class Cache:
     """The shards of a run on one machine. `wait(step)` before a step's samples are read, `done(step)` after.
 
     `plan` gives shards by index into `shards`, of which those in `pinned` stay for the whole run; the cache may use
-    `size` bytes. `token` is shared by all processes of this start of the run, and by no other. The fetching threads run
+    `size` bytes. Errors call a shard `source` and its name. `token` is shared by all processes of this start of the
+    run, and by no other. The fetching threads run
     in the first process of the machine.
     """
 
@@ -73,7 +75,9 @@ class Cache:
         token: str,
         pinned: Sequence[int] = (),
         threads: int = 4,
+        source: str = "",
     ) -> None:
+        self._source = source
         self.counts = {"fetched": 0, "hits": 0, "bytes": 0}
         self._remote, self._folder, self._shards, self._size, self._stop = remote, folder, shards, size, stop
         self._leads, self._stopped = node.leads, threading.Event()
@@ -223,7 +227,7 @@ class Cache:
             with on_disk(self._folder, shard.name):
                 fetched = obtain(self._remote, shard, self._folder, self._stopped)
         except FetchError as error:
-            how = f"fix that, or leave the shard out with data.exclude=[{shard.name}]"
+            how = f"fix that, or leave the shard out with data.exclude=[{self._source}{shard.name}]"
             if shard.split != "train":
                 how = "fix that, or turn off held-out losses (log.heldout_every=0)"
             with self._lock:
@@ -249,19 +253,31 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def space_needed(
-    manifest: Manifest, order: Order, node: Node, start: int, stop: int, pinned: Sequence[Shard]
+    manifest: Manifest,
+    order: Order | Mixture,
+    node: Node,
+    start: int,
+    stop: int,
+    pinned: Sequence[Shard],
+    source: str = "",
 ) -> tuple[int, int]:
-    """Bytes: the minimum cache size that works for these steps, and the size of all shards."""
+    """Bytes: the minimum cache size that works for these steps, and the size of all shards.
+
+    `source`: that of a mixture that the data set is.
+    """
     sizes, fixed = [shard.bytes for shard in manifest.of_split("train")], sum(shard.bytes for shard in pinned)
-    lanes = lanes_of(node.ranks, node.world, order.lanes)
-    return smallest_of_run(order, lanes, start, stop, sizes) + fixed, sum(sizes) + fixed
+    if isinstance(order, Mixture):
+        least = smallest_of_source(order, source, start, stop, sizes)
+    else:
+        least = smallest_of_run(order, lanes_of(node.ranks, node.world, order.lanes), start, stop, sizes)
+    return least + fixed, sum(sizes) + fixed
 
 
 def open_cache(
     remote: Remote,
     folder: Path,
     manifest: Manifest,
-    order: Order,
+    order: Order | Mixture,
     node: Node,
     start: int,
     stop: int,
@@ -269,14 +285,20 @@ def open_cache(
     token: str,
     pinned: Sequence[Shard] = (),
     threads: int = 4,
+    source: str = "",
 ) -> Cache:
     """The cache of the training steps `start` to `stop - 1`, with `pinned` shards for the whole run.
 
-    Raises `UserError` if `gb` is too small or the disk is too full.
+    `source`: that of a mixture that the data set is. Raises `UserError` if `gb` is too small or the disk is too full.
     """
-    lanes, shards = lanes_of(node.ranks, node.world, order.lanes), manifest.shards
+    shards = manifest.shards
     first = next(i for i, shard in enumerate(shards) if shard.split == "train")
-    size = budget(gb, *space_needed(manifest, order, node, start, stop, pinned), folder) if node.leads else 0
-    plan = (Need(need.shard + first, need.first, need.last) for need in needs(order, lanes, start, stop))
-    kept = [shards.index(shard) for shard in pinned]
-    return Cache(remote, folder, shards, plan, size, node, start, stop, token, kept, threads)
+    needed = space_needed(manifest, order, node, start, stop, pinned, source) if node.leads else (0, 0)
+    size = budget(gb, *needed, folder) if node.leads else 0
+    if isinstance(order, Mixture):
+        read = needs_of(order, source, start, stop)
+    else:
+        read = needs(order, lanes_of(node.ranks, node.world, order.lanes), start, stop)
+    plan = (Need(need.shard + first, need.first, need.last) for need in read)
+    kept, name = [shards.index(shard) for shard in pinned], f"{source}/" if source else ""
+    return Cache(remote, folder, shards, plan, size, node, start, stop, token, kept, threads, name)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from trainer.data.mixture import Mixture
 from trainer.data.order import Order, Span
 
 
@@ -83,3 +84,41 @@ def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             result.append((first, last))
     return result
+
+
+def needs_of(mixture: Mixture, name: str, start: int, stop: int) -> Iterator[Need]:
+    """What any machine needs of one source of a mixture, whose lanes all machines read: as `needs`, by source epoch."""
+    for _, found in _source_epochs(mixture, name, start, stop):
+        yield from found
+
+
+def smallest_of_source(mixture: Mixture, name: str, start: int, stop: int, sizes: Sequence[int]) -> int:
+    """`smallest` of a source; at most two of its epochs meet in a step, and a shard of both takes space once."""
+    most, before = 0, list[Need]()
+    for _, found in _source_epochs(mixture, name, start, stop):
+        most, before = max(most, smallest(_united([*before, *found]), sizes)), found
+    return most
+
+
+def _united(needed: Iterable[Need]) -> list[Need]:
+    """Needs of the same shard that overlap or touch, as one."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for need in needed:
+        spans.setdefault(need.shard, []).append((need.first, need.last))
+    return [Need(shard, first, last) for shard, several in spans.items() for first, last in _merged(several)]
+
+
+def _source_epochs(mixture: Mixture, name: str, start: int, stop: int) -> Iterator[tuple[int, list[Need]]]:
+    """The epochs of a source's stream that the steps `start` to `stop - 1` read, each with its needs in order."""
+    number, stream = mixture.stream(name)
+    source = stream.source
+    begin, end = (mixture.taken(step)[number] + source.start for step in (start, stop))
+    for epoch in range(begin // source.samples, -(-end // source.samples)):
+        found = []
+        for shards, spans in stream.blocks(source.epoch + epoch):
+            taken = [(max(a, 0), b) for a, b in spans if b >= 0]
+            steps = [(int(a), int(b)) for a, b in (mixture.steps_of(number, span) for span in taken)]
+            for a, b in _merged(steps):
+                if b >= start and a < stop:
+                    found += [Need(s, max(a, start), min(b, stop - 1)) for s in shards.tolist()]
+        yield epoch, sorted(found, key=lambda need: need.first)
