@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -86,10 +87,11 @@ def main(argv: list[str]) -> int:
         for stage in cfg.stages:
             alone = play(cfg, shards, Path(folder), 1, stage)["alone"]
             for count in cfg.processes:
-                for key, pair in compared(cfg, play(cfg, shards, Path(folder), count, stage), alone).items():
-                    print(f"{count:>9}{stage:>6}" if key == "memory" else "", end="")
-                    print(f"{pair[0]:>9.2f} /{pair[1]:>7.2f}", end="\n" if key == "seconds" else "", flush=True)
-                    worst[key] = max(worst[key], abs(pair[0] / pair[1] - 1) if pair[1] else pair[0])
+                found = compared(cfg, play(cfg, shards, Path(folder), count, stage), alone)
+                numbers = "".join(f"{measured:>9.2f} /{planned:>7.2f}" for measured, planned in found.values())
+                print(f"{count:>9}{stage:>6}{numbers}", flush=True)
+                for key, (measured, planned) in found.items():
+                    worst[key] = max(worst[key], abs(measured / planned - 1) if planned else measured)
     print(json.dumps({f"{key}_off_by_at_most": round(value, 3) for key, value in worst.items()} | {"clock": cfg.clock}))
     return 0
 
@@ -120,16 +122,22 @@ def make_shards(folder: Path, patients: int) -> Path:
     return folder / "shards"
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def play(cfg: ScaleConfig, shards: Path, folder: Path, count: int, stage: int) -> dict[str, Any]:
     """One job under the launcher -> what its first process reports."""
     out = folder / f"{count}-{stage}"
     words = ["configs/pretrain/adversarial.yaml", f"data.path={shards}", f"run={out}-{time.monotonic_ns()}"]
     words += [f"zero={stage}", f"steps={cfg.steps}", f"batch.global={cfg.batch * count}", "precision=fp32"]
     words += ["wandb.mode=disabled", "log.figure_every=0", "log.heldout_every=0", "checkpoint.every=0", *cfg.run]
-    launcher: list[str | Path] = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", str(count)]
-    launcher += ["--master_port", "29744"]
+    launcher = ["deepspeed", "--num_gpus", str(count), "--master_port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": str(ROOT)}
-    command: list[str | Path] = [*launcher, ROOT / "benchmarks" / "scale.py", "worker", cfg.clock, *words]
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [*launcher, str(ROOT / "benchmarks" / "scale.py"), "worker", cfg.clock, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     lines = [line.partition("RESULT ")[2] for line in done.stdout.splitlines() if "RESULT " in line]
     if not lines:
@@ -145,6 +153,7 @@ def worker(clock: str, words: list[str]) -> int:
     now, cfg = CLOCKS[clock], read_config(words)
     counted = Counted()  # before DeepSpeed takes the collectives
     plan = plan_run(cfg)
+    sizes = memory.parameters((plan.encoder, plan.masker))  # at stage 3 none is whole later
     world = distributed.initialise()
     run = build_run(plan, world)
     assert run is not None
@@ -162,7 +171,6 @@ def worker(clock: str, words: list[str]) -> int:
     run.game.step = seen_step  # type: ignore[assignment, method-assign]
     with Stop(0, speaks=False).listening() as stop:
         loop.train(run, stop)
-    sizes = memory.parameters((plan.encoder, plan.masker))
     result: dict[str, Any] = {"held": alive(), "received": median(received[SKIP:]), "seconds": lap(begun[SKIP:])}
     result |= {"parameters": sizes, "world": world.size, "bytes_per_s": collective(sum(sizes), world.size, now)}
     result["alone"] = played_alone(cfg, run, step, now) if world.size == 1 else 0.0

@@ -12,8 +12,13 @@ from trainer.plan.step import Speed, link, speed_of, step_of
 from umbra.encoders.flops import PEAKS
 from umbra.errors import UserError
 
-NARROW = ["encoder.args.width=16", "encoder.args.embedding=32", "projector.hidden=32", "projector.out=8"]
-NARROW += ["masker.width=8"]
+NARROW = [
+    "encoder.args.width=16",
+    "encoder.args.embedding=32",
+    "projector.hidden=32",
+    "projector.out=8",
+    "masker.width=8",
+]
 CONFIG = "configs/pretrain/adversarial.yaml"
 
 
@@ -85,19 +90,24 @@ def test_figures_are_of_known_devices_and_scaled_by_operations():
     assert speed_of(cfg, words, 1.0) == Speed(5, 0.002, "given by ecg_per_second")
 
 
-def test_the_whole_command(capsys):
-    words = ["gpus=16", "ecgs=1e6", "batch.global=256", "ecg_per_second=100", "epochs=3", "rate=100"]
-    plan.main([CONFIG, *words, *NARROW])
+def test_the_whole_command(capsys, monkeypatch):
+    monkeypatch.setattr(memory, "activations", lambda *_: 2.0**20)
+    words = [CONFIG, "gpus=16", "batch.global=256", "rate=100", "seconds=4", *NARROW]
+    plan.main([*words, "ecgs=1e6", "ecg_per_second=100", "epochs=3"])
     said = capsys.readouterr().out
-    assert "16 x NVIDIA H100 on 2 nodes, zero=0; 1,000,000 ECGs of 12 x 1000; 16 ECGs a forward pass and GPU" in said
+    assert "16 x NVIDIA H100 on 2 nodes, zero=0; 1,000,000 ECGs of 12 x 400; 16 ECGs a forward pass and GPU" in said
     steps = 3 * (1_000_000 // 256)
     assert f"{steps:,} steps" in said
     assert "160.0 ms of compute" in said
     assert "bottleneck   compute" in said
+    size = int(re.search(r"([\d,]+) parameters", said)[1].replace(",", ""))
+    first = re.search(r"zero=0 +(.*) <- this run", said)[1].split()
+    assert first == [
+        f"{n:.1f}" for n in (4 * size / 2**20, 4 * size / 2**20, 8 * size / 2**20, 0, 16, 16 * size / 2**20 + 16)
+    ]
     hours = float(re.search(r"([\d.]+) hours", said)[1])
     assert hours == pytest.approx(steps * 0.16 / 3600, rel=0.01)
-    words = ["gpus=16", "batch.global=256", "ecg_per_second=1e6", "node_gb_s=1e-3", "storage_gb_s=9"]
-    plan.main([CONFIG, *words, *NARROW])
+    plan.main([*words, "ecg_per_second=1e6", "node_gb_s=1e-3", "storage_gb_s=9"])
     assert "bottleneck   communication over the network between the nodes" in capsys.readouterr().out
 
 
