@@ -27,6 +27,9 @@ from umbra.errors import UserError, nearest
 from umbra.files import claim_folder
 
 ALLOW = "--allow-leak"  # another spelling of allow_leak=true
+# keys of what several tasks share: the encoder, what it sees, where its features are, and what it was trained on
+OF_ALL = ["encoder", "like", "mode", "leads", "seconds", "data", "device", "features"]
+OF_ALL += ["pretrained_on", "also_trained_on", "allow_leak"]
 CONFIGS = {"": "trainer.evaluate.config:TransferConfig", "compare": "trainer.evaluate.compare:CompareConfig"}
 
 
@@ -70,10 +73,22 @@ def read_configs(argv: list[str]) -> list[TransferConfig]:
                 f"two tasks are named '{twice}': give each a `name` of its own in its YAML, not on the line"
             )
         for config in configs:
+            _refuse_another_encoder(configs[0], config)
             if Path(config.name).name != config.name:
                 raise UserError(f"task '{config.name}' cannot name a folder: give it a `name` without /")
             config.output = str(Path(config.output) / config.name)
     return configs
+
+
+def _refuse_another_encoder(first: TransferConfig, config: TransferConfig) -> None:
+    """Raises `UserError` if a task's YAML sets another encoder, view of the records or data: all tasks share those."""
+    for key in OF_ALL:
+        one, other = getattr(first, key), getattr(config, key)
+        if one != other:
+            raise UserError(
+                f"task '{first.name}' has {key}={one!r}, task '{config.name}' {other!r}: tasks that are evaluated "
+                f"together share it; set {key} on the line, or evaluate them one by one"
+            )
 
 
 if __name__ == "__main__":

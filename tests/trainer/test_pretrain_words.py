@@ -183,6 +183,16 @@ def test_a_dry_run_says_where_the_views_come_from(words, said, tmp_path, capsys,
     assert said in output
 
 
+def test_a_dry_run_of_a_mixture_counts_partners_within_a_source(tmp_path, capsys, monkeypatch):
+    """Both have the same patients under one key."""
+    roots = {name: make_shards(tmp_path / name, {"train": ["SR"] * n}, n) for name, n in (("few", 3), ("odd", 47))}
+    given = [f"data.path.{name}={root}" for name, root in roots.items()]
+    words = ["configs/pretrain/adversarial.yaml", *given, f"run={tmp_path / 'run'}", *SMALL, "pair=patient"]
+    code, output, error = called([*words, "--dry-run"], monkeypatch, capsys)
+    assert (code, error) == (0, "")
+    assert "# pair=patient: 48 of 50 training ECGs have another one of their patient\n" in output
+
+
 @pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs" / "pretrain").glob("*.yaml")))
 def test_every_method_makes_pairs_of_halves_with_noise_on_both_sides(config, shards):
     words = [

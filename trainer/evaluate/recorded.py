@@ -44,7 +44,9 @@ def as_recorded(encoder: Encoder, leads: Sequence[str], seconds: float) -> Encod
     for name, given in zip(names, leads):
         if name not in config.leads:
             raise UserError(f"leads has '{given}', which the encoder does not know{near_miss(name, config.leads)}")
-    samples, whole = round(seconds * config.rate) or config.samples, config.samples / config.rate
+    samples, whole = round(seconds * config.rate) if seconds else config.samples, config.samples / config.rate
+    if samples < 1:
+        raise UserError(f"seconds={seconds:g} is less than a sample at {config.rate:g} Hz: give more, or 0 for all")
     if samples > config.samples:
         raise UserError(f"seconds={seconds:g} is more than the records have, {whole:g} s: leave it out")
     if samples < config.samples and not encoder.backbone.any_length:

@@ -180,7 +180,7 @@ def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
 
 def choose(masks: Tensor, key: Key, use: str) -> Tensor:
     """[B, N, R, *S] -> [n, B, R, *S]: one keyed draw of the N per ECG (n = 1), or all N."""
-    if use == "all":
+    if use == "all" or masks.shape[1] == 1:  # of one there is nothing to draw, which takes eighty operators
         return masks.transpose(0, 1)
     drawn = integers(key, "mask", (), masks.shape[1])
     return masks[torch.arange(len(masks), device=masks.device), drawn][None]

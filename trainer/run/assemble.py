@@ -233,15 +233,25 @@ def _describe_pairs(plan: Plan) -> str:
     """Where the two views come from; empty if both are of the whole window."""
     cfg, manifest = plan.cfg, plan.train.manifest
     if cfg.of_patients:
-        _, place, windows = np.unique(
-            plan.patients[plan.train.rows_of(np.arange(plan.train.count))], return_inverse=True, return_counts=True
+        return (
+            f"# pair=patient: {_with_partner(plan)} of {plan.train.count} training ECGs have another one of their "
+            "patient\n"
         )
-        more = int((windows[place] > 1).sum())
-        return f"# pair=patient: {more} of {plan.train.count} training ECGs have another one of their patient\n"
     if cfg.pair.kind == "same":
         return ""
     seconds = pairing_of(cfg, plan.train).samples / manifest.rate
     return f"# pair={cfg.pair.kind}: views of {seconds:g} s, of windows of {manifest.samples / manifest.rate:g} s\n"
+
+
+def _with_partner(plan: Plan) -> int:
+    """Training ECGs that have another one of their patient, in a mixture in their source."""
+    rows = plan.train.rows_of(np.arange(plan.train.count))
+    bases = list(plan.train.bases.values()) if isinstance(plan.train, Sources) else [0]
+    found = 0
+    for mine in np.split(rows, np.searchsorted(rows, bases[1:])):
+        windows = np.unique(plan.patients[mine], return_counts=True)[1]
+        found += int(windows[windows > 1].sum())
+    return found
 
 
 def _describe_init(plan: Plan) -> str:

@@ -60,21 +60,23 @@ class OnlineProbe:
     tasks: list[Labels]
 
     def figures(self, engine: Any, scaling: Scaling, world: distributed.World) -> dict[str, Tensor]:
-        """`probe/TASK` of each task and `heldout/effective_rank`, the same on every rank."""
+        """`probe/TASK` of each task and `heldout/effective_rank`, the same on every rank; NaN of features that are not
+        finite, for a run may go on after steps whose loss is not."""
         features = self._features(engine, scaling, world)
-        found = {f"probe/{task.task}": task.value(features) for task in self.tasks}
-        found["heldout/effective_rank"] = effective_rank(features)
+        finite = bool(np.isfinite(features).all())
+        found = {f"probe/{task.task}": task.value(features) if finite else math.nan for task in self.tasks}
+        found["heldout/effective_rank"] = effective_rank(features) if finite else math.nan
         return {name: torch.tensor(value, device=world.device) for name, value in found.items()}
 
     @torch.no_grad()
     def _features(self, engine: Any, scaling: Scaling, world: distributed.World) -> np.ndarray:
         """Of all ECGs, before the projector, float32 `[count, D]`; each rank embeds its share."""
-        share = self.count // world.size
+        share = math.ceil(self.count / world.size)  # as many for each, so the last ECG may come more than once
         backbone, parts = engine.module.backbone, []
         engine.module.eval()
         try:
             for start in range(world.rank * share, (world.rank + 1) * share, CHUNK):
-                at = np.arange(start, min(start + CHUNK, (world.rank + 1) * share))
+                at = np.arange(start, min(start + CHUNK, (world.rank + 1) * share)).clip(max=self.count - 1)
                 x = scaling(torch.from_numpy(self.heldout.read_mv(at)).to(world.device))
                 with torch.autocast(
                     world.device.type, engine.torch_autocast_dtype(), enabled=engine.torch_autocast_enabled()
@@ -82,7 +84,7 @@ class OnlineProbe:
                     parts.append(backbone(x).float())
         finally:
             engine.module.train()
-        return torch.cat(distributed.gather_tensors(torch.cat(parts))).cpu().numpy()
+        return torch.cat(distributed.gather_tensors(torch.cat(parts)))[: self.count].cpu().numpy()
 
 
 def open_probe(names: list[str], heldout: Shards | None, count: int) -> OnlineProbe | None:

@@ -119,6 +119,7 @@ class StudyConfig:
         for key in ("rotations", "methods", "seeds", "tasks", "fractions"):
             if not getattr(self, key):
                 raise UserError(f"key '{key}' is empty: give at least one")
+            _refuse_twice(key, getattr(self, key))
         check_fields(self)
         if self.part >= self.parts:
             raise UserError(f"part={self.part} must be between 0 and parts-1={self.parts - 1}")
@@ -187,10 +188,20 @@ class StudyConfig:
             if cfg.mode == "scratch":
                 raise UserError("mode=scratch would train every method from scratch: name `scratch` among the methods")
             device_of(cfg.device)
+        if "scratch" in self.methods:
+            with naming("transfer, for the method scratch"):
+                replace(cfg, mode="scratch").check()
 
     def words(self, method: str) -> list[str]:
         """The YAML of a pre-trained method, and its overrides."""
         return self.variants.get(method, [method])
+
+
+def _refuse_twice(key: str, given: Sequence[str | float]) -> None:
+    """Raises `UserError` for what the names of cells do not tell apart: it would count twice in means and intervals."""
+    names = [f"{one:g}" if isinstance(one, float) else str(one) for one in given]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"{key} has {twice} twice: give each once")
 
 
 def _loaded(schema: type[C], path: Path, words: Sequence[str], key: str) -> C:

@@ -21,7 +21,8 @@ class QrsMask(View):
 
     The steps of Pan and Tompkins 1985 (IEEE Trans Biomed Eng 32:230-236) without their rules of timing: the derivative
     is squared, summed over the leads, and averaged over `window_s` seconds; a complex is where this energy exceeds 0.3
-    of its 0.98 quantile over the ECG. How much is hidden follows from the rhythm.
+    of its 0.98 quantile over the ECG. How much is hidden follows from the rhythm. Signals must be longer than the
+    window.
     """
 
     stage: ClassVar[str] = "mask"
@@ -32,6 +33,10 @@ class QrsMask(View):
         super().__post_init__()
         self.require(0 <= self.beats <= 1, f"beats must be 0 to 1, not {self.beats:g}")
         self.require(0.02 <= self.window_s <= 1, f"window_s must be 0.02 to 1, not {self.window_s:g}")
+
+    def check_signal(self, samples: int, rate: float) -> None:
+        fits = self.window_s * rate < samples
+        self.require(fits, f"window_s={self.window_s:g} does not fit into {samples / rate:g} s: give longer views")
 
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
         return x.masked_fill(self.hidden(x, key, rate)[:, None], 0)

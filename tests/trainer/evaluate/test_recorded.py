@@ -44,6 +44,7 @@ def test_features_of_other_leads_or_lengths_are_kept_apart():
     [
         (["V9"], 0, "leads has 'V9', which the encoder does not know; known: I, II"),
         ([], 11, "seconds=11 is more than the records have, 10 s"),
+        (["I"], 0.004, "seconds=0.004 is less than a sample at 100 Hz: give more, or 0 for all"),
     ],
 )
 def test_what_no_record_has_is_one_line(leads, seconds, said):

@@ -182,6 +182,23 @@ def test_two_tasks_of_one_name_are_refused(data, encoder, tmp_path):
         run(data, encoder, tmp_path, RHYTHM, RHYTHM)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("leads: [I]", r"task 'rhythm' has leads=\[\], task 'own' \['I'\]: .* share it; set leads on the line"),
+        ("seconds: 2.5", "seconds=0.0, task 'own' 2.5"),
+        ("mode: finetune", "mode='probe', task 'own' 'finetune'"),
+        ("allow_leak: true", "allow_leak=False, task 'own' True"),
+    ],
+)
+def test_tasks_that_need_another_encoder_are_not_evaluated_with_that_of_the_first(line, said, data, encoder, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(f"name: own\ncolumn: sex\n{line}\n")
+    with pytest.raises(UserError, match=said):
+        run(data, encoder, tmp_path / "o", RHYTHM, str(own))
+    assert not (tmp_path / "o").exists()
+
+
 def test_an_output_holds_what_belongs_to_its_result_and_the_last_line_names_it(data, encoder, tmp_path, capsys):
     tune = [RHYTHM, "mode=finetune", "finetune.lr=[3e-3]", "finetune.epochs=1", "figure=true"]
     run(data, encoder, tmp_path, *tune)

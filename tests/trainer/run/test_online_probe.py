@@ -1,5 +1,6 @@
 """Probes that look on at a run."""
 
+import math
 import types
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import nn
 
 from tests.support.handmade import make_shards
 from trainer.data.shards import Shards
-from trainer.run.online_probe import PENALTY, Labels, effective_rank, open_probe
+from trainer.run import online_probe
+from trainer.run.online_probe import PENALTY, Labels, OnlineProbe, effective_rank, open_probe
 from umbra.errors import UserError
 
 
@@ -74,6 +76,37 @@ def test_patients_stay_in_one_half_and_the_networks_as_they_were(heldout):
     with torch.no_grad():
         features = backbone.eval()(torch.from_numpy(heldout.read_mv(np.arange(24)))).numpy()
     assert float(found["probe/rhythm"]) == pytest.approx(rhythm.value(features), abs=1e-6)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_features_that_are_not_finite_end_no_run(broken, heldout):
+    probe = open_probe(["rhythm", "sex"], heldout, 24)
+    features = np.ones((24, 8), np.float32)
+    features[3, 2] = broken
+    object.__setattr__(probe, "_features", lambda *_: features)
+    found = probe.figures(None, None, types.SimpleNamespace(device=torch.device("cpu")))
+    assert found.keys() == {"probe/rhythm", "probe/sex", "heldout/effective_rank"}
+    assert all(value.isnan() for value in found.values())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7])
+def test_every_ecg_is_probed_whether_or_not_the_ranks_divide_them(size, heldout, monkeypatch):
+    """Also where there are more ranks than the last ones have ECGs for."""
+    count, module = 9, nn.ModuleDict({"backbone": nn.Sequential(nn.Flatten(), nn.Linear(12 * 256, 8))})
+    module.backbone = module["backbone"]
+    engine = types.SimpleNamespace(
+        module=module, torch_autocast_dtype=lambda: torch.bfloat16, torch_autocast_enabled=lambda: False
+    )
+    probe, parts = OnlineProbe(heldout, count, []), []
+    monkeypatch.setattr(online_probe.distributed, "gather_tensors", lambda mine: parts.append(mine) or parts)
+    for rank in range(size):
+        world = types.SimpleNamespace(rank=rank, size=size, device=torch.device("cpu"))
+        found = probe._features(engine, nn.Identity(), world)
+    assert len({len(part) for part in parts}) == 1
+    with torch.no_grad():
+        whole = module.backbone(torch.from_numpy(heldout.read_mv(np.arange(count)))).numpy()
+    assert found.shape == whole.shape
+    assert found == pytest.approx(whole, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,17 @@ def test_it_is_the_same_alone_and_in_any_batch_and_silence_has_no_complex():
 def test_what_cannot_work_is_one_line(args, said):
     with pytest.raises(UserError, match=said):
         build([{"name": "qrs_mask", **args}], CANONICAL)
+
+
+@pytest.mark.parametrize("rate", [50.0, 100.0, 257.5, 350.0, 500.0])
+def test_a_view_is_longer_than_the_window_of_the_average(rate):
+    """Shorter ones are refused when the views are built; the shortest that is not works."""
+    least = int(0.02 * rate) + 1
+    with pytest.raises(UserError, match=r"view 'qrs_mask': window_s=0\.12 does not fit into 0\.02 s: give"):
+        build(["qrs_mask"], CANONICAL, (int(0.02 * rate), int(0.02 * rate) / 0.02))
+    for window in (0.02, 0.12):
+        samples = int(window * rate) + 1
+        build([{"name": "qrs_mask", "window_s": window}], CANONICAL, (samples, rate))
+        assert hidden(torch.randn(3, 12, samples), rate, window_s=window).shape == (3, samples)
+    with pytest.raises(UserError, match="does not fit"):
+        build([{"name": "qrs_mask", "window_s": least / rate}], CANONICAL, (least, rate))
