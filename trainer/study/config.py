@@ -282,6 +282,8 @@ def keep_config(config: StudyConfig, output: Path) -> None:
             raise UserError(f"output={output} holds a {CONFIG} that is not of a study: choose another folder")
         changes = resume.changes("study", kept, as_dict(config))
         changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
+        if config.primary.tasks and kept.get("reference", config.reference) != config.reference:
+            changed.append("reference")  # the primary comparisons are its own
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': use a new output or the old value")
     if not path.is_file() or path.read_text() != text:

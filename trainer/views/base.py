@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +21,7 @@ class View:
 
     `stage` is "signal" (works in mV, before scaling) or "mask" (works on the scaled signal, hidden = 0). `op` names
     its random numbers: two views of the same kind in a list have different names. All other fields are the arguments
-    that a config may set; a value of the wrong type is a `UserError`.
+    that a config may set; a value of the wrong type, or a number that is not finite, is a `UserError`.
     """
 
     stage: ClassVar[str]
@@ -35,6 +36,9 @@ class View:
                 setattr(self, name, fitted(value, kind))
             except TypeError:
                 raise UserError(f"view '{self.op}': {name} must be of type {shown(kind)}, not {value!r}") from None
+            value = getattr(self, name)
+            if isinstance(value, float):
+                self.require(math.isfinite(value), f"{name} must be a finite number, not {value:g}")
 
     @classmethod
     def arguments(cls) -> list[str]:

@@ -16,7 +16,7 @@ from trainer.export import export
 from trainer.study import __main__ as study
 from trainer.study import report
 from trainer.study import trial as runs
-from trainer.study.config import Cell, ShardStep, StudyConfig, folds_of, keep_config
+from trainer.study.config import Cell, Primary, ShardStep, StudyConfig, folds_of, keep_config
 from trainer.study.steps import Steps, run_limited, shown
 from umbra.config import load
 from umbra.errors import UserError
@@ -179,6 +179,18 @@ def test_another_study_in_the_same_output_is_refused(tmp_path, stand_ins):
     keep_config(StudyConfig(name="tiny", data="somewhere", output=str(output)), _made(output))
     with pytest.raises(UserError, match="another 'pretrain'"):
         study.main(words(output, "pretrain=[optim.epochs=3]", "transfer=[]"))
+
+
+def test_the_primary_comparisons_of_a_study_stay_those_of_its_reference(tmp_path):
+    keys = {"methods": ["adversarial", "none", "block_mask"], "reference": "adversarial"}
+    primary = Primary(tasks=["rhythm"], fractions=[1.0], others=["none"])
+    keep_config(study_of(tmp_path, **keys, primary=primary), tmp_path)
+    keep_config(study_of(tmp_path, **keys, primary=primary, seeds=[0, 1]), tmp_path)
+    with pytest.raises(UserError, match="holds a study with another 'reference'"):
+        keep_config(study_of(tmp_path, **keys | {"reference": "block_mask"}, primary=primary), tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    keep_config(study_of(tmp_path, **keys), tmp_path)
+    keep_config(study_of(tmp_path, **keys | {"reference": "none"}), tmp_path)
 
 
 def test_a_variant_may_be_added_to_a_study_but_not_changed(tmp_path):

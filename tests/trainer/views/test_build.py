@@ -1,3 +1,5 @@
+import math
+import typing
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -117,3 +119,13 @@ def test_gaussian_adds_in_float32():
     out = view(x, keys(4), 100.0)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, view(x.float(), keys(4), 100.0).to(torch.bfloat16))
+
+
+FLOATS = [(n, a) for n, view in VIEWS.items() for a in view.arguments() if typing.get_type_hints(view)[a] is float]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(("name", "arg"), FLOATS, ids=[".".join(one) for one in FLOATS])
+def test_no_argument_takes_a_number_that_is_not_finite(name, arg, value):
+    with pytest.raises(UserError, match=f"view '{name}': {arg} must be a finite number, not {value}"):
+        build([{"name": name, arg: value}], LEADS)

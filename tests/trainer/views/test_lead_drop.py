@@ -87,7 +87,7 @@ def test_a_sample_draws_the_same_alone_and_in_any_batch_and_another_in_another_v
     ("args", "said"),
     [
         ({"p": 1.5}, "p must be 0 to 1, not 1.5"),
-        ({"p": float("nan")}, "p must be 0 to 1"),
+        ({"p": float("nan")}, "p must be a finite number"),
         ({"keep": 0}, r"keep must be at least 1 and below the number of leads \(12\), not 0"),
         ({"keep": 12}, "keep must be at least 1 and below"),
         ({"keep": 2, "subsets": [6]}, "keep has no effect with subsets"),

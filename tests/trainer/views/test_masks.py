@@ -133,7 +133,7 @@ def test_gradient_flows_through_what_is_shown_only():
     [
         ({"coverage": 0.0}, "coverage must be between 0 and 1, not 0"),
         ({"coverage": 1}, "coverage must be between 0 and 1, not 1"),
-        ({"coverage": float("nan")}, "coverage must be between 0 and 1"),
+        ({"coverage": float("nan")}, "coverage must be a finite number"),
         ({"blocks": 0}, "blocks must be at least 1, not 0"),
         ({"blocks": 1.5}, "blocks must be of type int, not 1.5"),
         ({"per_lead": "yes"}, "per_lead must be of type bool, not 'yes'"),
