@@ -20,7 +20,7 @@ endif
 JOBS ?= 2
 test test-full: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-full lint keys clean
+.PHONY: setup demo test test-full gpu lint keys clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,9 @@ test: setup
 
 test-full: setup
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "full or slurm or gpu"
+
+gpu: setup  # what this machine's GPU makes of it, in 8 minutes
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks.gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """What does the adversary cost? `python -m benchmarks.step [key=value]`: the adversarial step against plain SimCLR's,
 against the published schedule with the same networks and a true adversary, and against the published setting.
 
-Same encoder, batch and precision, all under DeepSpeed in this one process, in alternating steps; medians.
+Same encoder, batch and precision, all under DeepSpeed in this one process, in alternating steps; medians. With
+`against=COMMIT` instead: the adversarial step of this tree against that of an older commit, see `_against`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._against import against
 from trainer import distributed
 from trainer.config import MaskerConfig, PlayerConfig, PretrainConfig
 from trainer.game.compiled import compile_networks, try_compiler
@@ -28,9 +30,10 @@ from trainer.game.maskers.registry import build_masker
 from trainer.game.masking import GameConfig, cost, cover
 from trainer.game.players import ContrastiveEncoder
 from trainer.game.projector import Projector
+from trainer.plan.memory import Kept
 from trainer.run.engines import make_engine
 from trainer.views import Key
-from umbra.config import command, load
+from umbra.config import check_fields, command, load, setting
 from umbra.encoders.registry import build_encoder
 from umbra.errors import UserError
 
@@ -42,8 +45,9 @@ SIMCLR, OURS, FIVE, PAPER = "SimCLR", "adversarial", "five passes", "paper"
 class StepConfig:
     """The steps to time: `batch` ECGs of `seconds`, for each length in `samples` and each of `encoders`; `steps` of
     each kind, after two warm-up steps. `clock`: wall, or cpu (the time of this process alone, for a busy machine; best
-    with `threads=1`). `compile`: all networks with `torch.compile`, except when counting FLOPs. `paper_width`: width of
-    the published masker (0: leave it out), timed with `paper_batch` ECGs.
+    with `threads=1`). `compile`: all networks, as a run does (`auto`: on GPUs), except when counting FLOPs.
+    `paper_width`: width of the published masker (0: leave it out), timed with `paper_batch` ECGs. `against`: a commit
+    to compare with.
     """
 
     encoders: list[str] = field(default_factory=lambda: ["resnet18", "vit_s"])
@@ -54,10 +58,17 @@ class StepConfig:
     steps: int = 9
     threads: int = 0
     clock: str = "wall"
-    compile: bool = False
+    compile: str = setting("auto", choices=("auto", "true", "false"))
     paper_width: int = 512
     paper_batch: int = 2
     paper_steps: int = 2
+    against: str = ""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        check_fields(self)
+        if self.clock not in CLOCKS:
+            raise UserError(f"clock={self.clock} is unknown; use {' or '.join(CLOCKS)}")
 
 
 Step = Callable[[Pair, int], object]
@@ -65,8 +76,10 @@ Step = Callable[[Pair, int], object]
 
 def main(argv: list[str]) -> int:
     cfg = load(StepConfig, None, argv)
-    if cfg.clock not in CLOCKS:
-        raise UserError(f"clock={cfg.clock} is unknown; use {' or '.join(CLOCKS)}")
+    cfg.check()
+    if cfg.against:
+        against(cfg)
+        return 0
     world = distributed.initialise()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -88,6 +101,7 @@ def compare(
 ) -> dict[str, float]:
     """Times the sides in turn, prints their table -> seconds per step of each."""
     gc.collect()
+    torch._dynamo.reset()  # of one method it compiles eight variants, then none
     batch, steps = (cfg.paper_batch, cfg.paper_steps) if paper else (cfg.batch, cfg.steps)
     sides: dict[str, Game] = {OURS: build(cfg, world, name, samples, GameConfig())}
     if paper:
@@ -99,7 +113,7 @@ def compare(
     pair = make_pair(batch, samples, world.device)
     played = {side: player(side, game) for side, game in sides.items()}
     seconds = timed(played, pair, steps, 2 - paper, CLOCKS[cfg.clock])
-    how = f"{'compiled, ' if cfg.compile else ''}{cfg.clock} time, "
+    how = f"{'compiled, ' if compiles(cfg, world.device) else ''}{cfg.clock} time, "
     print(f"{name} {cfg.args or ''} batch {batch} x 12 x {samples}, {how}{world.device.type}", flush=True)
     print(f"{'step':<14}{'ms':>10}{'GFLOP':>10}{'ECG/s':>10}{'peak MiB':>10}")
     for side, play in played.items():
@@ -141,7 +155,7 @@ def build(
     network: Any = None
     if game.enabled:
         network = build_masker(size.name, 12, game.channels(12, hop), hop, size.width, size.depth, size.kernel)
-    if cfg.compile:
+    if compiles(cfg, world.device):
         try_compiler(world.device)
         compile_networks(filter(None, [recogniser, network]))
     encoder = make_engine(recogniser, PlayerConfig(), run, world.device)
@@ -149,10 +163,14 @@ def build(
     return Game(encoder, adversary, game, 0.1, hop)
 
 
+def compiles(cfg: StepConfig, device: torch.device) -> bool:
+    return cfg.compile == "true" or (cfg.compile == "auto" and device.type == "cuda")
+
+
 def player(side: str, game: Game) -> Step:
     if side in (FIVE, PAPER):
         return lambda pair, step: five_passes(game, pair)
-    return lambda pair, step: game.step([pair], step)
+    return lambda pair, step: game.step([pair], step, watched=False)  # most steps are between two lines of the log
 
 
 def five_passes(game: Game, pair: Pair) -> None:
@@ -201,31 +219,6 @@ def measured(step: Callable[[], object], device: torch.device) -> tuple[float, f
     with saved_tensors_hooks(alive.pack, alive.unpack):
         step()
     return counter.get_total_flops() / 1e9, alive.most / 2**20
-
-
-class Kept:
-    """Tracks the peak number of bytes that autograd saves, counting each storage once."""
-
-    def __init__(self) -> None:
-        self.most, self._now = 0, 0
-        self._users: dict[int, int] = {}
-
-    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        where = storage.data_ptr()
-        if self._users.get(where, 0) == 0:
-            self._now += storage.nbytes()
-            self.most = max(self.most, self._now)
-        self._users[where] = self._users.get(where, 0) + 1
-        return tensor
-
-    def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        where = storage.data_ptr()
-        self._users[where] = self._users.get(where, 1) - 1
-        if self._users[where] == 0:
-            self._now -= storage.nbytes()
-        return tensor
 
 
 if __name__ == "__main__":

@@ -2,21 +2,22 @@
 and of this tree, in bf16 autocast, counted on the CPU.
 
 Each operator counts what it reads and writes, once; views and allocations are free. Forward and backward of both
-players and all between them count, the optimisers' updates do not. The CPU stands for a GPU: group norm and layer norm
-are given fp32 under autocast, as they are there, and the layout is the GPU's. What an operator of cuDNN does inside
-(changes of layout) is not seen. Where the networks are compiled, a kernel counts what goes in and comes out of it, as
-torch's compiler plans it for this CPU; what is not compiled counts as above.
+players and all between them count, in a step between two lines of the log; the optimisers' updates do not. The CPU
+stands for a GPU: group norm and layer norm are given fp32 under autocast, as they are there, and the layout is the
+GPU's. What an operator of cuDNN does inside (changes of layout) is not seen. Where the networks are compiled, a kernel
+counts what goes in and comes out of it, as torch's compiler plans it for this CPU, without building it; what is not
+compiled counts as above.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class TrafficConfig:
 
 
 def main(words: list[str]) -> None:
+    from benchmarks._tree import worktree
     from umbra.config import load
 
     cfg = load(TrafficConfig, None, words)
@@ -87,23 +89,6 @@ def show(
         print(line + (f"{before.get(name, 0):>8}{after.get(name, 0):>8}" if before else ""))
     line = f"{'all':<36}{sum(old.values()) / batch / 2**20:>10.2f}{sum(new.values()) / batch / 2**20:>10.2f}"
     print(line + (f"{sum(before.values()):>8}{sum(after.values()):>8}" if before else ""))
-
-
-@contextlib.contextmanager
-def worktree(commit: str) -> Iterator[Path]:
-    """The tree of a commit, while the block runs. Raises `UserError` if the commit is not there."""
-    from umbra.errors import UserError
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tree"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        made = subprocess.run([*git, "add", "--detach", str(path), commit], capture_output=True, text=True, timeout=120)
-        if made.returncode:
-            raise UserError(f"against={commit}: git cannot check it out: {(made.stderr.splitlines() or ['?'])[-1]}")
-        try:
-            yield path
-        finally:
-            subprocess.run([*git, "remove", "--force", str(path)], capture_output=True, timeout=120)
 
 
 def counted(tree: Path, cfg: TrafficConfig) -> dict[str, Any]:
@@ -150,7 +135,8 @@ def make_step(cfg: TrafficConfig) -> tuple[Callable[[], object], list[Any]]:
     masker = names.build_masker(size.name, 12, game.channels(12, hop), hop, size.width, size.depth, size.kernel)
     played = names.Game(Bare(encoder), Bare(masker), game, 0.1, hop)
     pair = names.make_pair(cfg.batch, cfg.samples, torch.device("cpu"))
-    return lambda: played.step([pair], 0), [encoder, masker]
+    play = names.player(names.OURS, played)
+    return lambda: play(pair, 0), [encoder, masker]
 
 
 class Bare:
@@ -264,33 +250,55 @@ def size(tensor: Tensor) -> int:
     return count * tensor.element_size()
 
 
+class Planned(Exception):
+    """The compiler has planned its kernels, and is not to build them."""
+
+
 def measure_compiled(play: Callable[[], object], networks: list[Any]) -> dict[str, int]:
-    """Bytes and calls of a step with compiled networks: of the compiler's kernels, and of the operators outside."""
+    """Bytes and calls of a step with compiled networks: of the compiler's kernels, and of the operators outside.
+
+    The compiler plans its kernels and builds none; what it plans for is then run by operators.
+    """
+    from torch._functorch import config as autograd
     from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.graph import GraphLowering
-    from torch._inductor.output_code import CompiledFxGraph
 
     kernels: list[int] = []
-    seen, make, run = Traffic(), GraphLowering.compile_to_module, CompiledFxGraph.__call__
+    seen = Traffic()
 
-    def made(graph: Any) -> Any:
-        module = make(graph)
+    def planned(graph: Any) -> None:
+        graph.codegen()
         kernels.extend(node.get_read_write_buffers_sizes() for node in graph.scheduler.nodes)
-        return module
+        raise Planned
 
-    def ran(graph: Any, inputs: Any) -> Any:
-        before, seen.paused = seen.paused, True
+    def plan(module: Any, inputs: Any, **how: Any) -> Any:
+        whole = copy.deepcopy(module)
         try:
-            return run(graph, inputs)
-        finally:
-            seen.paused = before
+            compile_fx_inner(module, inputs, **how)
+        except Exception as error:
+            if not isinstance(error, Planned) and not isinstance(getattr(error, "inner_exception", None), Planned):
+                raise
+
+        def run(values: list[Any]) -> Any:
+            before, seen.paused = seen.paused, True
+            try:
+                return whole(*values)
+            finally:
+                seen.paused = before
+                values.clear()
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def backend(module: Any, inputs: Any) -> Any:
+        return compile_fx(module, inputs, inner_compile=plan)
 
     for network in networks:
-        network.whole = torch.compile(network.whole, dynamic=False)
-    with mock.patch.object(GraphLowering, "compile_to_module", made), config.patch(force_disable_caches=True):
-        play()
-    with mock.patch.object(CompiledFxGraph, "__call__", ran), seen:
-        play()
+        network.whole = torch.compile(network.whole, dynamic=False, backend=backend)
+    with mock.patch.object(GraphLowering, "compile_to_module", planned), config.patch(fx_graph_cache=False):
+        with autograd.patch(enable_autograd_cache=False), seen:
+            play()
     used = [count for count in kernels if count]
     return {"bytes": sum(used) + sum(seen.bytes.values()), "calls": len(used) + sum(seen.calls.values())}
 

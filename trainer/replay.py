@@ -111,7 +111,8 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
 def _known(run: loop.Run, fault: faults.Fault) -> loop.Run:
     """`run`. Raises `UserError` if its data do not have the samples of the step under the same numbers."""
     for rows, names in zip(fault.rows, fault.samples):
-        if run.train.name_of(run.train.indices_of(np.array(rows, np.int64))) != names:
+        indices = run.train.indices_of(np.array(rows, np.int64))
+        if not ((indices >= 0) & (indices < run.train.count)).all() or run.train.name_of(indices) != names:
             raise UserError(f"the step was of other data than {run.cfg.data.path}, such as {names[0]}: {AGAIN}")
     return run
 

@@ -28,8 +28,8 @@ from umbra.files import claim_folder
 
 ALLOW = "--allow-leak"  # another spelling of allow_leak=true
 # keys of what several tasks share: the encoder, what it sees, where its features are, and what it was trained on
-OF_ALL = ("encoder", "like", "mode", "leads", "seconds", "data", "device", "features")
-OF_ALL += ("pretrained_on", "also_trained_on", "allow_leak")
+OF_ALL = ["encoder", "like", "mode", "leads", "seconds", "data", "device", "features"]
+OF_ALL += ["pretrained_on", "also_trained_on", "allow_leak"]
 CONFIGS = {"": "trainer.evaluate.config:TransferConfig", "compare": "trainer.evaluate.compare:CompareConfig"}
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from benchmarks.soak.audit import Outcome, audit, markdown
+from benchmarks.soak.audit import BY_ITSELF, Outcome, audit, markdown
 from benchmarks.soak.faults import FAULTS, Scene
 from benchmarks.soak.run import LONG, MARK, Launch, Run
 from benchmarks.soak.wandb_server import WandbServer
@@ -65,7 +65,8 @@ def main(words: list[str]) -> int:
         os.execvp(NAMESPACE[0], [*NAMESPACE, sys.executable, "-m", "benchmarks.soak", *words, "inside=true"])
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, WandbServer().serving() as server:
         outcome = soak(config, Path(folder), server)
-    write_text(Path(config.report), markdown(config.minutes, outcome))
+    shown = f"minutes={config.minutes:g} every={config.every:g} seed={config.seed}"
+    write_text(Path(config.report), markdown(shown, outcome))
     print(f"# {config.report}")
     wrong = [check.name for check in outcome.checks if not check.right]
     print(json.dumps({"right": not wrong, "wrong": wrong, "steps": outcome.steps, "faults": len(outcome.faults)}))
@@ -77,24 +78,30 @@ def soak(config: SoakConfig, folder: Path, server: WandbServer) -> Outcome:
     logs = make_folder(config.logs or folder / "logs", "logs")
     shards, variables = make_shards(config, folder), {**server.variables, MARK: token}
     words = [*SMALL, f"data.path={shards}", f"zero={config.zero}"]
-    start, seconds = calibrate(Run(folder / "first", [*words, "steps=100"], PROCESSES, variables, logs))
+    with contextlib.closing(Run(folder / "first", [*words, "steps=100"], PROCESSES, variables, logs)) as first:
+        start, seconds = calibrate(first)
     steps = max(60, round(60 * config.minutes * config.every / (config.every + start) / seconds))
     words += [f"steps={steps}", f"checkpoint.every={max(5, round(min(4, config.every / 3) / seconds))}"]
     print(f"# {start:.0f} s to start, {seconds:.3f} s a step: {steps} steps", flush=True)
     alone, disturbed = (Run(folder / name, words, PROCESSES, variables, logs) for name in ("undisturbed", "disturbed"))
-    launch = alone.launch()
+    with contextlib.closing(alone):
+        undisturbed(alone)
+    with small_disk(config, disturbed) as disk, contextlib.closing(disturbed):
+        began = time.monotonic()
+        scene = Scene(disturbed, disturbed.launch(), Random(config.seed), shards, disk, server)
+        faults = disturb(scene, config)
+        minutes = (time.monotonic() - began) / 60
+        return audit(alone, disturbed, steps, config.mark, minutes, faults, token)
+
+
+def undisturbed(run: Run) -> None:
+    launch = run.launch()
     trains(launch)
     watch(launch, float("inf"))
     launch.end()
     if launch.process.returncode:
         raise UserError(f"the undisturbed run failed: {launch.text()[-1500:]}")
     print(f"# undisturbed: {(time.monotonic() - launch.since) / 60:.1f} minutes", flush=True)
-    with small_disk(config, disturbed) as disk:
-        began = time.monotonic()
-        scene = Scene(disturbed, disturbed.launch(), Random(config.seed), shards, disk, server)
-        faults = disturb(scene, config)
-        minutes = (time.monotonic() - began) / 60
-        return audit(alone, disturbed, steps, config.mark, minutes, faults, token)
 
 
 def make_shards(config: SoakConfig, folder: Path) -> Path:
@@ -159,10 +166,12 @@ def disturb(scene: Scene, config: SoakConfig) -> list[tuple[str, int, str]]:
             print(f"# step {step}: {name}: {faults[-1][2]}", flush=True)
         elif scene.launch.ended:
             scene.launch.end()
-            if scene.launch.process.returncode == 0 and finished(scene.run):
+            done = scene.launch.process.returncode == 0 and finished(scene.run)
+            if not done:
+                said = (scene.launch.text().strip().splitlines() or ["nothing"])[-1]
+                faults.append((BY_ITSELF, scene.run.step(), said[-200:]))
+            if done or [name for name, *_ in faults].count(BY_ITSELF) == 3:
                 return faults
-            said = (scene.launch.text().strip().splitlines() or ["nothing"])[-1]
-            faults.append(("ended by itself", scene.run.step(), said[-200:]))
         if scene.launch.ended:
             scene.launch = scene.run.launch()
 

@@ -15,7 +15,9 @@ from trainer.run.checkpoint import begun, committed
 from umbra.files import TEMPORARY
 
 GROWTH = 0.03  # of memory from the mark to the end
-WINDOW = 0.1  # of the time between them: the medians of its first and last part are compared
+WINDOW = 0.3  # of the time between them: its first and last part are compared, memory by their medians
+MORE = 2  # open files or threads that both processes may have more, of something that is open for a moment
+BY_ITSELF = "ended by itself"  # instead of a fault
 OWN = {"config.yaml", "run.json", "run.lock", "metrics.jsonl", "figures", "checkpoints", "audit", "wandb"}
 
 
@@ -47,7 +49,7 @@ def audit(
     token: str,
 ) -> Outcome:
     checks = [epochs(disturbed), same_bytes(alone, disturbed, steps), *steady(alone.launches[-1], mark)]
-    checks += [files(disturbed), processes(token)]
+    checks += [files(disturbed), processes(token), ends(faults)]
     return Outcome(checks, faults, steps, minutes, len(disturbed.launches))
 
 
@@ -74,7 +76,10 @@ def same_bytes(alone: Run, disturbed: Run, steps: int) -> Check:
 
 
 def steady(launch: Launch, mark: float) -> Iterator[Check]:
-    """Memory, open files and threads of an undisturbed launch do not grow from minute `mark` on."""
+    """Memory, open files and threads of an undisturbed launch do not grow from minute `mark` on.
+
+    Files and threads come and go: they have grown if there were never nearly as few as before.
+    """
     begin, last = launch.uses[0].at / 60, launch.uses[-1].at / 60
     at = mark if last >= 2 * mark else begin + (last - begin) / 3
     uses = [use for use in launch.uses if use.at >= 60 * at]
@@ -85,8 +90,11 @@ def steady(launch: Launch, mark: float) -> Iterator[Check]:
     said = f"{own[0]:.0f} MiB at minute {at:.1f}, {own[1]:.0f} MiB at minute {last:.1f} ({100 * growth:+.1f} %)"
     yield Check("memory", growth <= GROWTH, f"{said}; with mapped files {rss[0]:.0f} and {rss[1]:.0f} MiB")
     for name in ("files", "threads"):
-        most = [max(getattr(use, name) for use in part) for part in (first, end)]
-        yield Check(f"open {name}" if name == "files" else name, most[1] <= most[0], f"{most[0]}, then {most[1]}")
+        (low, high), (least, most) = (
+            (min(counts), max(counts)) for part in (first, end) for counts in [[getattr(use, name) for use in part]]
+        )
+        seen = f"{low} to {high}, then {least} to {most}"
+        yield Check("open files" if name == "files" else name, least <= high + MORE, seen)
 
 
 def files(run: Run) -> Check:
@@ -107,8 +115,14 @@ def processes(token: str) -> Check:
     return Check("processes", not left, f"left over: {'; '.join(left[:3])[:200]}" if left else "none left")
 
 
-def markdown(minutes: float, outcome: Outcome) -> str:
-    """The report."""
+def ends(faults: list[tuple[str, int, str]]) -> Check:
+    """No launch ended before all steps were done without a fault."""
+    count = [name for name, *_ in faults].count(BY_ITSELF)
+    return Check("ends without a fault", not count, f"{count or 'none'}")
+
+
+def markdown(words: str, outcome: Outcome) -> str:
+    """The report of a soak that was started with these words."""
     when = time.strftime("%Y-%m-%d")
     kinds = {name: [seen for kind, _, seen in outcome.faults if kind == name] for name, *_ in outcome.faults}
     right = all(check.right for check in outcome.checks)
@@ -116,7 +130,7 @@ def markdown(minutes: float, outcome: Outcome) -> str:
     lines = [
         "# A run under faults",
         "",
-        f"`python -m benchmarks.soak minutes={minutes:g}`, {when}: {outcome.steps} steps of a narrow encoder with its",
+        f"`python -m benchmarks.soak {words}`, {when}: {outcome.steps} steps of a narrow encoder with its",
         f"masker on synthetic ECGs, two processes under the real launcher on {machine}, first",
         f"undisturbed, then {outcome.minutes:.1f} minutes under {len(outcome.faults)} faults, with {outcome.starts}",
         "starts of the same command (those that were refused among them).",

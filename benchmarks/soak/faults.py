@@ -101,9 +101,11 @@ def shard_cut(scene: Scene) -> str:
     pages = path.stat().st_size // 4096
     os.truncate(path, 4096 * scene.random.randrange(1, pages))
     ended = scene.launch.wait(PATIENCE / 3)
-    said = "the run did not open it in that time"
+    said = "the run did not read it in that time, and was killed"  # it would sooner or later
+    if not ended:
+        os.killpg(scene.launch.process.pid, signal.SIGKILL)
+    scene.launch.end()
     if ended:
-        scene.launch.end()
         again = scene.run.launch()
         again.end()
         named = f"{path.name} has" in again.text() and again.process.returncode != 0

@@ -98,6 +98,13 @@ class Run:
         self.launches.append(Launch(process, log))
         return self.launches[-1]
 
+    def close(self) -> None:
+        """Kills what still runs."""
+        for launch in self.launches:
+            if members(launch.process.pid):
+                os.killpg(launch.process.pid, signal.SIGKILL)
+            launch.process.wait()
+
     def step(self) -> int:
         """The last step that was logged."""
         rows = read_metrics(self.folder / METRICS)

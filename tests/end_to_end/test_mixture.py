@@ -140,7 +140,15 @@ def test_a_dry_run_says_what_is_mixed(sets, tmp_path, monkeypatch, capsys):
     assert "# 70 training ECGs, 4 steps an epoch, 10 steps of 16, 4 lanes" in output
     assert "# from step 0: 68.57 % big, 48 ECGs, each once in 4.375 steps, in epoch 0 after 0\n" in output
     assert "# from step 0: 31.43 % small, 22 ECGs, each once in 4.375 steps, in epoch 0 after 0\n" in output
+    assert "patients of the held-out ECGs" not in output
     assert subprocess.run(["ls", str(tmp_path / "run")], capture_output=True, cwd=ROOT).returncode != 0
+
+
+def test_a_dry_run_counts_held_out_patients_that_another_source_trains_on(sets, tmp_path, monkeypatch, capsys):
+    places = sets | {"small": make_shards(tmp_path / "same", {"train": ["SR"] * 24}, 5)}  # patients 0 to 11
+    code, output, _ = called([*words(places, tmp_path / "run")[1:], "--dry-run"], monkeypatch, capsys)
+    assert code == 0
+    assert "# 3 patients of the held-out ECGs are in the train split of another source: heldout/loss is too" in output
 
 
 @pytest.fixture

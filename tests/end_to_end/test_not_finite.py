@@ -17,9 +17,11 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 @pytest.mark.parametrize(("processes", "zero"), [(0, 0), (2, 3)])
 def test_steps_are_skipped_and_kept_until_too_many_in_a_row_and_played_again(processes, zero, tmp_path):
     shards = make_shards(tmp_path / "shards", {"train": ["SR", "AFIB"] * 16})
+    other = [f"data.path={{one: {shards}, two: {make_shards(tmp_path / 'two', {'train': ['SR'] * 32}, 1)}}}"]
     words = run_words(
         shards,
         tmp_path / "run",
+        *(other if processes else []),
         "optim.encoder.lr=1e30",
         "max_skipped=2",
         "steps=20",
@@ -39,7 +41,8 @@ def test_steps_are_skipped_and_kept_until_too_many_in_a_row_and_played_again(pro
     ranks = [json.loads(path.read_text()) for path in sorted((kept / f"step-{first}").glob("rank-*.json"))]
     rows = [row for rank in ranks for micro in rank["rows"] for row in micro]
     assert (len(ranks), len(set(rows))) == (max(processes, 1), 16)
-    assert re.fullmatch(r"train-\d+\.tar\[\d+\]", ranks[0]["samples"][0][0])
+    named = r"(one|two)/train-\d+\.tar\[\d+\]" if processes else r"train-\d+\.tar\[\d+\]"
+    assert re.fullmatch(named, ranks[0]["samples"][0][0])
     weights = [load_file(kept / f"step-{n}" / "weights.safetensors") for n in (first, last)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     code, output = launch(["-m", "trainer.replay", str(tmp_path / "run"), f"step={first}"])
@@ -47,6 +50,10 @@ def test_steps_are_skipped_and_kept_until_too_many_in_a_row_and_played_again(pro
     assert f"# step {first}: 16 ECGs of {len(ranks)} processes" in output
     assert "reproduced: the loss or the gradient at the mask is not finite" in output
     assert re.search(r"^encoder: the first output that is not finite is that of backbone", output, re.M), output
+    if processes:
+        code, output = launch(["-m", "trainer.replay", str(tmp_path / "run"), f"step={first}", f"data.one={shards}"])
+        assert (code, output.count("\n")) == (2, 2)
+        assert re.search(r"error: the step was of other data than .*, such as (one|two)/train-", output), output
     code, output = launch(["-m", "trainer.replay", str(tmp_path / "run"), "step=1"])
     assert (code, output.count("\n")) == (2, 1)
     assert "steps that were kept are " in output

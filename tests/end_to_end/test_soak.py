@@ -53,8 +53,8 @@ def verdicts(**changes: float) -> list[bool]:
 
 def test_the_audit_sees_what_grows():
     assert verdicts() == [True, True, True]
-    assert verdicts(own=102.0, rss=900.0) == [True, True, True]
-    assert verdicts(own=104.0, files=11, threads=6) == [False, False, False]
+    assert verdicts(own=102.0, rss=900.0, files=12) == [True, True, True]
+    assert verdicts(own=104.0, files=13, threads=8) == [False, False, False]
 
 
 def test_a_process_of_a_soak_that_is_left_is_found(tmp_path):

@@ -20,6 +20,7 @@ from trainer import distributed, heartbeat
 from trainer.game.health import embedding_figures, mask_figures
 from trainer.game.losses import nt_xent
 from trainer.game.masking import GameConfig, binarise, choose, cost, cover, soft_masks, with_random_blocks
+from trainer.game.others import of_others
 from trainer.views.random import Key
 
 MASK_VIEW = 2
@@ -44,16 +45,20 @@ def contrast(
     seconds: Sequence[Tensor],
     temperature: float,
     patients: Tensor | None = None,
+    watched: bool = True,
 ) -> Any:
     """One encoder pass over view 1 [B, leads, T] and every second view -> (NT-Xent, metrics), means over the latter.
 
-    A temperature that `recognise` returns with the embeddings takes precedence over `temperature`.
+    `watched`: with the figures of the embeddings. A temperature that `recognise` returns with the embeddings takes
+    precedence over `temperature`.
     """
     found = recognise(torch.cat([x, *seconds]))
     z, t = found if isinstance(found, tuple) else (found, temperature)
     z1, *others = z.chunk(1 + len(seconds))
     losses, accuracies = zip(*(nt_xent(z1, z2, t, patients) for z2 in others))
-    figures = {"accuracy": torch.stack(accuracies).mean(), **embedding_figures(z1.detach(), others[0].detach())}
+    figures = {"accuracy": torch.stack(accuracies).mean()}
+    if watched:
+        figures |= embedding_figures(z1.detach(), others[0].detach())
     return torch.stack(losses).mean(), figures
 
 
@@ -123,12 +128,15 @@ class Game:
     ) -> None:
         self.encoder, self.masker, self.temperature = encoder, masker, temperature
         self.dials, self._cfg, self.hop, self._total = cfg.at(1.0), cfg, hop, total
-        self._skip = skip
+        self._skip, self._watched = skip, True
 
-    def step(self, pairs: Sequence[Pair], step: int, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
-        """Updates both players. Returns this rank's metrics (means over the pairs, on the device) and whether any
-        rank was asked to stop. Raises `NonFiniteError` on all ranks before the player concerned is updated."""
-        self.dials = self._cfg.at(step / self._total)
+    def step(
+        self, pairs: Sequence[Pair], step: int, stop: bool = False, watched: bool = True
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Updates both players. Returns this rank's metrics (means over the pairs, on the device; `watched`: also those
+        of masks and embeddings) and whether any rank was asked to stop. Raises `NonFiniteError` on all ranks before the
+        player concerned is updated."""
+        self.dials, self._watched = self._cfg.at(step / self._total), watched
         with self._statistics_kept():
             return self._step(pairs, step, stop)
 
@@ -163,14 +171,14 @@ class Game:
     def _play(self, pair: Pair, trained: Engine | None, accumulation: int) -> tuple[dict[str, Tensor], Tensor]:
         heartbeat.doing("forward")
         if self.masker is None:
-            loss, figures = self._contrast(self.encoder, pair, None)
+            loss, figures = self._contrast(self.encoder, pair, None, self._watched)
             heartbeat.doing("backward")
             self.encoder.backward(loss)
             return {"loss": loss.detach(), **figures}, loss.detach().isfinite()
         with contextlib.nullcontext() if trained is not None else torch.no_grad():
             masks, chosen = self.hide(self.masker, pair)
         hidden = chosen.detach().requires_grad_(trained is not None)
-        loss, figures = self._contrast(self.encoder, pair, hidden)
+        loss, figures = self._contrast(self.encoder, pair, hidden, self._watched)
         heartbeat.doing("backward")
         self.encoder.backward(loss)
         price = cost(masks, self.dials)
@@ -181,7 +189,9 @@ class Game:
             adversary = -self.dials.strength * accumulation * hidden.grad
             trained.backward((chosen * adversary).sum() + price)
         figures = {"loss": loss.detach(), "penalty": price.detach(), **figures}
-        return figures | mask_figures(masks.detach(), hidden.detach(), self.dials), finite
+        if self._watched:
+            figures |= mask_figures(masks.detach(), hidden.detach(), self.dials)
+        return figures, finite
 
     def _masker_phase(self, masker: Engine, pairs: Sequence[Pair], stop: bool = False) -> None:
         """The second half of the alternating schedule: the updated encoder, frozen and called without its engine."""
@@ -211,11 +221,20 @@ class Game:
     def hide(self, masker: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, Tensor]:
         """(all masks [B, N, R, *S], the chosen ones soft-binarised [n, B, R, *S]) of a pair."""
         masks, key = self.masks_of(masker, pair.v), pair.key.with_view(MASK_VIEW)
-        return masks, with_random_blocks(binarise(choose(masks, key, self.dials.use), self.dials), key, self.dials)
+        return masks, with_random_blocks(self._given(self._chosen(masks, key), pair), key, self.dials)
 
-    def _contrast(self, recognise: Callable[[Tensor], Any], pair: Pair, hidden: Tensor | None) -> Any:
+    def _chosen(self, masks: Tensor, key: Key) -> Tensor:
+        return binarise(choose(masks, key, self.dials.use), self.dials)
+
+    def _given(self, chosen: Tensor, pair: Pair) -> Tensor:
+        """The masks that the ECGs get: their own, or those of others."""
+        return chosen if self.dials.mask_of == "own" else of_others(chosen, pair.patients)
+
+    def _contrast(
+        self, recognise: Callable[[Tensor], Any], pair: Pair, hidden: Tensor | None, watched: bool = False
+    ) -> Any:
         seconds = [pair.v] if hidden is None else self.covered(pair.v, hidden)
-        return contrast(recognise, pair.x, seconds, self.temperature, pair.patients)
+        return contrast(recognise, pair.x, seconds, self.temperature, pair.patients, watched)
 
     def covered(self, v: Tensor, hidden: Tensor) -> list[Tensor]:
         """The second views: v under each of the n masks [n, B, R, *S]."""
@@ -242,9 +261,10 @@ class Game:
                 loss, figures = self._contrast(self.encoder, pair, None)
                 return {"loss": loss, "accuracy": figures["accuracy"]}
             key = pair.key.with_view(MASK_VIEW)
-            own = binarise(choose(self.masks_of(self.masker, pair.v), key, self.dials.use), self.dials)
-            loss, figures = self._contrast(self.encoder, pair, with_random_blocks(own, key, self.dials))
-            masked = loss if self.dials.share == 1 else self._contrast(self.encoder, pair, own)[0]
+            own = self._chosen(self.masks_of(self.masker, pair.v), key)
+            played = with_random_blocks(self._given(own, pair), key, self.dials)
+            loss, figures = self._contrast(self.encoder, pair, played)
+            masked = loss if played is own else self._contrast(self.encoder, pair, own)[0]
             others, _ = self._contrast(self.encoder, pair, own.roll(max(1, own.shape[1] // 2), 1))  # of another patient
             figures = {"accuracy": figures["accuracy"], "masked_loss": masked, "others_masks_loss": others}
             return {"loss": loss, **figures}

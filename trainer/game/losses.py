@@ -37,7 +37,7 @@ def nt_xent(
         everyone, ids = local, torch.cat([patients, patients])
         all_ids = ids
         if distributed.size() > 1:
-            everyone, all_ids = _Gather.apply(local), torch.cat(distributed.gather_tensors(ids))
+            everyone, all_ids = Gather.apply(local), torch.cat(distributed.gather_tensors(ids))
         losses, hits = anchors(local, everyone, ids, all_ids, start, temperature)
     return losses.mean(), hits.float().mean()
 
@@ -133,8 +133,8 @@ def _tiles(length: int) -> Iterator[slice]:
     return (slice(at, min(at + TILE, length)) for at in range(0, length, TILE))
 
 
-class _Gather(torch.autograd.Function):
-    """[n, D] of every rank -> [W n, D]; the backward sums the gradients over ranks and returns each rank its rows."""
+class Gather(torch.autograd.Function):
+    """[n, ...] of every rank -> [W n, ...]; the backward sums gradients over ranks and returns each rank its rows."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:  # type: ignore[override]

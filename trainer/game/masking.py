@@ -35,6 +35,9 @@ class GameConfig:
     (docs/results/game-dials.md)."""
     use: str = setting("one", choices=("one", "all"))
     """`one` of the N masks, drawn per ECG, or `all` (N terms in the loss, as in ADIOS)."""
+    mask_of: str = setting("own", choices=("own", "another"))
+    """Whose mask hides an ECG: its `own`, or that of `another` patient's ECG of the contrast batch: a control, whose
+    masks are learned but know nothing of what they hide."""
     coverage: float = setting(0.5, "> 0 and < 1")
     """Fraction of the mask that is hidden. On the validation folds 0.25 was as good as 0.5; 0.75 was worse on rhythm
     with few labels."""
@@ -106,7 +109,7 @@ class GameConfig:
         for key, needed in self._idle():
             if getattr(self, key) != getattr(GameConfig, key):
                 raise UserError(f"game.{key}={getattr(self, key)} has no effect without {needed}: leave it out")
-        costs = [f"game.{key}={value}" for key, value in self._costs().items()]
+        costs = [f"game.{key}={value}" for key, value in self.costs().items()]
         if costs and self.threshold == "coverage":
             raise UserError(
                 f"{costs[0]} penalises the raw mask, but game.threshold=coverage only uses the order of its values: "
@@ -126,7 +129,8 @@ class GameConfig:
             idle.append(("use", "game.masks of 2 or more"))
         return idle
 
-    def _costs(self) -> dict[str, object]:
+    def costs(self) -> dict[str, object]:
+        """The penalties that are on, by key."""
         given = {"penalty": self.penalty, "entropy": self.entropy, "smoothness": self.smoothness}
         return {key: value for key, value in given.items() if value not in ("none", 0)}
 
@@ -176,7 +180,7 @@ def soft_masks(logits: Tensor, cfg: GameConfig, hop: int = 1) -> Tensor:
 
 def choose(masks: Tensor, key: Key, use: str) -> Tensor:
     """[B, N, R, *S] -> [n, B, R, *S]: one keyed draw of the N per ECG (n = 1), or all N."""
-    if use == "all":
+    if use == "all" or masks.shape[1] == 1:  # of one there is nothing to draw, which takes eighty operators
         return masks.transpose(0, 1)
     drawn = integers(key, "mask", (), masks.shape[1])
     return masks[torch.arange(len(masks), device=masks.device), drawn][None]
@@ -244,7 +248,10 @@ def _overlapped(frames: Tensor) -> Tensor:
 def cost(masks: Tensor, cfg: GameConfig) -> Tensor:
     """The masker's penalties on the published masks, given as log-odds [B, N, R, *S]: a scalar, zero without penalties.
     The paper's penalty is summed over the N masks and averaged over the R rows."""
-    total, masks = masks.new_zeros(()), masks.sigmoid()
+    total = masks.new_zeros(())
+    if not cfg.costs():
+        return total
+    masks = masks.sigmoid()
     if cfg.penalty == "paper":
         total = total + paper_penalty(masks.flatten(3).flatten(1, 2), cfg.alpha, cfg.ratio) / masks.shape[2]
     if cfg.entropy:

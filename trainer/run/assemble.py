@@ -210,7 +210,7 @@ def describe(plan: Plan) -> str:
     sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in (plan.encoder, plan.masker)]
     mib = sum(sizes) * 4 / 2**20
     if isinstance(order, Mixture):
-        changes = mixed.describe(order)
+        changes = mixed.describe(order, train, plan.heldout, plan.patients)
     else:
         changes = [
             f"# from step {at}: {'without ' + ', '.join(out) if out else 'all shards'}\n"

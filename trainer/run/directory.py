@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer import heartbeat
 from trainer.run.record import RECORD
 from umbra.errors import UserError
-from umbra.files import claim_folder
+from umbra.files import claim_folder, remove_partial
 from umbra.lock import Held, lock
 
 LOCK = "run.lock"
@@ -23,7 +23,8 @@ def check(run: str | Path) -> None:
 
 @contextlib.contextmanager
 def held(run: str | Path, holds: bool) -> Iterator[None]:
-    """Keeps other starts out of the run directory; the process that `holds` does it for all processes of the run.
+    """Keeps other starts out of the run directory; the process that `holds` does it for all processes of the run, and
+    removes the half-written files that a killed one left.
 
     Raises `UserError` that names the other process.
     """
@@ -37,4 +38,6 @@ def held(run: str | Path, holds: bool) -> Iterator[None]:
                     f"run={run} is in use by another run{who}: let it end, stop it (SIGTERM: it saves a checkpoint), "
                     "or choose another run=DIR"
                 ) from other
+            for folder in (Path(run), *filter(Path.is_dir, Path(run).iterdir())):
+                remove_partial(folder)
         yield

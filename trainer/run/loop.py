@@ -117,9 +117,10 @@ def train(run: Run, stop: Stop) -> int:
     with closing(stream):
         for batch in _timed(stream, run):
             run.at, rates = batch.step, _set_rates(run, batch.step)
+            watched = (batch.step + 1) % cfg.log.every == 0 or batch.step + 1 == run.total
             try:
                 ending = _next_is_missing(run, batch.step, stop) or stop.asked
-                played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending)
+                played, stopping = run.game.step(pairs_of(run, batch), batch.step, ending, watched)
                 skipped = 0
             except NonFiniteError as error:
                 played, stopping, skipped = {}, error.stop, skipped + 1

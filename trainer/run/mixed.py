@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainer.config import PretrainConfig
 from trainer.data.audit_records import Mixed
 from trainer.data.mixture import Mixture
@@ -48,8 +51,11 @@ def as_recorded(order: Mixture, train: Sources) -> Mixed:
     return {"since": order.first, "sources": sources}  # type: ignore[typeddict-item]
 
 
-def describe(order: Mixture) -> list[str]:
-    """Lines on each mixture of a run: from which step on how much of what."""
+def describe(order: Mixture, train: Shards, heldout: Shards | None, patients: NDArray[np.int64]) -> list[str]:
+    """Lines on each mixture of a run, from which step on how much of what, and on held-out patients that are seen.
+
+    `patients`: the code of each row.
+    """
     lines = []
     for at, taken in order.history:
         total = sum(one["share"] for one in taken.values())
@@ -61,4 +67,14 @@ def describe(order: Mixture) -> list[str]:
                 f"# from step {at}: {100 * share:.4g} % {name}, {one['samples']} ECGs, each once in {steps:.4g} steps, "
                 f"in epoch {one['epoch']} after {one['start']}{without}\n"
             )
-    return lines
+    return lines + ([] if heldout is None else _describe_shared(train, heldout, patients))
+
+
+def _describe_shared(train: Shards, heldout: Shards, patients: NDArray[np.int64]) -> list[str]:
+    seen, held = (patients[shards.rows_of(np.arange(shards.count))] for shards in (train, heldout))
+    if not (shared := len(np.intersect1d(seen, held))):
+        return []
+    return [
+        f"# {shared} patients of the held-out ECGs are in the train split of another source: heldout/loss is too good "
+        "for them (python -m sharding join keeps them apart)\n"
+    ]

@@ -122,8 +122,16 @@ class Problems:
     def noted(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, UserError, RuntimeError) as error:  # torch's writer raises the last
-            self.first = self.first or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        except (OSError, UserError, RuntimeError) as error:
+            first = _first_of_torch(error)
+            self.first = self.first or (str(first).strip().splitlines() or [type(first).__name__])[0]
+
+
+def _first_of_torch(error: BaseException) -> BaseException:
+    """torch's writer, a RuntimeError, fails once more as it closes the file: the error before says more."""
+    while isinstance(error, RuntimeError) and isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
 
 
 class _Files:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 from scipy.stats import rankdata
 
 from trainer.evaluate.config import TransferConfig
@@ -87,24 +87,31 @@ def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float
     """Reads the predictions of one method, seed, task and fraction over all rotations."""
     kind = kind_of(config, task)
     cells = [Cell(r, method, seed, task, fraction).directory(Path(config.output)) for r in config.rotations]
-    tables = [Table(cell / PREDICTIONS, FIX).read().to_pandas() for cell in cells]
-    common = [c for c in tables[0].columns if c.startswith("p_") and all(c in t.columns for t in tables)]
+    tables = [Table(cell / PREDICTIONS, FIX).read() for cell in cells]
+    common = [c for c in tables[0].column_names if c.startswith("p_") and all(c in t.column_names for t in tables)]
     classes = [c.removeprefix("p_") for c in common]
     return Pooled(
         kind,
         classes,
         np.concatenate([_target(t, cell, kind, classes) for t, cell in zip(tables, cells)]),
-        np.concatenate([t["patient"].to_numpy() for t in tables]),
+        np.concatenate([t.column("patient").to_numpy() for t in tables]),
         np.concatenate([np.full(len(t), r) for r, t in zip(config.rotations, tables)]),
-        np.concatenate([t[common].to_numpy(dtype=np.float64) for t in tables]),
+        np.concatenate([_columns(t, common) for t in tables]),
     )
 
 
-def _target(table: pd.DataFrame, cell: Path, kind: str, classes: list[str]) -> np.ndarray:
+def _target(table: pa.Table, cell: Path, kind: str, classes: list[str]) -> np.ndarray:
     wanted = ["label"] if kind == "classes" else [f"y_{name}" for name in classes]
-    if lacking := [name for name in wanted if name not in table.columns]:
+    if lacking := [name for name in wanted if name not in table.column_names]:
         raise UserError(f"{cell / PREDICTIONS} lacks '{lacking[0]}': the kind of the task was changed; {FIX}")
     if kind != "classes":
-        return table[wanted].to_numpy(dtype=np.float64)
+        return _columns(table, wanted)
     number = {name: k for k, name in enumerate(classes)}
-    return one_hot(np.array([number.get(name, -1) for name in table["label"]], dtype=np.int64), len(classes))
+    label = [number.get(name, -1) for name in table.column("label").to_pylist()]
+    return one_hot(np.array(label, dtype=np.int64), len(classes))
+
+
+def _columns(table: pa.Table, names: list[str]) -> np.ndarray:
+    """Columns of numbers, float64 `[n, K]`."""
+    columns = [table.column(name).to_numpy().astype(np.float64) for name in names]
+    return np.column_stack(columns) if names else np.empty((table.num_rows, 0))

@@ -53,10 +53,13 @@ class GroupNorm(nn.GroupNorm):
         if not _fuses():
             with as_stored(x):
                 return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))
-        normed = _standardised(wide, list(range(2, wide.ndim)), self.eps).flatten(1, 2)
-        shape = [-1] + [1] * (x.ndim - 2)
-        return (normed * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        groups = wide.unflatten(1, (self.num_groups, -1))
+        variance, mean = torch.var_mean(groups, list(range(2, groups.ndim)), correction=0)
+        scale = (variance + self.eps).rsqrt()[:, :, None] * self.weight.unflatten(0, (self.num_groups, -1))
+        shift = self.bias - (mean[:, :, None] * scale).flatten(1)
+        shape = [*x.shape[:2], *[1] * (x.ndim - 2)]  # a factor and a term a channel: so are the sums of the backward
+        return (wide * scale.reshape(shape) + shift.view(shape)).to(x.dtype)
 
 
 class LayerNorm(nn.LayerNorm):

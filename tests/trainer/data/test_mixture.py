@@ -9,7 +9,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from trainer.data.mixture import Mixture, Source
-from trainer.data.remote.needs import needs_of, smallest, smallest_of_source
+from trainer.data.remote.needs import needs_of, smallest_of_source
 from umbra.errors import UserError
 
 
@@ -108,7 +108,9 @@ def test_the_plan_of_a_remote_source_names_the_shards_of_each_step(mixture, star
             needed = set(np.searchsorted(ends, samples[of == number], "right").tolist())
             assert needed <= {need.shard for need in plan if need.first <= step <= need.last}
         assert not {need.shard for need in plan} & set(source.excluded)
-        assert smallest(plan, sizes) == smallest_of_source(mixture, source.name, start, start + count, sizes)
+        steps = [{need.shard for need in plan if need.first <= s <= need.last} for s in range(start, start + count)]
+        fullest = max(sum(sizes[shard] for shard in at_once) for at_once in steps)
+        assert fullest == smallest_of_source(mixture, source.name, start, start + count, sizes)
 
 
 def test_the_order_of_a_source_does_not_depend_on_the_others():

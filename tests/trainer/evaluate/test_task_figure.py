@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from tests.trainer.evaluate.test_compare import GOOD, write
+from tests.support.results import GOOD, write
 from trainer.evaluate import forest, task_figure
 from trainer.evaluate.comparison import comparison
 

@@ -331,6 +331,19 @@ def test_the_penalty_of_masks_that_hide_all_is_its_largest():
         assert prices[0] == pytest.approx(0.1)
 
 
+def test_a_step_that_is_not_watched_is_the_same_with_fewer_figures():
+    played = {}
+    for watched in (True, False):
+        encoder, masker, pair = players(2)
+        game = Game(PlainEngine(encoder, 0.1), PlainEngine(masker, 0.1), GameConfig(masks=2, slope=5), 0.3)
+        figures, _ = game.step([pair], 0, watched=watched)
+        played[watched] = figures, [*encoder.parameters(), *masker.parameters()]
+    assert set(played[False][0]) == {"loss", "accuracy", "penalty"}
+    assert {"coverage", "mask_sameness", "alignment", "uniformity"} <= set(played[True][0])
+    assert all(torch.equal(value, played[True][0][name]) for name, value in played[False][0].items())
+    assert all(torch.equal(a, b) for a, b in zip(played[False][1], played[True][1]))
+
+
 def test_no_cost_costs_nothing():
     assert cost(torch.rand(2, 2, 1, 5), GameConfig()) == 0
 

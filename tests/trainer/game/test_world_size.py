@@ -25,7 +25,7 @@ STEPS, SIZE, LEADS, HOP = 20, 8, 3, 4
 DIALS = [
     {},
     {"masks": 3, "strength": 0.4},
-    {"masks": 2, "use": "all"},
+    {"masks": 2, "use": "all", "mask_of": "another"},
     {"schedule": "alternating"},
     {"masks": 2, "threshold": "half", "penalty": "paper", "masker_interval": 3},
     {"family": "lead", "share": 0.6, "entropy": 0.3, "smoothness": 0.2},

@@ -77,6 +77,20 @@ def test_the_directory_is_free_after_the_run(tmp_path, locks):
     directory.check(tmp_path / "run")
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    (tmp_path / "figures").mkdir()
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait(30)
+    host = os.uname().nodename
+    left = [tmp_path / "run.json", tmp_path / "figures" / "curves.png"]
+    for path in left:
+        for process in (dead.pid, os.getpid()):
+            path.with_name(f"{path.name}.partial-{host}-{process}").touch()
+    with directory.held(tmp_path, True):
+        found = {path.name for path in tmp_path.rglob("*.partial-*")}
+    assert found == {f"{path.name}.partial-{host}-{os.getpid()}" for path in left}
+
+
 def test_without_file_locks_a_run_elsewhere_is_seen_to_live_or_not(tmp_path, monkeypatch):
     def refuse(*words):
         raise OSError(errno.ENOLCK, "no locks")

@@ -61,8 +61,8 @@ def test_so_many_cells_are_hidden(coverage, cells):
 )
 def test_masks_change_between_neighbours_as_often_as_they_should(neighbours, switches):
     """19.1 times in 25 cells: a masker that the game trained on PTB-XL (docs/methods.md)."""
-    decided = (hidden(4000, neighbours=neighbours)[:, 0, ::40] > 0.5).float()
-    assert decided.diff(dim=1).abs().sum(1).mean() == pytest.approx(switches, abs=0.25)
+    decided = (hidden(1000, neighbours=neighbours)[:, 0, ::40] > 0.5).float()
+    assert decided.diff(dim=1).abs().sum(1).mean() == pytest.approx(switches, abs=0.3)
 
 
 def test_leads_share_a_mask_unless_each_has_its_own():

@@ -93,11 +93,19 @@ def needs_of(mixture: Mixture, name: str, start: int, stop: int) -> Iterator[Nee
 
 
 def smallest_of_source(mixture: Mixture, name: str, start: int, stop: int, sizes: Sequence[int]) -> int:
-    """`smallest` of a source; at most two of its epochs meet in a step."""
+    """`smallest` of a source; at most two of its epochs meet in a step, and a shard of both takes space once."""
     most, before = 0, list[Need]()
     for _, found in _source_epochs(mixture, name, start, stop):
-        most, before = max(most, smallest([*before, *found], sizes)), found
+        most, before = max(most, smallest(_united([*before, *found]), sizes)), found
     return most
+
+
+def _united(needed: Iterable[Need]) -> list[Need]:
+    """Needs of the same shard that overlap or touch, as one."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for need in needed:
+        spans.setdefault(need.shard, []).append((need.first, need.last))
+    return [Need(shard, first, last) for shard, several in spans.items() for first, last in _merged(several)]
 
 
 def _source_epochs(mixture: Mixture, name: str, start: int, stop: int) -> Iterator[tuple[int, list[Need]]]:
