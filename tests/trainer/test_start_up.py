@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ENCODERS = ("run", "random-masks", "random")
 MAKE = shutil.which("make")
 STUB = """#!/bin/sh
 [ "$1" = -c ] || echo "${0##*/} $*" >> "$CALLS"
@@ -61,14 +62,14 @@ def test_the_readme_shows_the_steps_of_the_demo(demo, tmp_path):
     calls = [call.replace(f"{out}", "work").replace(" seed=0", "") for call in demo(OUT=str(out))]
     made = [set(re.sub(r" --master_port \d+", "", call).split()) for call in calls]
     assert shown[:4] == made[:4]
-    for ours, theirs in zip(shown[4:6], made[4:6]):
+    for ours, theirs in zip(shown[4:6], (made[6], made[8])):
         assert {w for w in ours if not w.startswith("output=")} <= theirs
 
 
 def products(out: Path) -> None:
     """What the programs would leave."""
-    folders = ("recordings", "shards", "run/encoder", "index.html")
-    probes = [f"transfer/{task}-{encoder}" for task in ("rhythm", "sex") for encoder in ("encoder", "random")]
+    folders = ("recordings", "shards", "run/encoder", "random-masks/encoder", "index.html")
+    probes = [f"transfer/{task}-{encoder}" for task in ("rhythm", "sex") for encoder in ENCODERS]
     for name in (*folders, *probes):
         (out / name).mkdir(parents=True, exist_ok=True)
 
@@ -77,16 +78,19 @@ def step_names(calls: list[str]) -> list[str]:
     return [next(w for w in call.split() if w not in ("python", "-m")) for call in calls]
 
 
-ALL = ["sharding", "sharding", "deepspeed", "trainer.export", *["trainer.transfer"] * 4, "trainer.demo"]
+ALL = ["sharding", "sharding", *["deepspeed", "trainer.export"] * 2, *["trainer.transfer"] * 6, "trainer.demo"]
 
 
 def test_a_second_demo_repeats_nothing(demo, tmp_path):
     out = tmp_path / "my out"
     products(out)
-    compare = [f"trainer.transfer compare {out}/transfer/*/result.json"]
-    assert step_names(demo(OUT=str(out)))[:9] == ALL
+    compare = [
+        "trainer.transfer compare " + " ".join(f"{out}/transfer/{task}-{encoder}/result.json" for encoder in ENCODERS)
+        for task in ("rhythm", "sex")
+    ]
+    assert step_names(demo(OUT=str(out)))[:13] == ALL
     assert [call.removeprefix("python -m ") for call in demo(OUT=str(out))] == compare
-    assert step_names(demo(OUT=str(out), EPOCHS="90"))[:7] == ALL[2:]  # what follows from it is made again
+    assert step_names(demo(OUT=str(out), EPOCHS="90"))[:11] == ALL[2:]  # what follows from it is made again
     shutil.rmtree(out / "transfer" / "sex-random")
     assert step_names(demo(OUT=str(out), EPOCHS="90"))[:2] == ["trainer.transfer", "trainer.demo"]
     assert step_names(demo(OUT=str(out), EPOCHS="90", SEED="1"))[0] == "sharding"  # which refuses it
@@ -98,7 +102,7 @@ def test_a_demo_goes_on_where_its_pre_training_was_stopped(demo, tmp_path):
     assert step_names(demo(OUT=str(tmp_path), code=130)) == ALL[:3]
     assert step_names(demo(OUT=str(tmp_path), code=130)) == ALL[2:3]
     (tmp_path / "run" / "run.json").write_text('{"status": "finished"}')
-    assert step_names(demo(OUT=str(tmp_path)))[:7] == ALL[2:]
+    assert step_names(demo(OUT=str(tmp_path)))[:11] == ALL[2:]
 
 
 def test_the_demo_ends_with_its_page_and_a_command_for_any_shell(demo, tmp_path):
@@ -123,9 +127,9 @@ def test_the_demo_ends_with_its_page_and_a_command_for_any_shell(demo, tmp_path)
     ],
 )
 def test_the_batch_of_the_demo_fits_its_patients_and_processes(demo, tmp_path, settings, processes, batch):
-    (words,) = (call for call in demo(OUT=str(tmp_path), **settings) if call.startswith("deepspeed"))
-    assert f"--num_gpus {processes} " in words
-    assert f" batch.global={batch} " in words
+    calls = [call for call in demo(OUT=str(tmp_path), **settings) if call.startswith("deepspeed")]
+    assert len(calls) == 2
+    assert all(f"--num_gpus {processes} " in words and f" batch.global={batch} " in words for words in calls)
 
 
 @pytest.mark.parametrize("settings", [{"PATIENTS": "few"}, {"EPOCHS": "1e2"}, {"SEED": "-1"}, {"PATIENTS": "007"}])
@@ -152,7 +156,7 @@ def test_the_commands_that_the_demo_shows_can_be_pasted(demo, tmp_path):
     calls = demo(OUT=str(tmp_path / "it's my out"))
     shown = [line[2:] for line in demo.said.splitlines() if line.startswith("$ ")]
     assert [" ".join(shlex.split(line)) for line in shown] == calls[: len(shown)]
-    assert len(shown) == 9
+    assert len(shown) == 13
 
 
 def test_the_demo_on_data_takes_that_folder(demo, tmp_path):
