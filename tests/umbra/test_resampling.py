@@ -8,7 +8,7 @@ import torch
 from scipy.signal import firwin
 
 from sharding import signal
-from umbra.encoders.resampling import low_pass, resample, seen
+from umbra.encoders.resampling import _products, low_pass, resample, seen
 
 RATES = [
     (500, 100),
@@ -64,3 +64,12 @@ def test_the_filter_is_scipys(up, down):
     widest = max(up, down)
     expected = up * firwin(20 * widest + 1, 1 / widest, window=("kaiser", 5.0))
     np.testing.assert_allclose(low_pass(up, down), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("up", "down", "period"), [(1, 20, 1), (5, 18, 5), (100, 257, 25), (64, 125, 1)])
+def test_weights_that_repeat_are_held_once(up, down, period):
+    """Of a long record: 12 leads at 2 kHz took 4 GiB."""
+    inputs, weights = _products(up, down, 0, 64000)
+    assert len(weights) == period
+    assert inputs.shape == (1000, weights.shape[1])
+    assert len(_products(up, down, 0, 100)[1]) == min(period, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -32,12 +33,17 @@ def seen(start: int, stop: int, up: int, down: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=16)
 def _products(up: int, down: int, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """(input samples [chunks, width] from `seen(start, ...)[0]` on, their weights [chunks, width, CHUNK])."""
+    """(input samples [chunks, width] from `seen(start, ...)[0]` on, their weights [period, width, CHUNK]).
+
+    The weights of a chunk are those of the one `period` later; the chunks are a multiple of it.
+    """
     taps, half = low_pass(up, down), PERIODS * max(up, down)
-    outputs = start + np.arange(-(-count // CHUNK) * CHUNK).reshape(-1, CHUNK)
+    chunks = -(-count // CHUNK)
+    period = min(up // math.gcd(up, CHUNK), chunks)
+    outputs = start + np.arange(-(-chunks // period) * period * CHUNK).reshape(-1, CHUNK)
     width = ((CHUNK - 1) * down + 2 * half) // up + 1
     inputs = -((half - outputs[:, :1] * down) // up) + np.arange(width)
-    place = half + inputs[:, :, None] * up - outputs[:, None, :] * down
+    place = half + inputs[:period, :, None] * up - outputs[:period, None, :] * down
     weights = np.where(abs(place - half) <= half, taps[place.clip(0, 2 * half)], 0.0)
     return torch.from_numpy(inputs - inputs[0, 0]), torch.from_numpy(weights)
 
@@ -60,6 +66,9 @@ def resample(x: Tensor, up: int, down: int, start: int, stop: int, device: torch
     step = (end - begin) / max(samples - 1, 1)
     level = x[..., low:high].to(device, dtype) - (begin + step * torch.arange(low, high, device=device))
     level = F.pad(level.reshape(-1, high - low), (low - first, last - high))
-    out = (level[:, inputs].transpose(0, 1) @ weights.to(dtype)).transpose(0, 1).reshape(*x.shape[:-1], -1)
+    level = level[:, inputs].unflatten(1, (-1, len(weights))).permute(2, 1, 0, 3).flatten(1, 2)  # the period first
+    out = (
+        (level @ weights.to(dtype)).unflatten(1, (-1, x[..., 0].numel())).permute(2, 1, 0, 3).reshape(*x.shape[:-1], -1)
+    )
     line = begin + step * (torch.arange(start, stop, device=device).to(dtype) * (down / up))
     return out[..., : stop - start] + line
