@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from umbra.encoders.config import FORMAT, SCALINGS, EncoderConfig
 from umbra.errors import UserError, nearest
 from umbra.files import damaged, read_json, write_bytes
+from umbra.signal import RATES
 from umbra.typed import typed
 
 CONFIG = "config.json"
@@ -25,6 +27,8 @@ WEIGHTS = "model.safetensors"
 GOLDEN = "golden.safetensors"
 FIX = "export the encoder again"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+COUNTS = (torch.int64, torch.int32)  # of batch norm
 
 
 def read_config(directory: str | Path) -> EncoderConfig:
@@ -45,9 +49,12 @@ def read_config(directory: str | Path) -> EncoderConfig:
 
 def _check(config: EncoderConfig) -> None:
     """Raises `ValueError` for values that no export writes."""
-    for key in ("dim", "rate", "samples"):
+    for key in ("dim", "samples"):
         if getattr(config, key) <= 0:
             raise ValueError(f"'{key}' is {getattr(config, key)}")
+    low, high = RATES
+    if not low <= config.rate <= high:
+        raise ValueError(f"'rate' is {config.rate:g}, not one of {low:g} to {high:g} Hz")
     if config.units != "mV":
         raise ValueError(f"'units' is {config.units}, the encoder takes mV")
     if config.scaling["mode"] not in SCALINGS:
@@ -90,7 +97,8 @@ def encoder_directory(path_or_hub_id: str | Path, argument: str = "path_or_hub_i
 def read_weights(path: Path, fix: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
-    Raises `UserError`, which ends in `fix`, if it is missing or damaged, or a value is not finite.
+    Raises `UserError`, which ends in `fix`, if it is missing or damaged, a type is none of `FLOATS` and `COUNTS`, or a
+    value is not finite.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path} does not exist: {fix}")
@@ -98,6 +106,8 @@ def read_weights(path: Path, fix: str) -> dict[str, Tensor]:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error, fix) from error
+    if wrong := [name for name, tensor in weights.items() if tensor.dtype not in FLOATS + COUNTS]:
+        raise damaged(path, f"'{wrong[0]}' is of {weights[wrong[0]].dtype}, which no export writes", fix)
     if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise damaged(path, f"'{wrong[0]}' has values that are not finite", fix)
     return weights
@@ -109,7 +119,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    """Why `given` cannot be loaded as `wanted` (names or shapes), in one line; empty if it can."""
+    """Why `given` cannot be loaded as `wanted` (names, shapes, whole numbers or not), in one line; empty if it can."""
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing:
         near = nearest(missing[0], extra or given)
@@ -119,4 +129,6 @@ def mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
     for name, tensor in wanted.items():
         if tensor.shape != given[name].shape:
             return f"'{name}' has shape {list(given[name].shape)}, expected {list(tensor.shape)}"
+        if tensor.is_floating_point() != given[name].is_floating_point():
+            return f"'{name}' is of {given[name].dtype}, expected {tensor.dtype}"
     return ""

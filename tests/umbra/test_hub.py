@@ -167,6 +167,8 @@ CONFIGS = [
     ({"units": "uV"}, "'units' is uV, the encoder takes mV"),
     ({"dim": 7}, "says dim 7, its architecture has 64"),
     ({"dim": 0}, "'dim' is 0"),
+    ({"rate": 1e-3}, "'rate' is 0.001, not one of 50 to 20000 Hz"),
+    ({"rate": 1e308}, r"'rate' is 1e\+308, not one of 50"),
     ({"more": 1}, "unknown 'more'"),
 ]
 
@@ -265,3 +267,24 @@ def test_golden_files_of_other_content_are_named(content, said, directory):
     save_file(content, directory / "golden.safetensors")
     with pytest.raises(UserError, match=said):
         load_encoder(directory, check=True)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.complex64, torch.uint16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["golden.safetensors", "model.safetensors"])
+def test_a_tensor_of_a_type_that_no_export_writes_is_named(name, kind, directory):
+    tensors = load_file(directory / name)
+    first = sorted(tensors)[0]
+    save_file(tensors | {first: tensors[first].to(kind)}, directory / name)
+    with pytest.raises(
+        UserError, match=rf"{name} is damaged \('{first}' is of {kind}, which no export writes\)"
+    ) as caught:
+        load_encoder(directory, check=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_whole_numbers_are_not_loaded_as_real_ones(directory):
+    weights = load_file(directory / "model.safetensors")
+    name = "backbone.embed.weight"
+    save_file(weights | {name: weights[name].long()}, directory / "model.safetensors")
+    with pytest.raises(UserError, match=f"'{name}' is of torch.int64, expected torch.float32"):
+        load_encoder(directory)
