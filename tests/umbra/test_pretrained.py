@@ -172,6 +172,27 @@ def test_a_private_encoder_is_not_had_without_its_token(directory, hub, tmp_path
     assert Encoder.from_pretrained("me/ecg", token=TOKEN).dim == 64
 
 
+def test_token_false_sends_none(directory, hub):
+    load_encoder(directory).push_to_hub("me/ecg")
+    with pytest.raises(UserError, match="downloading it from the hub failed"):
+        Encoder.from_pretrained("me/ecg", token=False)
+    assert Encoder.from_pretrained("me/ecg", token=True).dim == 64
+
+
+def test_what_cannot_be_loaded_is_neither_saved_nor_sent(directory, hub, tmp_path):
+    encoder = load_encoder(directory)
+    with pytest.raises(TypeError, match="licence"):
+        encoder.push_to_hub("me/ecg", model_card_kwargs={"licence": "mit"})
+    with torch.no_grad():
+        next(encoder.backbone.parameters())[0] = torch.nan
+    with pytest.raises(UserError, match=r"cannot be saved: 'backbone\..*' has values that are not finite"):
+        encoder.push_to_hub("me/ecg")
+    with pytest.raises(UserError, match="not finite"):
+        encoder.save_pretrained(tmp_path / "ecg")
+    assert not hub.repos
+    assert not (tmp_path / "ecg").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "token", "said"),
     [

@@ -79,7 +79,8 @@ class Pretrained(nn.Module):
     ) -> Self:
         """`umbra.load_encoder` with the hub's options: the encoder of a directory or hub id, in eval mode.
 
-        `force_download`, `token`, `cache_dir`, `local_files_only`, `revision`: of `huggingface_hub.snapshot_download`.
+        `force_download`, `token` (False: none is sent), `cache_dir`, `local_files_only`, `revision`: of
+        `huggingface_hub.snapshot_download`.
         Raises `UserError` as `load_encoder` does, and for `strict=False`.
         """
         if not strict:
@@ -93,7 +94,9 @@ class Pretrained(nn.Module):
             "revision": revision,
         }
         directory = encoder_directory(
-            pretrained_model_name_or_path, "pretrained_model_name_or_path", **{k: v for k, v in download.items() if v}
+            pretrained_model_name_or_path,
+            "pretrained_model_name_or_path",
+            **{k: v for k, v in download.items() if v is not None},
         )
         return cls.read(directory).to(place)
 
@@ -112,10 +115,9 @@ class Pretrained(nn.Module):
 
         `config` can only be the encoder's own; `model_card_kwargs`: arguments of `umbra.card.model_card`. With
         `push_to_hub` it is then sent to `repo_id` (None: the directory's name) and the commit's URL is returned. Raises
-        `UserError` for another `config` and for a folder that cannot be written.
+        `UserError` for another `config`, weights that are not finite, and a folder that cannot be written.
         """
-        self._refuse(config)
-        card = model_card(self.config, **(model_card_kwargs or {}))
+        card = self._card(config, model_card_kwargs)
         folder = make_folder(save_directory, "save_directory")
         (folder / CONFIG).unlink(missing_ok=True)
         save_weights(folder / WEIGHTS, self.state_dict())
@@ -149,7 +151,7 @@ class Pretrained(nn.Module):
         A new repository is private unless `private=False`; one that exists stays as it is. `token`: None for that of
         HF_TOKEN or of `hf auth login`. Raises `UserError` without a token, and if the hub refuses or is not reached.
         """
-        self._refuse(config)
+        self._card(config, model_card_kwargs)  # before a repository is made
         name = create(repo_id, private, token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, model_card_kwargs={"repo": name} | (model_card_kwargs or {}))
@@ -165,10 +167,15 @@ class Pretrained(nn.Module):
                 delete_patterns=delete_patterns,
             )
 
-    def _refuse(self, config: Any) -> None:
-        """Raises `UserError` for a config that is not the encoder's own."""
+    def _card(self, config: Any, card: dict[str, Any] | None) -> str:
+        """The model card. Raises `UserError` for a config that is not the encoder's own and weights that none loads."""
         if config is not None and config not in (self.config, dataclasses.asdict(self.config)):
             raise UserError("config describes the weights and cannot be set: leave it out")
+        if wrong := [name for name, tensor in self.state_dict().items() if not tensor.isfinite().all()]:
+            raise UserError(
+                f"the encoder cannot be saved: '{wrong[0]}' has values that are not finite (training failed?)"
+            )
+        return model_card(self.config, **(card or {}))
 
 
 def usable(device: str | torch.device, argument: str = "device") -> torch.device:
