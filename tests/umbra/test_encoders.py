@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -88,6 +89,21 @@ def test_an_encoder_takes_other_lengths_as_if_it_were_built_for_them(name, sampl
     alone = initialise(other.config)
     alone.load_state_dict(encoder.state_dict())
     assert torch.equal(other(x), alone(x))
+
+
+def test_a_resized_encoder_keeps_its_type_and_its_gradients(tmp_path):
+    encoder = small_encoder("resnet18").double().requires_grad_()
+    other = encoder.resized(np.int64(300))
+    features = other(torch.zeros(1, 12, 300))
+    assert (features.dtype, features.requires_grad) == (torch.float64, True)
+    other.save_pretrained(tmp_path)
+    assert load_encoder(tmp_path, check=True).config.samples == 300
+
+
+@pytest.mark.parametrize("samples", [0, -5, 500.0, "500", None, True])
+def test_a_length_is_a_whole_number_of_samples(samples):
+    with pytest.raises(UserError, match=f"samples={samples!r} must be a whole number, at least 1"):
+        small_encoder("resnet18").resized(samples)
 
 
 def test_a_network_of_one_length_is_not_resized(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Self
 
 import torch
@@ -77,16 +78,20 @@ class Encoder(Pretrained):
         return super().requires_grad_(requires_grad)
 
     def resized(self, samples: int) -> Self:
-        """The same encoder for windows of `samples` samples, with weights of its own, on the same device.
+        """The same encoder for windows of `samples` samples, with weights of its own, on the same device, in its type.
 
-        Raises `UserError` if its network takes no other length.
+        Raises `UserError` if `samples` is no whole number from 1 on, or its network takes no other length.
         """
+        if isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1:
+            raise UserError(f"samples={samples!r} must be a whole number, at least 1")
         if samples != self.config.samples and not self.backbone.any_length:
             name, seconds = self.config.architecture["name"], self.config.samples / self.config.rate
             raise UserError(f"{name} takes only ECGs of the length that it was built for, {seconds:g} s")
-        other = type(self).of(replace(self.config, samples=samples))
-        other.load_state_dict(self.state_dict())
-        return other.to(next(self.parameters()).device).train(self.training)
+        other = type(self).of(replace(self.config, samples=int(samples)))
+        own = next(self.parameters())
+        other.to(own.device, own.dtype).load_state_dict(self.state_dict())
+        other.gradients = self.gradients
+        return other.train(self.training)
 
     def embed(
         self,
