@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -82,10 +83,10 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
     def _checked(self, X: Any, encoder: Encoder, reset: bool) -> NDArray[Any]:
         """X as [n, leads, samples]. Raises `UserError` if it cannot be that."""
-        if isinstance(self.leads, str):
-            raise UserError(f"leads={self.leads!r} is a text: give a list of names")
+        if not (self.leads is None or (np.ndim(self.leads) == 1 and len(self.leads))):
+            raise UserError(f"leads={self.leads!r} is no list of names: give a list of them, such as ['I', 'II']")
         count = len(encoder.config.leads if self.leads is None else self.leads)
-        X = _array(X) if isinstance(X, list | tuple) else X
+        X = _array(X) if isinstance(X, list | tuple) else _numpy(X)
         if getattr(X, "ndim", 2) > 2:
             if X.ndim != 3 or X.shape[1] != count:
                 raise UserError(f"X has shape {list(X.shape)}, but there are {count} leads: give [n, leads, samples]")
@@ -112,8 +113,16 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 def _array(X: Any) -> Any:
     """A list of ECGs as one array. Raises `UserError` if they are of different sizes."""
     try:
-        return np.asarray(X)
+        return np.asarray([_numpy(x) for x in X])
     except ValueError as error:
         raise UserError(
             "X is a list of ECGs of different sizes: give [n, leads, samples], or call encoder.embed, which takes them"
         ) from error
+
+
+def _numpy(X: Any) -> Any:
+    """A torch tensor as an array; all else as it is."""
+    if not isinstance(X, torch.Tensor):
+        return X
+    X = X.detach().cpu()
+    return (X.float() if X.dtype == torch.bfloat16 else X).numpy()

@@ -113,7 +113,7 @@ def test_cloned_pickled_and_away_from_its_directory(directory, ecgs, tmp_path):
         ({"device": "gpu"}, (3, 12, SAMPLES), "device"),
         ({"encoder": ""}, (3, 12, SAMPLES), "encoder='': give an encoder directory, a hub id or an umbra.Encoder"),
         ({"encoder": None}, (3, 12, SAMPLES), "encoder=None: give an encoder directory"),
-        ({"leads": "II"}, (3, 12, SAMPLES), "leads='II' is a text: give a list of names"),
+        ({"leads": "II"}, (3, 12, SAMPLES), "leads='II' is no list of names"),
         ({}, (1, 3, 12, SAMPLES), r"X has shape \[1, 3, 12, 256\], but there are 12 leads"),
         ({}, (0, 12, SAMPLES), r"Found array with 0 sample\(s\)"),
         ({}, (3, 12, 500), r"rate is not set: the ECGs have 500 samples, the encoder takes 256 at 100 Hz; give rate="),
@@ -131,6 +131,21 @@ def test_lists_of_ecgs_are_one_array_or_refused(directory, ecgs):
     np.testing.assert_array_equal(fitted.transform(list(x)), fitted.transform(x))
     with pytest.raises(UserError, match=r"X is a list of ECGs of different sizes: give .*, or call encoder.embed"):
         fitted.transform([x[0], x[1][:, :100]])
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_torch_tensors_are_taken_whatever_they_carry(kind, directory, ecgs):
+    x = torch.from_numpy(ecgs[0][:3]).to(kind)
+    there = EncoderTransformer(directory)
+    expected = there.fit_transform(x.float().numpy())
+    for given in (x.requires_grad_(), list(x), x.flatten(1)):
+        np.testing.assert_allclose(there.fit_transform(given), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("leads", [3, [], "II"])
+def test_leads_that_are_no_list_of_names_are_said(leads, directory, ecgs):
+    with pytest.raises(UserError, match=r"leads=.* is no list of names"):
+        EncoderTransformer(directory, leads=leads).fit(ecgs[0].reshape(24, -1))
 
 
 def test_ecgs_of_another_size_than_fitted_are_refused(directory, ecgs):
