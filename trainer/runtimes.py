@@ -37,8 +37,8 @@ RUN = {
 }
 CHECK = """import sys, numpy; {run}
 cases = numpy.load(sys.argv[2])
-print(max(float(abs(run(cases['x' + n]) - cases['y' + n]).max() / max(1.0, abs(cases['y' + n]).max()))
-    for n in map(str, range(len(cases.files) // 2))))"""
+print(numpy.max([abs(run(cases['x' + n]) - cases['y' + n]).max() / max(1.0, abs(cases['y' + n]).max())
+    for n in map(str, range(len(cases.files) // 2))]))"""
 
 
 def check_formats(formats: Sequence[str]) -> None:

@@ -78,6 +78,9 @@ def test_a_file_that_differs_or_does_not_run_is_refused(tmp_path, monkeypatch):
         runtimes.check("pt2", tmp_path / "any", {"x0": x, "y0": np.array([5.6], np.float32)})
     with pytest.raises(UserError, match=r"differs from the encoder by nan"):
         runtimes.check("pt2", tmp_path / "any", {"x0": x, "y0": np.array([np.nan], np.float32)})
+    later = {"x1": x, "y1": np.array([np.nan], np.float32)}
+    with pytest.raises(UserError, match=r"differs from the encoder by nan"):
+        runtimes.check("pt2", tmp_path / "any", {"x0": x, "y0": np.array([5.5], np.float32), **later})
     monkeypatch.setitem(runtimes.RUN, "pt2", "raise SystemError('no\\nluck')")
     with pytest.raises(UserError, match=r"does not run: luck; leave pt2 out"):
         runtimes.check("pt2", tmp_path / "any", {"x0": x, "y0": x})
