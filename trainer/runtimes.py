@@ -32,8 +32,7 @@ SHORTEST = 64  # samples that a network of any length takes
 RUN = {
     "onnx": "import onnxruntime; f = onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider']); "
     "run = lambda x: f.run(None, {'ecg': x})[0]",
-    "pt2": "import torch; f = torch.export.load(sys.argv[1]).module(); "
-    "run = lambda x: f(torch.from_numpy(x)).detach().numpy()",
+    "pt2": "import torch; f = torch.export.load(sys.argv[1]).module(); run = lambda x: f(torch.from_numpy(x)).numpy()",
 }
 CHECK = """import sys, numpy; {run}
 cases = numpy.load(sys.argv[2])
@@ -67,11 +66,12 @@ def write(encoder: Encoder, folder: Path, formats: Collection[str]) -> None:
 
 
 class Portable(nn.Module):
-    """Scaling and backbone of an encoder, written so that batch and length stay free in `torch.export`."""
+    """Scaling and backbone of an encoder, written so that batch and length stay free in `torch.export`; its features
+    carry no gradients."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.scaling, self.backbone = encoder.scaling, _free(copy.deepcopy(encoder.backbone))
+        self.scaling, self.backbone = encoder.scaling, _free(copy.deepcopy(encoder.backbone)).requires_grad_(False)
 
     def forward(self, ecg: Tensor) -> Tensor:
         features: Tensor = self.backbone(self.scaling(ecg))

@@ -41,6 +41,12 @@ def test_pooling_layers_are_replaced_by_equal_ones():
             torch.testing.assert_close(given, pools[0](x))
 
 
+def test_features_of_other_runtimes_carry_no_gradients():
+    encoder = small_encoder("resnet18").requires_grad_()
+    assert not runtimes.Portable(encoder)(torch.zeros(1, 12, 1000)).requires_grad
+    assert all(weight.requires_grad for weight in encoder.parameters())
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["resnet18", "vit_s"])
 def test_a_graph_takes_any_batch_and_any_length(name):
