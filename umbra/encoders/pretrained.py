@@ -96,7 +96,7 @@ class Pretrained(nn.Module):
         directory = encoder_directory(
             pretrained_model_name_or_path,
             "pretrained_model_name_or_path",
-            **{k: v for k, v in download.items() if v is not None},
+            **{k: v for k, v in download.items() if v not in (None, "")},
         )
         return cls.read(directory).to(place)
 
