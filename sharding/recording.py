@@ -42,7 +42,7 @@ def read(
     try:
         source.check(options)
         head = source.head(root, record, options)
-        present = lead_names.index(head.leads)
+        present = _rows(path, head.leads)
         absent = lead_names.missing(present, wanted)
         if len(absent) == len(wanted):
             raise UserError(f"ecg={path}: none of {', '.join(head.leads)} is a lead of the encoder")
@@ -52,6 +52,13 @@ def read(
         raise UserError(f"ecg={path}: {REASONS.get(error.reason, error.reason)} ({error.detail})") from error
     except OSError as error:
         raise UserError(f"ecg={path} cannot be read: {error.strerror or error}") from error
+
+
+def _rows(path: str, leads: Sequence[str]) -> dict[str, int]:
+    try:
+        return lead_names.index(leads)
+    except ValueError as error:
+        raise UserError(f"ecg={path}: {error}, in {', '.join(leads)}") from error
 
 
 def _located(path: str) -> tuple[str, Path, str]:

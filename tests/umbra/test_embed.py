@@ -351,6 +351,22 @@ def test_files_are_read_as_a_build_reads_them(encoder, tmp_path):
         encoder.embed(tmp_path / "a")
 
 
+def test_a_lead_that_a_file_has_twice_is_said_and_another_signal_may_be(encoder, tmp_path):
+    write_record(tmp_path, "a", beats(0))
+    header = tmp_path / "a.hea"
+    text = header.read_text()
+    header.write_text(text.replace(" V6\n", " lead v5\n"))
+    with pytest.raises(UserError, match=r"^ecg=.*a: lead V5 occurs twice, in .*, lead v5"):
+        encoder.embed(tmp_path / "a")
+    header.write_text(text.replace(" V6\n", " ABP\n").replace(" V5\n", " ABP\n"))
+    with pytest.warns(UserWarning, match="^missing leads are filled with zeros: V5, V6$"):
+        found = encoder.embed(tmp_path / "a")
+    names = ["ABP" if lead in ("V5", "V6") else lead for lead in LEADS]
+    with pytest.warns(UserWarning, match=r"missing leads .*: V5, V6; signals that are no known lead are ignored: ABP$"):
+        given = encoder.embed(beats(0).T, rate=100, units="uV", leads=names)
+    np.testing.assert_allclose(given, found, atol=1e-6)
+
+
 def test_a_gap_in_a_record_is_a_value_that_is_not_finite(encoder, tmp_path):
     digital = beats(0)
     digital[300:320, 4] = -32768

@@ -186,7 +186,7 @@ def placed(names: Sequence[str], wanted: Sequence[str]) -> Placed:
     rows: dict[str, int] = {}
     for row, name in enumerate(names):
         key = lead_names.canonical(name) or name
-        if key in rows:
+        if key in rows and (key in wanted or key in lead_names.CANONICAL):
             raise UserError(f"leads={list(names)}: {key} occurs twice")
         rows[key] = row
     missing = tuple(lead_names.missing(rows, wanted))
