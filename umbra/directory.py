@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from umbra.encoders.config import FORMAT, SCALINGS, EncoderConfig
-from umbra.errors import UserError, nearest
+from umbra.errors import UserError, nearest, of_the_hub
 from umbra.files import damaged, read_json, write_bytes
 from umbra.signal import RATES
 from umbra.typed import typed
@@ -88,9 +88,8 @@ def encoder_directory(path_or_hub_id: str | Path, argument: str = "path_or_hub_i
     try:
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=[CONFIG, WEIGHTS, GOLDEN], **download))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"'{path_or_hub_id}' is not a local directory, and downloading it from the hub failed: {reason}"
+            f"'{path_or_hub_id}' is not a local directory, and downloading it from the hub failed: {of_the_hub(error)}"
         ) from error
 
 

@@ -67,3 +67,9 @@ def require_extra(extra: str, *packages: str) -> None:
     if missing:
         print(f"error: {missing[0]} is not installed: pip install 'umbra[{extra}]'", file=sys.stderr)
         sys.exit(2)
+
+
+def of_the_hub(error: Exception) -> str:
+    """What the hub's client says, on one line and without the token: of one with a line break it shows the header."""
+    said = " ".join((str(error) or type(error).__name__).split())
+    return re.sub(r"Bearer .*", "Bearer ...", said)[:200]

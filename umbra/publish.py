@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from umbra.errors import UserError
+from umbra.errors import UserError, of_the_hub
 
 MESSAGE = "Push model using huggingface_hub."
 TOKEN = "set HF_TOKEN to a token with write access, or run `hf auth login`"
@@ -47,7 +47,7 @@ def _api(repo_id: str, token: str | None) -> Any:
     except ImportError as error:
         raise UserError(f"{repo_id}: the hub needs a package: pip install 'umbra[hub]'") from error
     try:
-        validate_repo_id(repo_id)
+        validate_repo_id(repo_id if isinstance(repo_id, str) else "")
     except HFValidationError as error:
         raise UserError(f"{repo_id!r} is no name at the hub; it has the form owner/name") from error
     if not (token or get_token()):
@@ -62,7 +62,7 @@ def _one_line(repo_id: str) -> Iterator[None]:
         yield
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        reason = of_the_hub(error)
         if status in (401, 403):
             raise UserError(f"{repo_id}: the hub does not let this token write there: {TOKEN} ({reason})") from error
         said = "the hub refused" if status else "the hub was not reached"

@@ -179,6 +179,16 @@ def test_token_false_sends_none(directory, hub):
     assert Encoder.from_pretrained("me/ecg", token=True).dim == 64
 
 
+def test_a_token_with_a_line_break_is_not_shown(directory, hub):
+    encoder = load_encoder(directory)
+    with pytest.raises(UserError, match="me/ecg: the hub was not reached: Illegal header value") as caught:
+        encoder.push_to_hub("me/ecg", token="hf_mine\nx")
+    assert "hf_mine" not in str(caught.value)
+    with pytest.raises(UserError, match="downloading it from the hub failed: Illegal header value b'Bearer") as caught:
+        Encoder.from_pretrained("me/ecg", token="hf_mine\nx")
+    assert "hf_mine" not in str(caught.value)
+
+
 def test_what_cannot_be_loaded_is_neither_saved_nor_sent(directory, hub, tmp_path):
     encoder = load_encoder(directory)
     with pytest.raises(TypeError, match="licence"):
@@ -201,6 +211,7 @@ def test_what_cannot_be_loaded_is_neither_saved_nor_sent(directory, hub, tmp_pat
         ("others/ecg", TOKEN, "others/ecg: the hub does not let this token write there"),
         ("a/b/c", TOKEN, "'a/b/c' is no name at the hub; it has the form owner/name"),
         ("", TOKEN, "'' is no name at the hub"),
+        (None, TOKEN, "None is no name at the hub"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(name, token, said, directory, hub, tmp_path, monkeypatch):
