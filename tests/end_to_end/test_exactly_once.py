@@ -218,7 +218,7 @@ def test_a_run_over_http_stops_at_a_bad_shard_and_goes_on_without_it(shards, tmp
 @pytest.mark.timeout(1200)
 def test_a_resume_and_a_second_exclusion_leave_whole_epochs(shards, tmp_path):
     run, [one, two] = tmp_path / "run", ["train-000003.tar", "train-000009.tar"]
-    words = pretrain(shards, run, "steps=40", "checkpoint.every=3")
+    words = pretrain(shards, run, "steps=40", "checkpoint.every=3", "checkpoint.asynchronous=false")
     killed_at(words, 2, run, 7)  # goes on from step 6, in the midst of epoch 0
     killed_at([*words, f"data.exclude=[{one}]"], 1, run, 19)  # epoch 1 is steps 6 to 16; goes on from step 18 or 21
     code, output = launch([*words, f"data.exclude=[{one},{two}]"], 2, LONG)
