@@ -6,7 +6,7 @@
 # never deleted.
 set -euo pipefail
 cd "$(dirname "$0")"
-DATA=${DATA:-} OUT=${OUT:-demo${DATA:+-data}} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-60}
+DATA=${DATA:-} OUT=${OUT:-demo${DATA:+-data}} SEED=${SEED:-0} PATIENTS=${PATIENTS:-1000} EPOCHS=${EPOCHS:-80}
 say() { printf '\n== %s\n' "$*"; }
 fail() { echo "error: $1" >&2; exit "${2:-2}"; }
 for knob in SEED PATIENTS EPOCHS; do

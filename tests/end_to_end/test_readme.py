@@ -15,7 +15,7 @@ from trainer.observe.metrics import read_metrics
 from trainer.run import checkpoint
 
 README = (ROOT / "README.md").read_text()
-SMALLER = {"patients=1000": "patients=60", "epochs=60": "epochs=2", "batch.global=64": "batch.global=16"}
+SMALLER = {"patients=1000": "patients=60", "epochs=80": "epochs=2", "batch.global=64": "batch.global=16"}
 TINY = (
     "steps=2 batch.global=8 encoder.args.width=8 encoder.args.embedding=16 projector.hidden=16 projector.out=8 "
     "masker.width=8 log.every=1 log.figure_every=0 wandb.mode=disabled"
