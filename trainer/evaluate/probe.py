@@ -11,7 +11,7 @@ from trainer.evaluate.config import ProbeConfig
 from trainer.evaluate.fitted import Fitted
 from trainer.evaluate.kinds import Kind, Numbers, kind_of
 from trainer.evaluate.logistic import logistic
-from trainer.evaluate.ridge import Decomposed, decompose, probabilities, ridge
+from trainer.evaluate.ridge import Decomposed, decompose, probabilities, ridge, scale_of
 from trainer.evaluate.store import Store
 from trainer.evaluate.task import Task
 
@@ -36,8 +36,7 @@ class Features:
 
 def features(task: Task, store: Store) -> Features:
     raw = store.of(task.train, task.val, task.test)
-    mean, std = raw[0].mean(0), raw[0].std(0)
-    std[std < 1e-6 * (np.abs(mean) + 1e-6)] = 1.0
+    mean, std = scale_of(raw[0])
     return Features(*((x - mean) / std for x in raw))
 
 

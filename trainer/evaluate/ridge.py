@@ -25,6 +25,14 @@ class Decomposed:
         return self.x.shape[0] >= self.x.shape[1]
 
 
+def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation `[D]` of records `[n, D]`, by which features are standardised; the latter is 1 where
+    they do not vary."""
+    mean, std = x.mean(0), x.std(0)
+    std[std < 1e-6 * (np.abs(mean) + 1e-6)] = 1.0
+    return mean, std
+
+
 def decompose(x: np.ndarray) -> Decomposed:
     """What all targets and penalties on the records `x` `[n, D]` have in common."""
     mean = x.mean(0, dtype=np.float64)

@@ -18,9 +18,9 @@ from trainer import distributed
 from trainer.data.shards import Shards
 from trainer.data.sources import Sources
 from trainer.evaluate.config import TransferConfig
-from trainer.evaluate.kinds import Kind, kind_of
+from trainer.evaluate.kinds import Numbers, kind_of
 from trainer.evaluate.reading import read_labels
-from trainer.evaluate.ridge import decompose, ridge
+from trainer.evaluate.ridge import decompose, ridge, scale_of
 from umbra.config import load
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
@@ -126,13 +126,13 @@ def _value(kind: str, x: np.ndarray, target: np.ndarray, fit: np.ndarray) -> flo
     """A probe fitted on the records `fit`, scored on the others; NaN if that cannot be."""
     if not 1 < fit.sum() < len(fit) - 1:
         return math.nan
-    mean, std = x[fit].mean(0), x[fit].std(0)
-    x = (x - mean) / np.where(std > 1e-6 * (np.abs(mean) + 1e-6), std, 1.0)
-    of: Kind = kind_of(kind, target[fit])
-    wanted = (target[fit] - of.mean) / of.std if kind == "number" else target[fit]  # type: ignore[attr-defined]
+    mean, std = scale_of(x[fit])
+    x = (x - mean) / std
+    of = kind_of(kind, target[fit])
+    wanted = (target[fit] - of.mean) / of.std if isinstance(of, Numbers) else target[fit]
     ((weights, intercept),) = ridge(decompose(x[fit]), wanted, [PENALTY])
     told = x[~fit] @ weights + intercept
-    return of.value(target[~fit], of.predict(told) if kind == "number" else told)
+    return of.value(target[~fit], of.predict(told) if isinstance(of, Numbers) else told)
 
 
 def effective_rank(features: np.ndarray) -> float:

@@ -74,18 +74,18 @@ class Pooled:
         return float(np.mean([self.value(self.prediction, p) for p in parts]))
 
 
-def kind_of(config: StudyConfig, task: str) -> str:
+def task_kind(config: StudyConfig, task: str) -> str:
     """The kind of a task of the study."""
     return load(TransferConfig, config_path("transfer", task), config.transfer, "of transfer").kind
 
 
 def metric_of(config: StudyConfig, task: str) -> str:
-    return MAIN[kind_of(config, task)]
+    return MAIN[task_kind(config, task)]
 
 
 def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float) -> Pooled:
     """Reads the predictions of one method, seed, task and fraction over all rotations."""
-    kind = kind_of(config, task)
+    kind = task_kind(config, task)
     cells = [Cell(r, method, seed, task, fraction).directory(Path(config.output)) for r in config.rotations]
     tables = [Table(cell / PREDICTIONS, FIX).read() for cell in cells]
     common = [c for c in tables[0].column_names if c.startswith("p_") and all(c in t.column_names for t in tables)]
