@@ -33,8 +33,8 @@ def lowered(network: Any) -> Callable[[Tensor], Tensor]:
         if not torch.is_grad_enabled() or not torch.is_autocast_enabled(x.device.type):
             return network.whole(x)
         places = list(_places(network, BY_AUTOCAST if is_compiled(network) else BY_AUTOCAST + BY_LAYER))
-        weights = [module._parameters[name] for module, name in places]
-        if any(w.dtype != torch.float32 or hasattr(w, "ds_id") for w in weights):
+        weights = [module.get_parameter(name) for module, name in places]
+        if not weights or any(w.dtype != torch.float32 or hasattr(w, "ds_id") for w in weights):
             return network.whole(x)
         with _in_place(places, _Cast.apply(torch.get_autocast_dtype(x.device.type), *weights)):
             return network.whole(x)
@@ -68,7 +68,7 @@ class _Cast(torch.autograd.Function):
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.weights = weights
         ctx.set_materialize_grads(False)
-        return tuple(_copied(weights, [torch.empty_like(w, dtype=dtype) for w in weights]))
+        return tuple(_copied([*weights], [torch.empty_like(w, dtype=dtype) for w in weights]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -78,7 +78,7 @@ class _Cast(torch.autograd.Function):
         return None, *(by_place.get(i) for i in range(len(gradients)))
 
 
-def _copied(source: Sequence[Tensor], into: list[Tensor]) -> list[Tensor]:
+def _copied(source: list[Tensor], into: list[Tensor]) -> list[Tensor]:
     if source:
         torch._foreach_copy_(into, source)
     return into
