@@ -79,6 +79,9 @@ class _Cast(torch.autograd.Function):
 
 
 def _copied(source: list[Tensor], into: list[Tensor]) -> list[Tensor]:
-    if source:
-        torch._foreach_copy_(into, source)
+    """Those of one layout on both sides apart: of only these, an operator of many tensors is few launches on a GPU."""
+    for alike in (True, False):
+        pairs = [(to, of) for to, of in zip(into, source) if (to.stride() == of.stride()) is alike]
+        if pairs:
+            torch._foreach_copy_([to for to, _ in pairs], [of for _, of in pairs])
     return into
