@@ -35,6 +35,7 @@ from trainer.plan.step import Link, Speed, step_of
 from trainer.pretrain import read_config
 from trainer.run import loop
 from trainer.run.assemble import build_run, plan_run
+from trainer.run.parts import Run
 from trainer.run.resilience import Stop
 from trainer.views import Key
 from umbra.config import command, load, setting
@@ -236,7 +237,7 @@ def typical(collective: Callable[[], Any], now: Callable[[], float], times: int 
     return median(taken)
 
 
-def played_alone(cfg: PretrainConfig, run: loop.Run, step: Callable[..., Any], now: Callable[[], float]) -> float:
+def played_alone(cfg: PretrainConfig, run: Run, step: Callable[..., Any], now: Callable[[], float]) -> float:
     """Seconds of a step of this process alone, on ECGs that are there."""
     x, v = torch.randn(2, cfg.contrast, *run.train.shape)
     pair, begun = Pair(x, v, Key(0, 0, torch.arange(cfg.contrast))), []
