@@ -36,7 +36,7 @@ from trainer.run.heldout import heldout_count
 from trainer.run.init import Origin, read_init
 from trainer.run.online_probe import OnlineProbe, open_probe
 from trainer.run.parts import OfPatients, Run
-from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
+from trainer.run.record import RECORD, known_wandb_id, new_record, read_record, write_record
 from trainer.run.saving import Saver
 from trainer.run.schedule import player_rate
 from trainer.views import Views, build
@@ -137,7 +137,7 @@ def build_run(plan: Plan, world: distributed.World) -> Run | None:
     bf16, sources = uses_bf16(cfg.precision, world.device), mixed.sources_of(order)
     record = new_record(cfg, train, plan.total, bf16, world.size, plan.init, sources)
     if start >= plan.total:
-        if world.is_main and not (folder / RECORD).is_file():
+        if world.is_main and not _known_as_finished(folder, start == plan.total):
             write_record(cfg, record, "finished")
         return None
     cache = start_cache(cfg, train, plan.heldout, order, world, start, plan.total)
@@ -178,6 +178,14 @@ def build_run(plan: Plan, world: distributed.World) -> Run | None:
         pairing=pairing_of(cfg, train),
         partners=patient_partners(cfg, train),
     )
+
+
+def _known_as_finished(folder: Path, exactly: bool) -> bool:
+    """Whether `run.json` need not be written for a run that has all its steps, `exactly` or more. One that was killed
+    after its last checkpoint does not say yet that it is finished."""
+    if not (folder / RECORD).is_file():
+        return False
+    return not exactly or read_record(folder).status == "finished"
 
 
 def make_engines(plan: Plan, world: distributed.World) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from trainer import distributed, heartbeat
 from trainer.run.checkpoint import MARKER, STATE, WEIGHTS, begun, committed, folder_of, newest, to_fp32, whole_weights
 from trainer.run.host_copies import HostCopies
+from trainer.run.problems import Problems
 from trainer.run.record import RECORD
 from umbra.directory import save_weights
 from umbra.errors import UserError
@@ -110,28 +111,6 @@ class _Writing:
     problems: Problems
     work: Future[None]
     marked: bool = False
-
-
-class Problems:
-    """What could not be written by this process; the collectives go on, so that all ranks come to the same end."""
-
-    def __init__(self) -> None:
-        self.first = ""
-
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, UserError, RuntimeError) as error:
-            first = _first_of_torch(error)
-            self.first = self.first or (str(first).strip().splitlines() or [type(first).__name__])[0]
-
-
-def _first_of_torch(error: BaseException) -> BaseException:
-    """torch's writer, a RuntimeError, fails once more as it closes the file: the error before says more."""
-    while isinstance(error, RuntimeError) and isinstance(error.__context__, RuntimeError):
-        error = error.__context__
-    return error
 
 
 class _Files:
