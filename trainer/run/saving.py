@@ -28,6 +28,7 @@ from umbra.directory import save_weights
 from umbra.errors import UserError
 from umbra.files import flush_tree, make_folder, write_text
 
+TAG = "state"  # DeepSpeed's folder within that of an engine
 SCRIPT = "_copy_recovery_script"  # DeepSpeed's method that copies a script beside the state
 
 
@@ -59,6 +60,8 @@ class Saver:
                 self._refuse_if_gone()
                 shutil.rmtree(path, ignore_errors=True)
                 make_folder(path, "run")
+                for name in engines:  # DeepSpeed makes them between its collectives, where it must not fail
+                    (path / name / TAG).mkdir(parents=True)
         _agree(path, problems)
         files = _Files(problems, self._copies if background else None)
         files.collect(path, engines, json.dumps({"step": step, **state}, indent=1))
@@ -129,7 +132,7 @@ class _Files:
         for name, engine in engines.items():
             heartbeat.doing("checkpoint", at_once=True)
             with self._of(engine):
-                engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
+                engine.save_checkpoint(str(path / name), tag=TAG, save_latest=False)
             prefix = "masker." if name == "masker" else ""
             own = whole_weights(engine, copies.tensor if copies else None, main)
             weights |= {prefix + key: value for key, value in own.items()}
