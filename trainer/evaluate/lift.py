@@ -116,15 +116,20 @@ def markdown(found: Sequence[Lift]) -> str:
     parts = []
     for group in dict.fromkeys(row.group for row in found):
         mine = [row for row in found if row.group == group]
-        p = mine[0]
-        lines = [f"{group}: {p.ecgs} ECGs; hidden fraction of a wave / hidden fraction of the whole ECG", ""]
-        lines += [f"Upright P waves in {p.found} of {p.beats} beats, in {p.ecgs_with} of {p.ecgs} ECGs", ""]
+        lines = [heading(mine[0]), ""]
         lines += ["| masks | " + " | ".join(WAVES) + " |", "|---" * (1 + len(WAVES)) + "|"]
         for kind in dict.fromkeys(row.masks for row in mine):
-            lines.append(f"| {kind} | " + " | ".join(_cell(row) for row in mine if row.masks == kind) + " |")
+            lines.append(f"| {kind} | " + " | ".join(cell(row) for row in mine if row.masks == kind) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(row: Lift) -> str:
+def heading(p: Lift) -> str:
+    """What stands above the table of a group, from its row of P."""
+    said = f"{p.group}: {p.ecgs} ECGs; hidden fraction of a wave / hidden fraction of the whole ECG"
+    return f"{said}\n\nUpright P waves in {p.found} of {p.beats} beats, in {p.ecgs_with} of {p.ecgs} ECGs"
+
+
+def cell(row: Lift) -> str:
+    """A lift and its interval; empty if too few ECGs have the wave."""
     return f"{row.lift:.2f} ({row.low:.2f} to {row.high:.2f})" if math.isfinite(row.lift) else ""

@@ -76,7 +76,7 @@ def markdown(
         parts += ["## The pretext task at the end of pre-training", _pretext_table(said)]
     if took:
         parts += ["## What pre-training took", TOOK, _took_table(took)]
-    parts += ["## Cost", _table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
+    parts += ["## Cost", table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
     commands = [step["command"] for step in noted if step["step"].split("/")[1] == str(config.rotations[0])]
     parts += [f"## Commands (rotation {config.rotations[0]})", "```sh\n" + "\n".join(commands) + "\n```"]
     return "\n\n".join(parts) + "\n"
@@ -122,7 +122,7 @@ def _score_table(rows: list[dict]) -> str:
         ]
         for row in rows
     ]
-    return _table([*head, "mean of rotations"], body)
+    return table([*head, "mean of rotations"], body)
 
 
 def _difference_table(differences: list[dict]) -> str:
@@ -142,14 +142,14 @@ def _difference_table(differences: list[dict]) -> str:
         ]
         for d in differences
     ]
-    return _table([*head, *(["p (Holm)"] if adjusted else [])], body)
+    return table([*head, *(["p (Holm)"] if adjusted else [])], body)
 
 
 def _pretext_table(said: list[dict]) -> str:
     """A column for each figure that any method has."""
     names = [n for n in dict.fromkeys(name for row in said for name in row) if n not in ("method", "runs")]
     body = [[row["method"], str(row["runs"]), *(f"{row[n]:.3g}" if n in row else "" for n in names)] for row in said]
-    return _table(["method", "runs", *(FIGURES.get(n, n) for n in names)], body)
+    return table(["method", "runs", *(FIGURES.get(n, n) for n in names)], body)
 
 
 def _took_table(took: list[dict]) -> str:
@@ -168,7 +168,7 @@ def _took_table(took: list[dict]) -> str:
         ]
         for row in took
     ]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _p(value: float | None) -> str:
@@ -177,6 +177,7 @@ def _p(value: float | None) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
-def _table(head: list[str], body: list[list[str]]) -> str:
+def table(head: list[str], body: list[list[str]]) -> str:
+    """A table of Markdown."""
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
