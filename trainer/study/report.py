@@ -19,9 +19,9 @@ from umbra.files import read_json_lines, read_text, write_text
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
 TOOK = (
     "Means of a method's runs: ECGs trained on (each as often as it was), operations of the networks, wall seconds of "
-    f"the command that ended the run. `METHOD{EQUAL}` is METHOD once more, in as many epochs as take the operations of "
-    "the reference."
+    "the command that ended the run."
 )
+AGAIN = f" `METHOD{EQUAL}` is METHOD once more, in as many epochs as take the operations of the reference."
 
 
 def report(config: StudyConfig, output: Path) -> None:
@@ -75,7 +75,7 @@ def markdown(
     if said:
         parts += ["## The pretext task at the end of pre-training", _pretext_table(said)]
     if took:
-        parts += ["## What pre-training took", TOOK, _took_table(took)]
+        parts += ["## What pre-training took", TOOK + AGAIN * bool(config.equal_compute), _took_table(took)]
     parts += ["## Cost", table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
     commands = [step["command"] for step in noted if step["step"].split("/")[1] == str(config.rotations[0])]
     parts += [f"## Commands (rotation {config.rotations[0]})", "```sh\n" + "\n".join(commands) + "\n```"]
@@ -156,13 +156,13 @@ def _took_table(took: list[dict]) -> str:
     def cell(row: dict, name: str, form: str, by: float = 1.0) -> str:
         return f"{row[name] / by:{form}}" if name in row else ""
 
-    head = ["method", "runs", "ECGs", "PFLOP", "of the reference", "wall seconds"]
+    head = ["method", "runs", "ECGs", "TFLOP", "of the reference", "wall seconds"]
     body = [
         [
             row["method"],
             str(row["runs"]),
             cell(row, "ecgs", ",.0f"),
-            cell(row, "flops", ".3g", 1e15),
+            cell(row, "flops", ".4g", 1e12),
             cell(row, "of_reference", ".2f"),
             cell(row, "seconds", ",.0f"),
         ]

@@ -80,7 +80,7 @@ def test_what_pretraining_took_stands_beside_the_reference(tmp_path):
     assert (halves["ecgs"], halves["seconds"]) == (960.0, 4.0)
     assert halves["of_reference"] == pytest.approx(1.5 / 2, rel=0.05), "views of half the length"
     text = markdown(config, [], [], noted, [], [same, halves])
-    assert f"| cmsc | 2 | 960 | {halves['flops'] / 1e15:.3g} | {halves['of_reference']:.2f} | 4 |" in text
+    assert f"| cmsc | 2 | 960 | {halves['flops'] / 1e12:.4g} | {halves['of_reference']:.2f} | 4 |" in text
     assert pretraining(study_of(tmp_path / "none", ["none"]), []) == []
 
 
