@@ -3,8 +3,8 @@ processes, against what `trainer.plan` says of them from one process.
 
 One process alone plays steps on fixed ECGs (the single-device figure of each ZeRO stage), then real runs train, with
 as many ECGs a process: the ratio of measured to planned. Memory is that of weights, optimiser and DeepSpeed's buffers
-between two steps (live tensors), traffic what the processes hand to torch.distributed, as rings. The time of a
-collective is measured in the same job.
+between two steps (live tensors), traffic what the processes hand to torch.distributed, as rings, and in how many calls.
+The time of a collective, a large one and a small one, is measured in the same job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -31,10 +31,11 @@ from trainer import distributed
 from trainer.config import PretrainConfig
 from trainer.game.game import Pair
 from trainer.plan import memory
-from trainer.plan.step import Speed, step_of
+from trainer.plan.step import Link, Speed, step_of
 from trainer.pretrain import read_config
 from trainer.run import loop
 from trainer.run.assemble import build_run, plan_run
+from trainer.run.parts import Run
 from trainer.run.resilience import Stop
 from trainer.views import Key
 from umbra.config import command, load, setting
@@ -79,9 +80,9 @@ def main(argv: list[str]) -> int:
     cfg = load(ScaleConfig, None, argv)
     if not set(cfg.stages) <= {0, 1, 2, 3}:
         raise UserError("stages: use some of 0, 1, 2, 3")
-    worst: dict[str, float] = {"memory": 0.0, "traffic": 0.0, "seconds": 0.0}
+    worst: dict[str, float] = {"memory": 0.0, "traffic": 0.0, "calls": 0.0, "seconds": 0.0}
     print(f"{cfg.batch} ECGs a process, {cfg.clock} time; measured / planned")
-    print(f"{'processes':>9}{'zero':>6}{'MiB':>18}{'MB a step':>18}{'ms a step':>18}")
+    print(f"{'processes':>9}{'zero':>6}{'MiB':>18}{'MB a step':>18}{'calls a step':>18}{'ms a step':>18}")
     with tempfile.TemporaryDirectory() as folder:
         shards = make_shards(Path(folder), 2 * cfg.batch * max(cfg.processes))
         for stage in cfg.stages:
@@ -97,17 +98,17 @@ def main(argv: list[str]) -> int:
 
 
 def compared(cfg: ScaleConfig, seen: dict[str, Any], alone: float) -> dict[str, tuple[float, float]]:
-    """(measured, planned) of MiB, MB a step and ms a step."""
+    """(measured, planned) of MiB, MB a step, calls a step and ms a step."""
     run, world = read_config(seen["words"]), seen["world"]
-    held = memory.states(run.zero, seen["parameters"], world).at_rest
+    held = memory.states(run.zero, [sum(player) for player in seen["tensors"]], world).at_rest
     speed = Speed(cfg.batch / alone, 0.0, "measured")
-    bytes_per_s = seen["bytes_per_s"] or 1.0
-    step = step_of(run, run.zero, world, seen["parameters"], speed, bytes_per_s)
+    step = step_of(run, run.zero, world, seen["tensors"], speed, Link(**seen["link"]))
     crowd = world / len(os.sched_getaffinity(0)) if cfg.clock == "wall" else 1.0  # processes that share a core
     planned = step.compute * max(1.0, crowd) + step.communication
     return {
         "memory": (seen["held"] / 2**20, held / 2**20),
         "traffic": (seen["received"] / 1e6, step.received / 1e6),
+        "calls": (seen["calls"], step.calls),
         "seconds": (seen["seconds"] * 1e3, planned * 1e3),
     }
 
@@ -153,26 +154,28 @@ def worker(clock: str, words: list[str]) -> int:
     now, cfg = CLOCKS[clock], read_config(words)
     counted = Counted()  # before DeepSpeed takes the collectives
     plan = plan_run(cfg)
-    sizes = memory.parameters((plan.encoder, plan.masker))  # at stage 3 none is whole later
+    tensors = memory.tensors((plan.encoder, plan.masker))  # at stage 3 none is whole later
     world = distributed.initialise()
     run = build_run(plan, world)
     assert run is not None
     step = run.game.step
     begun: list[float] = []
-    received: list[float] = []
+    received: list[tuple[float, int]] = []
 
     def seen_step(*given: Any) -> Any:
         begun.append(now())
-        counted.bytes = 0.0
+        counted.bytes, counted.calls = 0.0, 0
         played = step(*given)
-        received.append(counted.bytes)
+        received.append((counted.bytes, counted.calls))
         return played
 
     run.game.step = seen_step  # type: ignore[assignment, method-assign]
     with Stop(0, speaks=False).listening() as stop:
         loop.train(run, stop)
-    result: dict[str, Any] = {"held": alive(), "received": median(received[SKIP:]), "seconds": lap(begun[SKIP:])}
-    result |= {"parameters": sizes, "world": world.size, "bytes_per_s": collective(sum(sizes), world.size, now)}
+    moved, calls = (median(numbers) for numbers in zip(*received[SKIP:], strict=True))
+    result: dict[str, Any] = {"held": alive(), "received": moved, "calls": calls, "seconds": lap(begun[SKIP:])}
+    result |= {"tensors": tensors, "world": world.size}
+    result["link"] = asdict(measured_link(sum(map(sum, tensors)), world.size, now))
     result["alone"] = played_alone(cfg, run, step, now) if world.size == 1 else 0.0
     if world.is_main:
         print("RESULT " + json.dumps(result), flush=True)
@@ -184,7 +187,7 @@ class Counted:
     """Adds up the bytes that this process receives by the collectives of torch.distributed, taken as rings."""
 
     def __init__(self) -> None:
-        self.bytes = 0.0
+        self.bytes, self.calls = 0.0, 0
         for name in FACTORS:
             setattr(dist, name, self._counting(name, getattr(dist, name)))
 
@@ -193,6 +196,7 @@ class Counted:
             first = given[0] if given else next(iter(named.values()))
             size = sum(t.nbytes for t in first) if isinstance(first, list) else first.nbytes
             self.bytes += FACTORS[name](size, dist.get_world_size())
+            self.calls += dist.get_world_size() > 1
             return function(*given, **named)
 
         return counting
@@ -211,20 +215,29 @@ def alive() -> int:
     return sum(storages.values())
 
 
-def collective(numbers: int, world: int, now: Callable[[], float]) -> float:
-    """Bytes that this process receives in a second of an all-reduce as large as the gradients (0: alone)."""
+def measured_link(numbers: int, world: int, now: Callable[[], float]) -> Link:
+    """By an all-reduce as large as the gradients, and by an all-gather of few numbers."""
     if world == 1:
-        return 0.0
-    values, times = torch.zeros(numbers), []
-    for _ in range(9):
+        return Link(1.0)
+    whole = torch.zeros(numbers)
+    large = typical(lambda: dist.all_reduce(whole), now)
+    few = torch.zeros(64), torch.zeros(64 * world)
+    small = typical(lambda: dist.all_gather_into_tensor(few[1], few[0]), now)
+    return Link(FACTORS["all_reduce"](whole.nbytes, world) / max(large - small, 1e-9), small)
+
+
+def typical(collective: Callable[[], Any], now: Callable[[], float], times: int = 20) -> float:
+    """The median time of a call that begins in all processes at once."""
+    taken = []
+    for _ in range(times):
         dist.barrier()
         began = now()
-        dist.all_reduce(values)
-        times.append(now() - began)
-    return FACTORS["all_reduce"](values.nbytes, world) / median(times)
+        collective()
+        taken.append(now() - began)
+    return median(taken)
 
 
-def played_alone(cfg: PretrainConfig, run: loop.Run, step: Callable[..., Any], now: Callable[[], float]) -> float:
+def played_alone(cfg: PretrainConfig, run: Run, step: Callable[..., Any], now: Callable[[], float]) -> float:
     """Seconds of a step of this process alone, on ECGs that are there."""
     x, v = torch.randn(2, cfg.contrast, *run.train.shape)
     pair, begun = Pair(x, v, Key(0, 0, torch.arange(cfg.contrast))), []

@@ -33,6 +33,7 @@ from trainer.observe.metrics import METRICS
 from trainer.run import checkpoint, directory, loop
 from trainer.run.assemble import Plan, build_run, describe, plan_run
 from trainer.run.caching import describe_cache
+from trainer.run.parts import Run
 from trainer.run.record import set_status, write_record
 from trainer.run.resilience import Stop
 from trainer.run.saving import NotSaved
@@ -96,7 +97,7 @@ def read_config(words: list[str]) -> PretrainConfig:
     return cfg
 
 
-def _train(run: loop.Run, watch: watchdog.Watch) -> None:
+def _train(run: Run, watch: watchdog.Watch) -> None:
     """Trains, and closes the run's files and threads even if an error occurs."""
     try:
         with Stop(run.cfg.max_minutes, speaks=run.world.is_main).listening() as stop:
@@ -131,7 +132,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def _out_of_memory(run: loop.Run) -> UserError:
+def _out_of_memory(run: Run) -> UserError:
     """The error of a process, perhaps the only one, that has no more memory: what to set."""
     cfg, world, host = run.cfg, run.world, os.uname().nodename
     share = cfg.batch.device or cfg.contrast // world.size
@@ -146,7 +147,7 @@ def _out_of_memory(run: loop.Run) -> UserError:
     return said
 
 
-def _end(run: loop.Run, done: int, reason: str) -> None:
+def _end(run: Run, done: int, reason: str) -> None:
     """Writes the curves of a finished or interrupted run, and prints the next command."""
     loss_curves(run.folder / METRICS, run.folder / "figures" / "curves.png")
     finished = done == run.total
@@ -156,7 +157,7 @@ def _end(run: loop.Run, done: int, reason: str) -> None:
     print(f"# {said} at step {done} of {run.total}; next: {follow}", flush=True)
 
 
-def _stop_for_data(run: loop.Run, done: int, missing: str) -> NoReturn:
+def _stop_for_data(run: Run, done: int, missing: str) -> NoReturn:
     """Ends a run whose next shards are not available; `done` is the step of its newest checkpoint (0: none)."""
     if run.world.is_main:
         write_record(run.cfg, run.record, "failed")

@@ -23,9 +23,11 @@ from trainer.data.sources import opened
 from trainer.distributed import World
 from trainer.game.game import Game, NonFiniteError, Still
 from trainer.game.players import make_players, pairing_of
-from trainer.run import faults, loop
+from trainer.run import faults
 from trainer.run.assemble import patient_partners, views_of
 from trainer.run.checkpoint import WEIGHTS, give_weights
+from trainer.run.pairs import hard_pair
+from trainer.run.parts import Run
 from trainer.run.record import RunRecord, read_record
 from trainer.views import Key
 from umbra.config import check_fields, command, load, setting
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
     return replay(_known(set_up(cfg, record, folder, fault), fault), fault, rows)
 
 
-def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.Fault) -> loop.Run:
+def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.Fault) -> Run:
     """A run on one process, without what a single step does not need."""
     train = opened(cfg.data, "train")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -77,7 +79,7 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
     give_weights(modules, folder / WEIGHTS, AGAIN)
     players = {name: Still(module.to(device), device, record.precision == "bf16") for name, module in modules.items()}
     views, absent = views_of(cfg, train), cast(Any, None)
-    return loop.Run(
+    return Run(
         cfg=cfg,
         world=World(0, 1, device),
         folder=folder,
@@ -108,7 +110,7 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
     )
 
 
-def _known(run: loop.Run, fault: faults.Fault) -> loop.Run:
+def _known(run: Run, fault: faults.Fault) -> Run:
     """`run`. Raises `UserError` if its data do not have the samples of the step under the same numbers."""
     for rows, names in zip(fault.rows, fault.samples):
         indices = run.train.indices_of(np.array(rows, np.int64))
@@ -117,13 +119,13 @@ def _known(run: loop.Run, fault: faults.Fault) -> loop.Run:
     return run
 
 
-def replay(run: loop.Run, fault: faults.Fault, rows: Rows) -> int:
+def replay(run: Run, fault: faults.Fault, rows: Rows) -> int:
     """Plays the step and prints what is not finite; 0 if it is as it was, else 1."""
     device = run.world.device
     drawn = [rows] if run.partners is None else [rows, run.partners(rows, fault.epoch)]
     signals = [[torch.from_numpy(_gathered(run.train, part)).to(device) for part in side] for side in drawn]
     keys = [Key(fault.seed, fault.epoch, torch.from_numpy(part).to(device)) for part in rows]
-    pairs = [loop.hard_pair(run, one, key, other) for one, key, other in zip(signals[0], keys, signals[-1])]
+    pairs = [hard_pair(run, one, key, other) for one, key, other in zip(signals[0], keys, signals[-1])]
     said = _not_finite_first(run)
     try:
         run.game.step(pairs, fault.step)
@@ -139,7 +141,7 @@ def _gathered(train: Shards, rows: Rows) -> NDArray[np.int16]:
     return train.gather(train.indices_of(rows), np.empty((len(rows), *train.shape), DTYPE))
 
 
-def _not_finite_first(run: loop.Run) -> list[str]:
+def _not_finite_first(run: Run) -> list[str]:
     """Grows, as the step is played, by the first module of each player whose output is not finite."""
     said: list[str] = []
     for player, engine in run.engines.items():
@@ -160,7 +162,7 @@ def _look(said: list[str], player: str, where: str, module: nn.Module, given: An
         said.append(where)
 
 
-def _gradients(run: loop.Run) -> list[str]:
+def _gradients(run: Run) -> list[str]:
     lines = []
     for player, engine in run.engines.items():
         names = [n for n, p in engine.module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]

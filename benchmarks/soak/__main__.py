@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def main(words: list[str]) -> int:
     check_fields(config)
     if not config.inside and subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0:
         os.execvp(NAMESPACE[0], [*NAMESPACE, sys.executable, "-m", "benchmarks.soak", *words, "inside=true"])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its runs end with it
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, WandbServer().serving() as server:
         outcome = soak(config, Path(folder), server)
     shown = f"minutes={config.minutes:g} every={config.every:g} seed={config.seed}"

@@ -14,7 +14,7 @@ from trainer.game.flops import training_flops
 from trainer.plan import memory
 from trainer.plan.config import PlanConfig, read
 from trainer.plan.measured import figure_for
-from trainer.plan.step import Speed, Step, ecg_bytes, link, shard_bytes, speed_of, step_of
+from trainer.plan.step import Speed, Step, ecg_bytes, link_of, shard_bytes, speed_of, step_of
 from trainer.views.pairing import pairing
 from umbra.config import command
 from umbra.errors import UserError
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
     cfg, plan = read(argv)
     _check_share(cfg, plan)
     both = memory.players(cfg, plan.leads, plan.samples, plan.rate)
-    sizes = memory.parameters(both)
+    tensors = memory.tensors(both)
+    sizes = [sum(player) for player in tensors]
     view = pairing(cfg.pair, plan.samples, plan.rate).samples
     gflop = training_flops(cfg, *both, plan.leads, view) / 1e9
     speed = speed_of(cfg, plan, gflop)
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     print(f"run          {plan.gpus} x {plan.gpu} on {plan.nodes} nodes, zero={cfg.zero}; {plan.ecgs:,.0f} ECGs of "
           f"{plan.leads} x {plan.samples}; {rows:g} ECGs a forward pass and GPU")  # fmt: skip
     print("\n".join(_lanes(cfg, plan) + _memory(cfg, plan, sizes, kept)))
-    step = step_of(cfg, cfg.zero, plan.gpus, sizes, speed, link(plan))
+    step = step_of(cfg, cfg.zero, plan.gpus, tensors, speed, link_of(plan))
     print("\n".join(_storage(cfg, plan, sizes, step) + _speed(cfg, plan, gflop, speed, step)))
     print(UNKNOWN)
 
@@ -96,11 +97,13 @@ def _speed(cfg: PretrainConfig, plan: PlanConfig, gflop: float, speed: Speed, st
     total = cfg.total_steps(int(plan.ecgs // cfg.batch.global_))
     wanted = cfg.batch.global_ * ecg_bytes(plan) / step.seconds / 1e9
     reading = wanted / plan.storage_gb_s if plan.storage_gb_s else 0.0
+    each = f" of {plan.call_us:g} us" if plan.call_us else ", whose own time is not known: call_us=N"
     hours = total * step.seconds * max(1.0, reading) / 3600
     return [
         f"one device   {speed.ecg_per_second:,.0f} ECG/s, {gflop:.2f} GFLOP an ECG: {speed.source}",
         f"a step       {compute:.1f} ms of compute{floor} + {step.communication * 1e3:.1f} ms of communication "
-        f"({step.received / 1e6:,.1f} MB to each GPU at {link(plan) / 1e9:g} GB/s)",
+        f"({step.received / 1e6:,.1f} MB to each GPU at {link_of(plan).bytes_per_s / 1e9:g} GB/s; "
+        f"{step.calls} calls{each})",
         f"all          {cfg.batch.global_ / step.seconds / max(1.0, reading):,.0f} ECG/s; {total:,} steps; "
         f"{hours:,.2f} hours, {hours * plan.gpus:,.0f} GPU hours",
         f"bottleneck   {_bottleneck(plan, step, reading)}",

@@ -37,6 +37,8 @@ class PlanConfig:
     """Link of a GPU within a node, one way, GB/s."""
     node_gb_s: float = setting(50.0, "> 0")
     """All network cards of a node together, one way, GB/s."""
+    call_us: float = setting(0.0, ">= 0")
+    """What a collective takes besides its bytes, in microseconds: the time of one that moves a few (0: not known)."""
     storage_gb_s: float = setting(0.0, ">= 0")
     """What the storage of the shards gives to all nodes together, GB/s (0: not known)."""
 

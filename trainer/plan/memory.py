@@ -24,7 +24,6 @@ from umbra.leads import CANONICAL
 
 FP32 = 4
 BUCKET = 5 * 10**8 * FP32  # DeepSpeed's reduce_bucket_size, in bytes
-REUSED = 10**9  # DeepSpeed's stage3_max_reuse_distance: fewer parameters are gathered once a step
 FEW = 2, 4  # ECGs of the measured steps
 
 
@@ -74,9 +73,9 @@ def players(cfg: PretrainConfig, leads: int, samples: int, rate: float) -> Playe
     return make_players(cfg, cast(Shards, SimpleNamespace(manifest=manifest)))
 
 
-def parameters(both: Players) -> list[int]:
-    """The number of parameters of each player."""
-    return [sum(p.numel() for p in module.parameters()) for module in both if module is not None]
+def tensors(both: Players) -> list[list[int]]:
+    """The numbers of parameters in the tensors of each player."""
+    return [[p.numel() for p in module.parameters()] for module in both if module is not None]
 
 
 def activations(cfg: PretrainConfig, both: Players, leads: int, samples: int, rate: float) -> float:
@@ -121,25 +120,3 @@ class Kept:
         if self._users[where] == 0:
             self._now -= storage.nbytes()
         return tensor
-
-
-def ring(stage: int, parameters: Sequence[int], world: int, accumulation: int = 1) -> float:
-    """Bytes of weights and gradients that each process receives in a step, all collectives being rings.
-
-    With n bytes of tensors an all-reduce moves 2 n (W - 1) / W, an all-gather or reduce-scatter half of that (Patarasuk
-    and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). DeepSpeed 0.19.8 all-reduces gradients at stages 0 to 2, at 2 for
-    each contrast batch; at 1 and 2 it gathers the updated weights besides; at 3 it gathers the weights (twice if there
-    are more than 1e9) and reduce-scatters the gradients for each contrast batch.
-    """
-    whole = FP32 * sum(parameters)
-    gathers = 2 if sum(parameters) > REUSED else 1
-    moved = {0: 2.0, 1: 3.0, 2: 2.0 * accumulation + 1, 3: (gathers + 1.0) * accumulation}[stage]
-    return moved * whole * (world - 1) / world
-
-
-def exchanged(rows: float, width: int, world: int) -> float:
-    """Bytes that each process receives for NT-Xent: both views' embeddings of all others, and the gradient back.
-
-    rows: ECGs of a process in a contrast batch; width: of an embedding. Numbers of patients (int64) go with them.
-    """
-    return (world - 1) * 2 * rows * (2 * FP32 * width + 8)

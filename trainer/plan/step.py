@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trainer.config import PretrainConfig
 from trainer.plan.config import PlanConfig
 from trainer.plan.measured import figure_for
-from trainer.plan.memory import exchanged, ring
+from trainer.plan.traffic import calls, exchanged, ring
 from umbra.schema import Geometry
 
 META = 512  # bytes of a sample's metadata in a shard
@@ -26,12 +26,14 @@ class Speed:
 class Step:
     """Seconds of an optimiser step of all processes: on the devices, and of communication, which does not overlap.
 
-    `at_floor`: whether a device has so few ECGs that its shortest step counts. `received`: bytes for each process.
+    `at_floor`: whether a device has so few ECGs that its shortest step counts. `received`: bytes for each process, in
+    that many `calls`.
     """
 
     compute: float
     communication: float
     received: float
+    calls: int
     at_floor: bool
 
     @property
@@ -53,23 +55,36 @@ def speed_of(cfg: PretrainConfig, plan: PlanConfig, gflop: float) -> Speed:
     return Speed(figure.ecg_per_second * factor, (plan.floor_ms or figure.floor_ms) / 1e3, source)
 
 
-def step_of(
-    cfg: PretrainConfig, stage: int, world: int, parameters: list[int], speed: Speed, bytes_per_s: float
-) -> Step:
-    """A step of `world` devices of this speed, whose collectives are rings over links of `bytes_per_s`."""
+@dataclass(frozen=True)
+class Link:
+    """Bytes a second of the slowest link of a ring over all processes, and the seconds that a call takes besides."""
+
+    bytes_per_s: float
+    call_s: float = 0.0
+
+
+def step_of(cfg: PretrainConfig, stage: int, world: int, tensors: list[list[int]], speed: Speed, link: Link) -> Step:
+    """A step of `world` devices of this speed, whose collectives are rings over these links.
+
+    tensors: the numbers of parameters in the tensors of each player.
+    """
     rows, times = cfg.contrast / world, cfg.accumulation
     once = max(rows / speed.ecg_per_second, speed.floor_s)
-    received = ring(stage, parameters, world, times) + times * exchanged(rows, cfg.projector.out, world)
-    return Step(once * times, received / bytes_per_s, received, once > rows / speed.ecg_per_second)
+    sizes = [sum(player) for player in tensors]
+    received = ring(stage, sizes, world, times) + times * exchanged(rows, cfg.projector.out, world)
+    number = calls(stage, tensors, times) if world > 1 else 0
+    communication = received / link.bytes_per_s + number * link.call_s
+    return Step(once * times, communication, received, number, once > rows / speed.ecg_per_second)
 
 
-def link(plan: PlanConfig) -> float:
-    """Bytes a second of the slowest link of a ring over all processes: within a node, or all cards of a node.
+def link_of(plan: PlanConfig) -> Link:
+    """The slowest link of a ring over all processes: within a node, or all cards of a node.
 
     Several nodes: rings enter and leave a node over its cards, together as fast as these (the bus bandwidth of
     nccl-tests, doc/PERFORMANCE.md).
     """
-    return 1e9 * (plan.gpu_gb_s if plan.gpus <= plan.per_node else min(plan.node_gb_s, plan.gpu_gb_s))
+    gb_s = plan.gpu_gb_s if plan.gpus <= plan.per_node else min(plan.node_gb_s, plan.gpu_gb_s)
+    return Link(1e9 * gb_s, plan.call_us / 1e6)
 
 
 def shard_bytes(plan: PlanConfig) -> float:

@@ -30,11 +30,13 @@ from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
 from trainer.game.players import ContrastiveEncoder, make_players, pairing_of
 from trainer.observe.metrics import Metrics
-from trainer.run import checkpoint, directory, loop, mixed
+from trainer.run import checkpoint, directory, mixed
 from trainer.run.caching import start_cache
 from trainer.run.engines import make_engine, skip_step, uses_bf16
+from trainer.run.heldout import heldout_count
 from trainer.run.init import Origin, read_init
 from trainer.run.online_probe import OnlineProbe, open_probe
+from trainer.run.parts import OfPatients, Run
 from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
 from trainer.run.saving import Saver
 from trainer.run.schedule import player_rate
@@ -98,7 +100,7 @@ def plan_run(cfg: PretrainConfig) -> Plan:
 
 def probed_count(cfg: PretrainConfig, heldout: Shards | None, order: Order | Mixture) -> int:
     """Held-out ECGs that are probed: as many at any world size."""
-    return loop.heldout_count(cfg.log.probe_ecgs, heldout.count, order.lanes) if heldout is not None else 0
+    return heldout_count(cfg.log.probe_ecgs, heldout.count, order.lanes) if heldout is not None else 0
 
 
 def _resumed(
@@ -117,7 +119,7 @@ def _resumed(
     return saved["step"], before.total_steps(order.steps_per_epoch)
 
 
-def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
+def build_run(plan: Plan, world: distributed.World) -> Run | None:
     """The parts of a run, resumed from the newest checkpoint if there is one; None if it already has all its steps.
 
     Called by every rank; writes `run.json`.
@@ -143,7 +145,7 @@ def build_run(plan: Plan, world: distributed.World) -> loop.Run | None:
     if world.is_main:
         write_record(cfg, record, "running")
     info = dataclasses.asdict(record)
-    return loop.Run(
+    return Run(
         cfg=cfg,
         world=world,
         folder=folder,
@@ -287,7 +289,7 @@ def views_of(cfg: PretrainConfig, train: Shards) -> tuple[Views, Views]:
     return build(first, leads, signal), build(second, leads, signal)
 
 
-def patient_partners(cfg: PretrainConfig, train: Shards) -> loop.OfPatients | None:
+def patient_partners(cfg: PretrainConfig, train: Shards) -> OfPatients | None:
     """With `pair=patient`, what draws for each row of `samples.parquet`, by epoch, another one of its patient."""
     if not cfg.of_patients:
         return None

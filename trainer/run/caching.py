@@ -16,7 +16,7 @@ from trainer.data.remote.caches import Caches, shared
 from trainer.data.remote.fetch import Remote, is_remote
 from trainer.data.shards import Shards
 from trainer.data.sources import Sources
-from trainer.run.loop import kept_shards
+from trainer.run.heldout import kept_shards
 from umbra.schema import Shard
 
 

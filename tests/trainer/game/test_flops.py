@@ -13,7 +13,7 @@ from trainer.data.shards import Shards
 from trainer.game.flops import training_flops
 from trainer.game.game import Game, Still
 from trainer.game.players import make_players, pairing_of
-from trainer.run import loop
+from trainer.run import pairs
 from trainer.run.assemble import views_of
 from trainer.views import Key
 from umbra.config import load
@@ -47,7 +47,7 @@ def played(cfg, train, encoder, masker):
     signals = torch.randint(-900, 900, (ECGS, 12, train.manifest.samples), dtype=torch.int16)
     with FlopCounterMode(display=False) as counter:
         for step in range(STEPS):
-            pair = loop.hard_pair(run, signals, Key(0, step, torch.arange(ECGS)))
+            pair = pairs.hard_pair(run, signals, Key(0, step, torch.arange(ECGS)))
             run.game.step([replace(pair, x=pair.x.requires_grad_(), v=pair.v.requires_grad_())], step)
     return counter.get_total_flops() / ECGS / STEPS
 

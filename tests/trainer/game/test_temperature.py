@@ -13,8 +13,8 @@ from trainer.game.game import Game, GameConfig, Pair
 from trainer.game.losses import nt_xent
 from trainer.game.players import ContrastiveEncoder, make_players
 from trainer.game.temperature import Temperature
-from trainer.run import loop
 from trainer.run.engines import _groups
+from trainer.run.pairs import make_pair
 from trainer.views import Key, Views
 from trainer.views.pairing import Pairing
 from umbra.encoders.encoder import Scaling
@@ -105,5 +105,5 @@ def test_a_pair_knows_its_patients(tmp_path):
         patients=torch.tensor(everyone) * 7,
     )
     rows = torch.tensor([8, 6])
-    made = loop.make_pair(run, torch.zeros(2, 12, val.manifest.samples, dtype=torch.int16), Key(0, 0, rows))
+    made = make_pair(run, torch.zeros(2, 12, val.manifest.samples, dtype=torch.int16), Key(0, 0, rows))
     assert made.patients.tolist() == (everyone[[8, 6]] * 7).tolist()

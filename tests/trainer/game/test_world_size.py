@@ -16,7 +16,7 @@ from trainer.game import batchnorm
 from trainer.game.game import MASK_VIEW, Game, Pair
 from trainer.game.maskers.unet import UNet
 from trainer.game.masking import GameConfig, choose, with_random_blocks
-from trainer.run import loop
+from trainer.run.pairs import pairs_of
 from trainer.views import Key, build
 from trainer.views.pairing import Pairing
 from umbra.encoders.encoder import Scaling
@@ -134,7 +134,7 @@ def drawn(run, cfg: GameConfig, step: int, size: int) -> dict[tuple[int, int], l
         indices = run.order.step(step, rank, size)
         signals = torch.from_numpy(run.train.gather(indices, np.empty((*indices.shape, *run.train.shape), "<i2")))
         rows = torch.from_numpy(indices + run.train.rows.start)
-        for micro, pair in enumerate(loop.pairs_of(run, Batch(step, signals, rows, indices))):
+        for micro, pair in enumerate(pairs_of(run, Batch(step, signals, rows, indices))):
             with torch.no_grad():
                 masks, hidden = Game(None, None, cfg, 0.1, 16).hide(masker, pair)
             spared = with_random_blocks(torch.full_like(hidden, 0.5), pair.key.with_view(MASK_VIEW), cfg)

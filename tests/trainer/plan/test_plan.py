@@ -5,10 +5,10 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from trainer.plan import __main__ as plan
-from trainer.plan import memory
+from trainer.plan import memory, traffic
 from trainer.plan.config import PlanConfig, read
 from trainer.plan.measured import DEVICES, FIGURES, figure_for
-from trainer.plan.step import Speed, link, speed_of, step_of
+from trainer.plan.step import Link, Speed, link_of, speed_of, step_of
 from umbra.encoders.flops import PEAKS
 from umbra.errors import UserError
 
@@ -39,13 +39,13 @@ def test_the_states_of_all_devices_together_are_those_of_one_at_stage_three():
 def test_a_ring_by_hand():
     """Three processes pass thirds around: two rounds of reduce-scatter and two of all-gather, a third of n each."""
     n = 4 * 3000
-    assert memory.ring(0, [3000], 3) == pytest.approx(4 * n / 3)
-    assert memory.ring(1, [3000], 3) == pytest.approx(4 * n / 3 + 2 * n / 3)
-    assert memory.ring(0, [3000], 3, 5) == memory.ring(0, [3000], 3), "gradients of contrast batches add up first"
-    assert memory.ring(3, [3000], 3, 5) == pytest.approx(5 * memory.ring(3, [3000], 3))
-    assert memory.ring(3, [2 * 10**9], 2) == pytest.approx(3 * 8e9 / 2)
-    assert memory.ring(0, [3000], 1) == memory.exchanged(8, 16, 1) == 0
-    assert memory.exchanged(8, 16, 3) == 2 * (16 * 16 * 4 * 2 + 16 * 8)
+    assert traffic.ring(0, [3000], 3) == pytest.approx(4 * n / 3)
+    assert traffic.ring(1, [3000], 3) == pytest.approx(4 * n / 3 + 2 * n / 3)
+    assert traffic.ring(0, [3000], 3, 5) == traffic.ring(0, [3000], 3), "gradients of contrast batches add up first"
+    assert traffic.ring(3, [3000], 3, 5) == pytest.approx(5 * traffic.ring(3, [3000], 3))
+    assert traffic.ring(3, [2 * 10**9], 2) == pytest.approx(3 * 8e9 / 2)
+    assert traffic.ring(0, [3000], 1) == traffic.exchanged(8, 16, 1) == 0
+    assert traffic.exchanged(8, 16, 3) == 2 * (16 * 16 * 4 * 2 + 16 * 8)
 
 
 def test_activations_are_linear_in_the_ecgs():
@@ -65,17 +65,31 @@ def test_activations_are_linear_in_the_ecgs():
 def test_a_step_is_bound_by_its_floor_its_work_or_its_network():
     cfg, _ = read([CONFIG, "batch.global=512"])
     speed = Speed(1000.0, 0.1, "")
-    assert step_of(cfg, 0, 1, [10**6], speed, 1e9).seconds == pytest.approx(0.512)
-    many = step_of(cfg, 0, 64, [10**6], speed, 1e9)
+    assert step_of(cfg, 0, 1, [[10**6]], speed, Link(1e9)).seconds == pytest.approx(0.512)
+    many = step_of(cfg, 0, 64, [[10**6]], speed, Link(1e9))
     assert (many.compute, many.at_floor) == (0.1, True)
     assert many.communication == pytest.approx((8e6 * 63 / 64 + 63 * 16 * (8 * cfg.projector.out + 8)) / 1e9)
     whole, halves = (read([CONFIG, "batch.global=512", f"batch.contrast={c}"])[0] for c in (0, 256))
-    assert step_of(halves, 0, 1, [10], speed, 1e9).compute == step_of(whole, 0, 1, [10], speed, 1e9).compute
+    assert (
+        step_of(halves, 0, 1, [[10]], speed, Link(1e9)).compute
+        == step_of(whole, 0, 1, [[10]], speed, Link(1e9)).compute
+    )
 
 
 def test_links():
-    assert link(PlanConfig(gpus=8)) == 450e9
-    assert link(PlanConfig(gpus=9)) == 50e9
+    assert link_of(PlanConfig(gpus=8)) == Link(450e9, 0)
+    assert link_of(PlanConfig(gpus=9, call_us=20)) == Link(50e9, 2e-5)
+
+
+def test_calls_of_a_step_cost_their_own_time():
+    """Two players with one large tensor and three small ones: what the launcher's real runs did (benchmarks.scale)."""
+    tensors = [[2 * 10**5, 64, 64], [5 * 10**4]]
+    assert [traffic.calls(stage, tensors) for stage in range(4)] == [6, 10, 10, 12]
+    assert [traffic.calls(stage, tensors, 4) for stage in range(4)] == [15, 19, 25, 30]
+    cfg, _ = read([CONFIG, "batch.global=512"])
+    free, slow = (step_of(cfg, 3, 4, tensors, Speed(1000.0, 0, ""), Link(1e9, s)) for s in (0, 1e-3))
+    assert (free.calls, slow.communication - free.communication) == (12, pytest.approx(12e-3))
+    assert step_of(cfg, 3, 1, tensors, Speed(1000.0, 0, ""), Link(1e9, 1e-3)).communication == 0
 
 
 def test_figures_are_of_known_devices_and_scaled_by_operations():

@@ -15,7 +15,7 @@ from trainer.data.shards import Shards
 from trainer.data.stream import Batch
 from trainer.game.game import Game
 from trainer.game.masking import GameConfig
-from trainer.run import loop
+from trainer.run.pairs import make_pair, pairs_of
 from trainer.views import Key, build
 from trainer.views.pairing import Pairing
 from umbra.config import load
@@ -66,13 +66,13 @@ def test_each_ecg_gets_its_hardest_pair_and_the_encoder_stays_as_it_is(train, te
     encoder = run.game.encoder.module
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     given = batch(run)
-    pairs = loop.pairs_of(run, given)
+    pairs = pairs_of(run, given)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert encoder.training
     encoder.eval()
     chosen = []
     for pair, signals, rows in zip(pairs, given.signals, given.rows):
-        tried = [loop.make_pair(run, signals, Key(0, 0, rows), None, k) for k in range(5)]
+        tried = [make_pair(run, signals, Key(0, 0, rows), None, k) for k in range(5)]
         for i in range(len(rows)):
             z = [[encoder(side[i : i + 1])[0].detach() for side in (one.x, one.v)] for one in tried]
             cosine = [float(a @ b / (a.norm() * b.norm())) for a, b in z]
@@ -88,8 +88,8 @@ def test_one_candidate_is_the_pair_of_before_without_a_forward_pass(train, monke
     run = run_of(train, 1)
     monkeypatch.setattr(run.game, "cosines", lambda pair: pytest.fail("the encoder was asked"))
     given = batch(run)
-    for pair, signals, rows in zip(loop.pairs_of(run, given), given.signals, given.rows):
-        plain = loop.make_pair(run, signals, Key(0, 0, rows))
+    for pair, signals, rows in zip(pairs_of(run, given), given.signals, given.rows):
+        plain = make_pair(run, signals, Key(0, 0, rows))
         assert torch.equal(pair.x, plain.x)
         assert torch.equal(pair.v, plain.v)
 
@@ -100,7 +100,7 @@ def test_candidates_share_no_random_numbers_with_each_other_or_the_masker(train)
         signal_views=lambda x, key, rate: seen.append(key.view) or x, mask_views=lambda x, *_: x
     )
     run.first = run.second = note
-    loop.pairs_of(run, batch(run))
+    pairs_of(run, batch(run))
     assert seen == [0, 1, 4, 5, 8, 9] * 2
 
 
@@ -110,7 +110,7 @@ def test_the_choice_does_not_depend_on_the_number_of_processes(train):
         for rank in range(size):
             run = run_of(train, 4)
             given = batch(run, 1, rank, size)
-            for rows, pair in zip(given.rows.tolist(), loop.pairs_of(run, given)):
+            for rows, pair in zip(given.rows.tolist(), pairs_of(run, given)):
                 for row, x, v in zip(rows, pair.x, pair.v):
                     first = whole.setdefault(row, (x, v))
                     assert torch.equal(x, first[0])

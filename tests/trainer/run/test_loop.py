@@ -13,7 +13,9 @@ from trainer.data.stream import Batch
 from trainer.game.game import Game
 from trainer.game.maskers.unet import UNet
 from trainer.game.masking import GameConfig
-from trainer.run import loop
+from trainer.run import log_line, loop
+from trainer.run.heldout import heldout_count, heldout_loss, kept_shards
+from trainer.run.pairs import pairs_of
 from trainer.views import build
 from trainer.views.pairing import Pairing
 from umbra.config import load
@@ -25,7 +27,7 @@ def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upl
     """A synthetic ECG by default; with `wandb.upload_ecgs` the first training ECG too, marked as a recording. Both are
     as long as a view."""
     train, drawn, sent = Shards(make_shards(tmp_path / "s", {"train": ["SR", "AFIB"]}), "train"), [], []
-    monkeypatch.setattr("trainer.run.loop.ecg_with_masks", lambda ecg, masks, *more: drawn.append((ecg, masks)))
+    monkeypatch.setattr("trainer.run.log_line.ecg_with_masks", lambda ecg, masks, *more: drawn.append((ecg, masks)))
     masker = UNet(12, 1, 8, width=8)
     run = types.SimpleNamespace(
         cfg=load(PretrainConfig, None, [f"wandb.upload_ecgs={upload}"]),
@@ -39,7 +41,7 @@ def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upl
         game=Game(None, masker, GameConfig(), 0.1, 8),
         metrics=types.SimpleNamespace(figure=lambda step, name, path, recording: sent.append((name, recording))),
     )
-    loop._draw_masks(run, 7)
+    log_line._draw_masks(run, 7)
     assert sent == [("masks", False), ("recording", True)][: 1 + upload]
     assert all(masks.shape == (1, samples) for _, masks in drawn)
     recording = train.read_mv(np.array([0]))[0, :, :samples]
@@ -69,7 +71,7 @@ def test_the_second_view_is_made_of_the_partners(monkeypatch):
     signals, partners = torch.ones(2, 2, 12, 8, dtype=torch.int16), torch.full((2, 2, 12, 8), 4, dtype=torch.int16)
     for others, second in ((partners, 2.0), (None, 0.5)):
         seen.clear()
-        pairs = loop.pairs_of(run, Batch(0, signals, rows, rows.numpy(), others))
+        pairs = pairs_of(run, Batch(0, signals, rows, rows.numpy(), others))
         assert [(n, x.unique().tolist()) for n, x in seen] == [(0, [0.5]), (1, [second])] * 2
         assert [pair.key.index.tolist() for pair in pairs] == rows.tolist()
 
@@ -92,7 +94,7 @@ def test_held_out_pairs_are_made_like_those_of_training(kind, tmp_path):
         patients=None,
         partners=(lambda rows, epoch: rows ^ 1) if kind == "patient" else None,
     )
-    loop.heldout_loss(run)
+    heldout_loss(run)
     x = torch.from_numpy(heldout.read_mv(np.arange(8)))
     wanted = {"same": (x, x), "halves": (x[..., :128], x[..., 128:]), "patient": (x, x[[1, 0, 3, 2, 5, 4, 7, 6]])}
     assert all(torch.equal(a, b) for a, b in zip((seen[0].x, seen[0].v), wanted[kind]))
@@ -106,7 +108,7 @@ def test_what_a_run_reads_beside_its_batches_stays_in_the_cache(tmp_path):
 
     def kept(*words, heldout=heldout):
         cfg = load(PretrainConfig, None, ["batch.global=4", *words])
-        return [shard.name for shard in loop.kept_shards(cfg, order, train, heldout)]
+        return [shard.name for shard in kept_shards(cfg, order, train, heldout)]
 
     assert kept() == ["val-000000.tar"]
     assert kept("log.heldout_every=0") == kept(heldout=None) == []
@@ -127,7 +129,7 @@ def test_the_reason_is_the_same_on_every_rank_and_only_for_steps_that_need_it(mo
     [(256, 178, 64, 128), (128, 178, 64, 128), (256, 40, 64, 40), (16, 99, 4, 16)],
 )
 def test_as_many_held_out_ecgs_are_seen_at_any_world_size(contrast, there, lanes, seen):
-    found = loop.heldout_count(contrast, there, lanes)
+    found = heldout_count(contrast, there, lanes)
     assert found == seen
     if seen >= lanes:
         assert {found // world * world for world in (1, 2, 4)} == {seen}
