@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from trainer.config import PretrainConfig
 from trainer.data.order import default_lanes
-from trainer.game.players import masked_views
+from trainer.game.flops import training_flops
 from trainer.plan import memory
 from trainer.plan.config import PlanConfig, read
 from trainer.plan.measured import DEVICES, figure_for
 from trainer.plan.step import Speed, Step, ecg_bytes, link_of, shard_bytes, speed_of, step_of
+from trainer.views.pairing import pairing
 from umbra.config import command
-from umbra.encoders.flops import training_flops
 from umbra.errors import UserError, building
 
 CONFIGS = {"": "trainer.plan.config:PlanConfig"}
@@ -33,11 +33,11 @@ def main(argv: list[str]) -> None:
     both = memory.players(cfg, plan.leads, plan.samples, plan.rate)
     tensors = memory.tensors(both)
     sizes = [sum(player) for player in tensors]
-    views = 1 + masked_views(cfg.game)
-    gflop = training_flops(both[0], both[1], views, plan.leads, plan.samples) / 1e9
+    view = pairing(cfg.pair, plan.samples, plan.rate).samples
+    gflop = training_flops(cfg, *both, plan.leads, view) / 1e9
     speed = speed_of(cfg, plan, gflop)
     with building("step of a few ECGs", {"leads": plan.leads, "rate": plan.rate, "seconds": plan.seconds}):
-        kept = memory.activations(cfg, both, plan.leads, plan.samples, plan.rate)
+        kept = memory.activations(cfg, both, plan.leads, view, plan.rate)
     rows = cfg.contrast / plan.gpus
     print(f"run          {plan.gpus} x {plan.gpu} on {plan.nodes} nodes, zero={cfg.zero}; {plan.ecgs:,.0f} ECGs of "
           f"{plan.leads} x {plan.samples}; {rows:g} ECGs a forward pass and GPU")  # fmt: skip

@@ -25,9 +25,10 @@ from trainer.data.places import public
 from trainer.data.shards import Shards
 from trainer.data.sources import Sources, opened
 from trainer.game.compiled import compile_networks, wanted
+from trainer.game.flops import training_flops
 from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
-from trainer.game.players import ContrastiveEncoder, make_players, masked_views, pairing_of
+from trainer.game.players import ContrastiveEncoder, make_players, pairing_of
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, mixed
 from trainer.run.caching import start_cache
@@ -42,7 +43,7 @@ from trainer.run.schedule import player_rate
 from trainer.views import Views, build
 from umbra.config import as_dict
 from umbra.encoders.encoder import Scaling
-from umbra.encoders.flops import peak, training_flops
+from umbra.encoders.flops import peak
 from umbra.errors import UserError
 
 COMPILER = "compiler"  # folder of a run with what torch's compiler keeps
@@ -322,9 +323,9 @@ def open_recorder(
 
 
 def mfu_share(plan: Plan, world: distributed.World) -> float:
-    """Model FLOPs utilisation per ECG and second, by the operations of the simultaneous schedule."""
+    """Model FLOPs utilisation per ECG and second."""
     leads, samples = len(plan.train.manifest.leads), pairing_of(plan.cfg, plan.train).samples
-    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), leads, samples)
+    flops = training_flops(plan.cfg, plan.encoder, plan.masker, leads, samples)
     return flops / (peak(world.device) * world.size)
 
 
