@@ -8,6 +8,10 @@ rounds; medians. Seconds are CPU time, not wall time, so that other work on the 
 
 Then uncached files, read sample by sample in the order of an epoch, and by the stream at the pace of a training run:
 how much is read from the disk, and in how many requests.
+
+Last, in wall time and on all cores: GB/s of one process's stream with 1, 2 and 4 threads, to the GPU (out of its
+page-locked buffers) where there is one, in turns with `file.read` of the same cached files. `fraction_of_read` is the
+median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +39,7 @@ from umbra.leads import CANONICAL
 from umbra.schema import DTYPE, MANIFEST, Geometry, Manifest, Shard, fingerprint
 
 CPU = torch.device("cpu")
+THREADS = (1, 2, 4)
 META = {"source": "benchmark", "age": 63.0, "sex": "female", "codes": ["426783006"], "patient": 1, "quality": []}
 
 
@@ -42,12 +47,13 @@ META = {"source": "benchmark", "age": 63.0, "sex": "female", "codes": ["42678300
 class StreamConfig:
     """`shards` of `mb` MB each; batches of `batch`; `rounds` of `seconds` per side; `pace` of training in samples/s.
 
-    `folder`: where the shards are written temporarily.
+    `large`: the batch of the streams of several threads. `folder`: where the shards are written temporarily.
     """
 
     shards: int = 12
     mb: float = 16.0
     batch: int = 64
+    large: int = 256
     rounds: int = 5
     seconds: float = 1.0
     pace: float = 2000.0
@@ -56,19 +62,23 @@ class StreamConfig:
 
 def main(words: list[str]) -> None:
     config = load(StreamConfig, None, words)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    cores = os.sched_getaffinity(0)
     torch.set_num_threads(1)
-    figures: dict[str, float] = {}
+    figures: dict[str, object] = {}
     fractions = []
     for samples in (1000, 2500):
         with tempfile.TemporaryDirectory(dir=config.folder or None) as folder:
             shards = write(config, Path(folder) / "data", samples)
+            os.sched_setaffinity(0, {max(cores)})
             speeds = warm(config, shards)
             print_speeds(shards, speeds)
             figures[f"speedup_{samples}"] = round(speeds["stream"] / speeds["webdataset"], 1)
             fractions.append(speeds["stream"] / speeds["copy, mapped"])
             print_memory(config, shards)
             print_cold(config, shards)
+            os.sched_setaffinity(0, cores)
+            if samples == 2500:
+                figures |= print_threads(config, shards)
     print(json.dumps({**figures, "fraction_of_copy": round(min(fractions), 2)}))
 
 
@@ -95,8 +105,26 @@ def write(config: StreamConfig, root: Path, samples: int) -> Shards:
     return Shards(root, "train")
 
 
-def order_of(config: StreamConfig, shards: Shards) -> Order:
-    return Order(shards.counts, 0, config.batch, default_lanes(config.batch))
+def order_of(batch: int, shards: Shards) -> Order:
+    return Order(shards.counts, 0, batch, default_lanes(batch))
+
+
+def in_turns(
+    sides: dict[str, Generator[int]], rounds: int, seconds: float, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """What each side yields per second of the clock, in each round; closes the sides."""
+    for side in sides.values():
+        next(side)
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            seen, began = 0, clock()
+            while (passed := clock() - began) < seconds:
+                seen += next(side)
+            speeds[name].append(seen / passed)
+    for side in sides.values():
+        side.close()
+    return speeds
 
 
 # ---- warm ----
@@ -108,20 +136,10 @@ def warm(config: StreamConfig, shards: Shards) -> dict[str, float]:
         "webdataset": webdataset(config, shards),
         "copy, memory": copy(config, shards, mapped=False),
         "copy, mapped": copy(config, shards, mapped=True),
-        "stream": stream(config, shards, 10**6),
-        "stream, again": stream(config, Shards(shards.root, "train"), 1),
+        "stream": stream(config.batch, shards, 10**6),
+        "stream, again": stream(config.batch, Shards(shards.root, "train"), 1),
     }
-    for epochs in sides.values():
-        next(epochs)
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(config.rounds):
-        for name, epochs in sides.items():
-            seen, began = 0, time.process_time()
-            while (seconds := time.process_time() - began) < config.seconds:
-                seen += next(epochs)
-            speeds[name].append(seen / seconds)
-    for epochs in sides.values():
-        epochs.close()
+    speeds = in_turns(sides, config.rounds, config.seconds, time.process_time)
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
@@ -154,19 +172,21 @@ def copy(config: StreamConfig, shards: Shards, mapped: bool) -> Generator[int]:
                 yield config.batch
 
 
-def stream(config: StreamConfig, shards: Shards, epochs: int) -> Generator[int]:
+def stream(batch: int, shards: Shards, epochs: int, device: torch.device = CPU, threads: int = 2) -> Generator[int]:
     """Batch sizes, endlessly, from successive streams of so many epochs."""
-    order, first = order_of(config, shards), 0
+    order, first = order_of(batch, shards), 0
     while True:
-        with contextlib.closing(some_epochs(shards, order, first, epochs)) as batches:
-            for batch in batches:
-                yield batch.signals.shape[1]
+        with contextlib.closing(some_epochs(shards, order, first, epochs, device, threads)) as batches:
+            for one in batches:
+                yield one.signals.shape[1]
         first += epochs
 
 
-def some_epochs(shards: Shards, order: Order, first: int, epochs: int = 1) -> Stream:
+def some_epochs(
+    shards: Shards, order: Order, first: int, epochs: int = 1, device: torch.device = CPU, threads: int = 2
+) -> Stream:
     length = order.steps_per_epoch
-    return Stream(shards, order, first * length, (first + epochs) * length, 0, 1, CPU)
+    return Stream(shards, order, first * length, (first + epochs) * length, 0, 1, device, threads)
 
 
 def print_speeds(shards: Shards, speeds: dict[str, float]) -> None:
@@ -183,7 +203,7 @@ def print_speeds(shards: Shards, speeds: dict[str, float]) -> None:
 
 def print_memory(config: StreamConfig, shards: Shards) -> None:
     """Anonymous memory of this process over an epoch, after one warm-up epoch."""
-    order = order_of(config, shards)
+    order = order_of(config.batch, shards)
     for _ in some_epochs(shards, order, 0):
         pass
     seen = [status("RssAnon") for _ in some_epochs(shards, order, 1)]
@@ -203,7 +223,7 @@ def status(name: str) -> int:
 
 def print_cold(config: StreamConfig, shards: Shards) -> None:
     """One epoch from uncached files: samples read one by one, then the stream, at the given pace."""
-    order = order_of(config, shards)
+    order = order_of(config.batch, shards)
     print(f"{'cold, one epoch':<16} {'read MB':>12} {'of data':>9} {'requests':>10} {'KB each':>9}")
     for name in ("one by one", "stream"):
         evict(shards)
@@ -242,6 +262,44 @@ def disk_requests(folder: Path) -> int | None:
     device = folder.stat().st_dev
     path = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
     return int(path.read_text().split()[0]) if path.is_file() else None
+
+
+# ---- threads ----
+
+
+def print_threads(config: StreamConfig, shards: Shards) -> dict[str, dict[str, float]]:
+    """GB/s of wall time, and how many times `file.read` each number of threads is."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sides = {"file.read": read_files(shards)}
+    for threads in THREADS:
+        sides[f"threads={threads}"] = signal_bytes(Shards(shards.root, "train"), config.large, device, threads)
+    speeds = in_turns(sides, config.rounds, config.seconds, time.perf_counter)
+    each = shards.manifest.geometry.array_bytes
+    gigabytes, ratios = {}, {}
+    print(f"{f'{config.large} to {device}':<16} {'GB/s':>8} {'worst':>8} {'best':>8} {'ECG/s':>10} {'of read':>8}")
+    for name, values in speeds.items():
+        ratios[name] = round(statistics.median(a / b for a, b in zip(values, speeds["file.read"])), 2)
+        middle, worst, best = (of(values) for of in (statistics.median, min, max))
+        gigabytes[name] = round(middle / 1e9, 2)
+        words = f"{middle / 1e9:>8.2f} {worst / 1e9:>8.2f} {best / 1e9:>8.2f} {middle / each:>10,.0f}"
+        print(f"{name:<16} {words} {ratios[name]:>7.2f}x", flush=True)
+    return {"gb_per_s": gigabytes, "fraction_of_read": ratios}
+
+
+def read_files(shards: Shards) -> Generator[int]:
+    """Bytes of one shard after the other, endlessly, each read as a whole."""
+    while True:
+        for shard in shards.shards:
+            with open(shards.root / shard.name, "rb") as file:
+                yield len(file.read())
+
+
+def signal_bytes(shards: Shards, batch: int, device: torch.device, threads: int) -> Generator[int]:
+    """Bytes of the signals of one batch after the other, endlessly; each is there once it is yielded."""
+    for count in stream(batch, shards, 10**6, device, threads):
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        yield count * shards.manifest.geometry.array_bytes
 
 
 if __name__ == "__main__":

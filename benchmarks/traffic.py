@@ -205,7 +205,7 @@ class Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not self.paused and not is_free(func):
             read = tensors((args, kwargs))
-            written = tensors(out) + [t for t, a in zip(args, func._schema.arguments) if _is_written(a)]
+            written = tensors([out, [t for t, a in zip(args, func._schema.arguments) if _is_written(a)]])
             if read or written:
                 self.note(func.overloadpacket.__name__, read, written)
         return out

@@ -70,6 +70,11 @@ def compile_networks(networks: Iterable[Any], say: bool = False, backend: Backen
         network.whole = _in_training(network, network.whole, say, backend)
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether `compile_networks` has replaced its forward pass."""
+    return "whole" in vars(network)
+
+
 def _in_training(
     network: nn.Module, plain: Callable[[Tensor], Tensor], say: bool, backend: Backend
 ) -> Callable[[Tensor], Tensor]:

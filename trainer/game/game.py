@@ -56,10 +56,14 @@ def contrast(
     z, t = found if isinstance(found, tuple) else (found, temperature)
     z1, *others = z.chunk(1 + len(seconds))
     losses, accuracies = zip(*(nt_xent(z1, z2, t, patients) for z2 in others))
-    figures = {"accuracy": torch.stack(accuracies).mean()}
+    figures = {"accuracy": _mean(accuracies)}
     if watched:
         figures |= embedding_figures(z1.detach(), others[0].detach())
-    return torch.stack(losses).mean(), figures
+    return _mean(losses), figures
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(list(values)).mean()
 
 
 # ---- under engines --------------------------------------------------------------------------------------------------
@@ -166,7 +170,7 @@ class Game:
             self.encoder.step()
             if trained is not None:
                 trained.step()
-        return {name: torch.stack([f[name] for f in figures]).mean() for name in figures[0]}, stop
+        return {name: _mean([f[name] for f in figures]) for name in figures[0]}, stop
 
     def _play(self, pair: Pair, trained: Engine | None, accumulation: int) -> tuple[dict[str, Tensor], Tensor]:
         heartbeat.doing("forward")
@@ -182,7 +186,7 @@ class Game:
         heartbeat.doing("backward")
         self.encoder.backward(loss)
         price = cost(masks, self.dials)
-        finite = loss.detach().isfinite() & price.detach().isfinite()
+        finite = (loss + price).detach().isfinite()
         if trained is not None:
             assert hidden.grad is not None
             finite = finite & hidden.grad.isfinite().all()
@@ -207,7 +211,7 @@ class Game:
                 heartbeat.doing("masker's backward")
                 masker.backward(-self.dials.strength * loss + price)
             assert chosen.grad is not None
-            finite = loss.detach().isfinite() & price.detach().isfinite() & chosen.grad.isfinite().all()
+            finite = (loss + price).detach().isfinite() & chosen.grad.isfinite().all()
             all_finite.append(finite)
             if len(all_finite) == len(pairs):
                 kept = "the masker was not changed, the encoder was already updated in this step"

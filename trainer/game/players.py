@@ -9,6 +9,7 @@ from trainer.config import PretrainConfig
 from trainer.data.shards import Shards
 from trainer.game.batchnorm import batch_norms, over_all_ranks
 from trainer.game.chunks import in_chunks
+from trainer.game.lowered import lowered
 from trainer.game.maskers.base import Masker
 from trainer.game.maskers.registry import build_masker
 from trainer.game.masking import GameConfig
@@ -32,7 +33,7 @@ class ContrastiveEncoder(nn.Module):
         self.backbone, self.projector, self.temperature, self.chunk = backbone, projector, temperature, chunk
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        z = in_chunks(self.whole, x, self.chunk)
+        z = in_chunks(lowered(self), x, self.chunk)
         return z if self.temperature is None else (z, self.temperature())
 
     def whole(self, x: Tensor) -> Tensor:

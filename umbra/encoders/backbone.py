@@ -14,6 +14,9 @@ class Backbone(nn.Module):
 
     Its parts are made in the order of the forward pass: layer-wise learning rates go by it. `any_length`: whether it
     takes ECGs of other lengths than that which it was built for.
+
+    Trained under autocast, the weights of its linear layers and convolutions are given in autocast's type
+    (`trainer/game/lowered.py`): a part that switches autocast off must cast them itself.
     """
 
     any_length: ClassVar[bool] = False

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from tests.support.many_shards import SAMPLES, many_shards
 from trainer.data import shards as shards_module
 from trainer.data.order import Order
 from trainer.data.shards import Shards
-from trainer.data.stream import Stream, bottleneck
+from trainer.data.stream import Stream, _Pinned, bottleneck
 from trainer.observe.metrics import Metrics
 from trainer.observe.throughput import Throughput
 from trainer.observe.wandb_mirror import WandbConfig
@@ -365,6 +367,36 @@ def test_the_depth_of_a_stream(dataset):
 
 
 # ---- GPU ----
+
+
+def test_a_page_locked_buffer_is_written_again_only_after_its_copy(monkeypatch):
+    """As far as a machine without a GPU can see it: the events are played, and say which copies were waited for."""
+    copies, waited, written = iter(range(99)), {-1}, {}
+
+    class Event:
+        copy = -1
+
+        def record(self, stream: object) -> None:
+            self.copy = next(copies)
+
+        def synchronize(self) -> None:
+            waited.add(self.copy)
+
+    def empty(*given, pin_memory, real=torch.empty, **kind):
+        assert pin_memory
+        return real(*given, **kind)
+
+    def write(number: int, out: np.ndarray) -> None:
+        assert written.get(out.ctypes.data, -1) in waited
+        written[out.ctypes.data] = number
+
+    monkeypatch.setattr(torch, "empty", empty)
+    for name, fake in {"Event": Event, "Stream": id, "stream": nullcontext, "device": nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    memory = _Pinned(CPU)
+    for number in range(9):
+        memory.load((2, 12, SAMPLES), partial(write, number), torch.arange(2))
+    assert sorted(written.values()) == [7, 8]
 
 
 @pytest.mark.parametrize("device", on_each())

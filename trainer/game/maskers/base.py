@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from trainer.game.chunks import in_chunks
+from trainer.game.lowered import lowered
 
 
 class Masker(nn.Module):
@@ -13,7 +14,7 @@ class Masker(nn.Module):
     chunk: int = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_chunks(self.whole, x, self.chunk)
+        return in_chunks(lowered(self), x, self.chunk)
 
     def whole(self, x: Tensor) -> Tensor:
         """The forward pass of one chunk."""
