@@ -30,7 +30,7 @@ position() {
 
 # submit: the stage that was read last, after the one before it.
 submit() {
-    local own=() after=() word_ job
+    local own=() after=() word_ given job
     case $stage in
         shard) own=("output=$out/shards") data=$out/shards ;;
         pretrain) own=("run=$out/run" ${data:+"data.path=$data"}) ;;
@@ -38,7 +38,9 @@ submit() {
         study) own=("output=$out/study") ;;
     esac
     for word_ in "${own[@]}"; do
-        [[ -z $(word "${word_%%=*}" "${words[@]}") ]] || cancel "$stage: the pipeline sets ${word_%%=*} itself: leave it out"
+        for given in "${words[@]}"; do # also data.path.NAME=DIR, which data.path=DIR after it would replace
+            [[ $given != "${word_%%=*}"[.=]* ]] || cancel "$stage: the pipeline sets ${word_%%=*} itself: leave ${given%%=*} out"
+        done
     done
     ((${#jobs[@]} == 0)) || after=("--dependency=afterok:${jobs[-1]}" --kill-on-invalid-dep=yes)
     job=$(sbatch --parsable "${after[@]}" "${flags[@]}" "$UMBRA_HOME/slurm/$stage.sbatch" "${words[@]}" "${own[@]}") ||

@@ -34,6 +34,7 @@ from trainer.run import checkpoint, directory, loop
 from trainer.run.assemble import Plan, build_run, describe, plan_run
 from trainer.run.caching import describe_cache
 from trainer.run.parts import Run
+from trainer.run.problems import Problems
 from trainer.run.record import set_status, write_record
 from trainer.run.resilience import Stop
 from trainer.run.saving import NotSaved
@@ -149,7 +150,10 @@ def _out_of_memory(run: Run) -> UserError:
 
 def _end(run: Run, done: int, reason: str) -> None:
     """Writes the curves of a finished or interrupted run, and prints the next command."""
-    loss_curves(run.folder / METRICS, run.folder / "figures" / "curves.png")
+    curves, problems = run.folder / "figures" / "curves.png", Problems()
+    with problems.noted():
+        loss_curves(run.folder / METRICS, curves)
+    problems.warn(str(curves))
     finished = done == run.total
     said = "finished" if finished else f"stopped ({reason}) with a checkpoint"
     export = f"python -m trainer.export run={quote(str(run.folder))}"

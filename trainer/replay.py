@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.config import PretrainConfig
+from trainer.config import DataConfig, PretrainConfig
 from trainer.data.metadata import Rows
+from trainer.data.places import Place
 from trainer.data.shards import Shards
 from trainer.data.sources import opened
 from trainer.distributed import World
@@ -64,8 +65,9 @@ def main(argv: list[str]) -> int:
     run = Path(own.run)
     record = read_record(run)
     cfg = load(PretrainConfig, run / "config.yaml")
-    cfg.data.path = own.data or cfg.data.path
     folder, fault, rows = faults.read(run, own.step)
+    cfg.data.path = own.data or _sources_then(cfg.data, fault)
+    cfg.data.weights = {}  # they are of a later mixture, perhaps, and matter only to the scaling of a new run
     print(f"# step {fault.step + 1}: {rows.size} ECGs of {fault.world} processes; it said: {fault.error}")
     return replay(_known(set_up(cfg, record, folder, fault), fault), fault, rows)
 
@@ -108,6 +110,17 @@ def set_up(cfg: PretrainConfig, record: RunRecord, folder: Path, fault: faults.F
         patients=torch.tensor(train.patients(), device=device),
         partners=patient_partners(cfg, train),
     )
+
+
+def _sources_then(data: DataConfig, fault: faults.Fault) -> Place:
+    """The sources that the step was of, where the run has gone on with others. Raises `UserError` if one has left."""
+    path = data.path
+    if not fault.sources or not isinstance(path, dict):
+        return data.place
+    if gone := [name for name in fault.sources if name not in path]:
+        places = ", ".join(f"{name}: {path.get(name, 'DIR')}" for name in fault.sources)
+        raise UserError(f"the step was of {gone[0]} too, which the run has left since: give data={{{places}}}")
+    return {name: path[name] for name in fault.sources}
 
 
 def _known(run: Run, fault: faults.Fault) -> Run:

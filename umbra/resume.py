@@ -39,7 +39,7 @@ FREE: dict[str, tuple[str, ...]] = {
     "build": ("input", "output", "workers", "task", "tasks", "key_file", "timeout"),
     "study": (
         *("rotations", "methods", "seeds", "tasks", "fractions", "reference", "bootstrap", "minutes", "output"),
-        *("name", "data", "processes", "workers", "part", "parts"),
+        *("equal_compute", "name", "data", "processes", "workers", "part", "parts"),
     ),
 }
 

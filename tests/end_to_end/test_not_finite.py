@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.support.handmade import make_shards
@@ -45,6 +46,10 @@ def test_steps_are_skipped_and_kept_until_too_many_in_a_row_and_played_again(pro
     assert re.fullmatch(named, ranks[0]["samples"][0][0])
     weights = [load_file(kept / f"step-{n}" / "weights.safetensors") for n in (first, last)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    if processes:  # the run goes on with a source more, whose rows are numbered before those of the others
+        config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+        config["data"]["path"]["another"] = str(make_shards(tmp_path / "another", {"train": ["SR"] * 8}, 2))
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     code, output = launch(["-m", "trainer.replay", str(tmp_path / "run"), f"step={first}"])
     assert code == 0, output
     assert f"# step {first}: 16 ECGs of {len(ranks)} processes" in output

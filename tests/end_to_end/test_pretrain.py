@@ -70,9 +70,12 @@ def test_a_run_leaves_what_it_promises(whole):
 
 def test_a_second_call_does_nothing_and_says_so(whole, shards):
     run, _ = whole
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"status": "running"}))  # killed after its last checkpoint
     code, output = launch(pretrain(shards, run), 2)
     assert code == 0, output[-3000:]
     assert "already has its 12 steps" in output
+    assert json.loads((run / "run.json").read_text()) == record
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(whole, shards, tmp_path):

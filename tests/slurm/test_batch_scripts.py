@@ -121,6 +121,13 @@ def test_a_process_for_each_gpu(slurm: Cluster, stubbed: Path) -> None:
     assert len({(r["MASTER_ADDR"], r["MASTER_PORT"]) for r in ranks}) == 1
 
 
+def test_tasks_that_nodes_cannot_share_evenly_are_refused(slurm: Cluster, stubbed: Path) -> None:
+    job = submit(slurm, stubbed, "--nodes=2", "--ntasks=3", str(PRETRAIN), "run=run", "status=finished", home=stubbed)
+    (row,) = slurm.wait(job, 90)
+    assert row["ExitCode"] == "2:0", log_of(stubbed, job)
+    assert "error: 3 tasks cannot be shared evenly by 2 nodes: submit with --ntasks-per-node=N" in log_of(stubbed, job)
+
+
 @pytest.mark.parametrize(
     ("words", "variables", "state", "code", "said"),
     [

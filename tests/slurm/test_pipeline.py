@@ -143,6 +143,10 @@ def test_stages_after_one_that_fails_are_cancelled(slurm: Cluster, tmp_path: Pat
         (["OUT", "study", "x.yaml", "shard"], "the stages come in this order"),
         (["OUT", "pretrain", "x.yaml", "run=mine"], "pretrain: the pipeline sets run itself"),
         (
+            ["OUT", "shard", "--begin=now+99", "x.yaml", "pretrain", "x.yaml", "data.path.other=DIR"],
+            "pretrain: the pipeline sets data.path itself: leave data.path.other out",
+        ),
+        (
             ["OUT", "shard", "--begin=now+99", "x.yaml", "export", "--partition=none"],
             "the stage export cannot be submitted",
         ),

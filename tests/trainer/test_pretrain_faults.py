@@ -8,7 +8,7 @@ from torch import nn
 
 from trainer import pretrain
 from trainer.config import PretrainConfig
-from trainer.run import loop
+from trainer.run import faults, loop
 from umbra.config import load
 from umbra.errors import UserError
 
@@ -54,6 +54,25 @@ def test_out_of_memory_on_one_rank_is_a_line_with_a_batch_that_may_fit(error, wo
     assert " is out of memory in step 7: " in str(ended.value)
     assert said in str(ended.value)
     assert ended.value.alone
+
+
+def test_what_cannot_be_written_beside_the_checkpoints_is_no_end_of_a_run(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrain, "loss_curves", full)
+    pretrain._end(SimpleNamespace(folder=tmp_path, total=3), 3, "")
+    engine = SimpleNamespace(module=nn.Linear(2, 2), zero_optimization_stage=lambda: 0)
+    fault = faults.Fault(2, 3, 0, 0, 0, 1, "nan", [[1]], [["a[0]"]])
+    with monkeypatch.context() as now:
+        now.setattr(faults, "write_text", full)
+        assert faults.keep(tmp_path, fault, {"encoder": engine}) is None
+    assert not list((tmp_path / "faults").iterdir())
+    assert faults.keep(tmp_path, fault, {"encoder": engine}) == tmp_path / "faults" / "step-3"
+    said = capsys.readouterr().out
+    for what in ("figures/curves.png", "faults/step-3"):
+        assert f"{what} could not be written ([Errno 28] No space left on device): the run goes on without it" in said
+    assert "# finished at step 3 of 3" in said
 
 
 def test_another_error_stays_what_it_is(monkeypatch):

@@ -436,7 +436,7 @@ HELPED = {
         "compare": "  bootstrap=2000   (>= 2 and <= 1000000)\n",
     },
     "trainer.study": {"": "  seeds=[0]   (>= 0 and < 1e18)\n"},
-    "trainer.figures": {"masks": "  by=rhythm\n"},
+    "trainer.figures": {"masks": "  by=rhythm\n", "why": "  rotations=[]\n"},
     "trainer.watch": {"": "  every="},
     "sharding": {
         "synth": "  patients=",

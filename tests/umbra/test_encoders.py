@@ -19,7 +19,7 @@ from trainer.game.projector import Projector
 from trainer.game.temperature import Temperature
 from trainer.views import Key
 from umbra.encoders.__main__ import main
-from umbra.encoders.flops import PEAKS, forward_flops, peak, peak_of, training_flops
+from umbra.encoders.flops import PEAKS, forward_flops, peak, peak_of
 from umbra.encoders.registry import ENCODERS, build_encoder
 from umbra.encoders.vit import sine_cosine
 from umbra.errors import UserError
@@ -211,12 +211,10 @@ def test_arguments_that_cannot_work_are_one_line(name, args, said):
 
 
 def test_flops_are_those_of_the_layers():
-    """A convolution by hand; the whole step: each view and the masker, forward and twice as much backward."""
+    """A convolution by hand, and attention: two products of tokens x tokens x width."""
     net = torch.nn.Conv1d(12, 8, 5, padding=2)
     assert forward_flops(net, 12, 100) == 2 * 12 * 8 * 5 * 100
-    assert training_flops(net, None, 2, 12, 100) == 3 * 2 * forward_flops(net, 12, 100)
-    assert training_flops(net, net, 3, 12, 100) == 3 * 4 * forward_flops(net, 12, 100)
-    tokens, d = 12, 24  # attention too: two products of tokens x tokens x width
+    tokens, d = 12, 24
     block = 2 * tokens * d * 12 * d + 2 * 2 * tokens * tokens * d
     assert forward_flops(small("vit_s", samples=240), 12, 240) == 2 * block + 2 * tokens * d * 12 * 20
 

@@ -38,7 +38,8 @@ class DataConfig:
     resumed step."""
     weights: dict[str, float] = field(default_factory=dict)
     """How many ECGs a mixture takes of each source of `path`, such as `{ptbxl: 1, mimic: 3}` (a source without a
-    weight: 1; 0 leaves it out). Empty: as many as it has, so that each ECG is seen equally often."""
+    weight: 1; 0 leaves it out, as if it were not named). Empty: as many as it has, so that each ECG is seen equally
+    often."""
     cache: str = ""
     """Only with a remote `path`: a folder on a local disk of each machine, into which shards are prefetched by
     `threads` (at least 4) threads."""
@@ -57,6 +58,11 @@ class DataConfig:
         if not isinstance(self.path, dict):
             return str(self.path)
         return {name: path for name, path in sorted(self.path.items()) if self.weights.get(name, 1)}
+
+    @property
+    def weights_in_use(self) -> dict[str, float]:
+        """`weights` without those of 0: empty where no other is given, as if those sources were not named."""
+        return {name: weight for name, weight in self.weights.items() if weight}
 
     def check(self) -> None:
         """Raises `UserError` for sources and weights that cannot be."""

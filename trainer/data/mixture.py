@@ -125,7 +125,8 @@ class Mixture:
     def __post_init__(self) -> None:
         assert self._one.lanes
         for source in self.sources:
-            most = -(-self.batch * source.share // self.schedule.period) + 1
+            fewest, rest = divmod(self.batch * source.share, self.schedule.period)
+            most = fewest + 2 * (rest > 0)  # of any steps: floor or ceil of its share before and after
             if source.samples < most:
                 raise UserError(
                     f"data.weights: up to {most} ECGs of a step are of {source.name}, which has {source.samples} "

@@ -120,7 +120,8 @@ def opened(data: DataConfig, split: str, later: bool | None = None) -> Shards:
     roots = {name: local_root(path, data.cache) for name, path in place.items()}
     manifests = {name: read_manifest(root) for name, root in roots.items()}
     counts = {name: sum(s.samples for s in m.of_split("train")) for name, m in manifests.items()}
-    weights = {name: data.weights.get(name, 1) if data.weights else count for name, count in counts.items()}
+    given = data.weights_in_use
+    weights = {name: given.get(name, 1) if given else count for name, count in counts.items()}
     in_common(manifests, weights)
     parts = {}
     for name, root in roots.items():

@@ -1,8 +1,7 @@
 """How much of P, QRS and T do the masks hide, against chance? `python -m trainer.figures masks RUN [key=value]`.
 
-Held-out ECGs are delineated by `trainer/evaluate/delineation.py`, which also decides what counts as a P wave. A wave's
-lift is the fraction of it that is hidden, divided by the hidden fraction of the whole ECG: 1 is chance, 1.5 is 50 %
-more; a rhythm without the wave has no lift on it. Two controls are reported next to the masker's own masks (each of the
+Held-out ECGs are delineated by `trainer/evaluate/delineation.py`, which also decides what counts as a P wave;
+`trainer/evaluate/lift.py` says what a lift is. Two controls are reported next to the masker's own masks (each of the
 N; for per-lead masks that of the delineated lead): the mask of another ECG, and a random block that wraps around at the
 end of the window.
 """
@@ -10,14 +9,12 @@ end of the window.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -28,9 +25,9 @@ from trainer.data.shards import Shards
 from trainer.data.sources import opened
 from trainer.evaluate import target
 from trainer.evaluate.config import TransferConfig
-from trainer.evaluate.delineation import WAVES, Delineation, delineate
+from trainer.evaluate.delineation import Delineation, delineate
+from trainer.evaluate.lift import Ecgs, Lift, counted, ecgs_of, markdown, rows
 from trainer.evaluate.result import plain
-from trainer.evaluate.scores import interval, patient_resamples
 from trainer.game.masking import binarise, soft_masks
 from trainer.game.players import make_players, pairing_of
 from trainer.observe.mask_figure import bands, ecg_with_masks
@@ -45,10 +42,8 @@ from umbra.errors import UserError
 from umbra.files import make_folder, write_text
 from umbra.layers import TextOrTexts, config_file
 
-LEAST_ECGS, LEAST_SHARE = 10, 0.2  # ECGs of a group, and ECGs with a wave among them, for a lift
 MASKS = ("masker", "masker, another ECG's", "random block")
 USAGE = "python -m trainer.figures masks RUN [data=DIR] [split=val] [ecgs=300] [by=rhythm] [draw=4] [lead=II]"
-Bools = NDArray[np.bool_]
 
 
 @dataclass
@@ -79,25 +74,6 @@ class MaskLiftConfig:
         check_fields(self)
 
 
-@dataclass(frozen=True)
-class Lift:
-    """One row: `lift` of a wave under one kind of mask, its 95 % interval by patients, over `ecgs` ECGs of `group`.
-
-    The wave is in `found` of their `beats` and in `ecgs_with` of the ECGs; NaN if too few ECGs have it.
-    """
-
-    group: str
-    masks: str
-    wave: str
-    lift: float
-    low: float
-    high: float
-    ecgs: int
-    ecgs_with: int
-    found: int
-    beats: int
-
-
 def main(argv: list[str]) -> None:
     words = [f"run={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else argv
     cfg = load(MaskLiftConfig, None, words)
@@ -112,24 +88,20 @@ def main(argv: list[str]) -> None:
     given = manifest.leads, manifest.samples, manifest.rate
     if wanted and given != (wanted["leads"], wanted["samples"], wanted["rate"]):
         raise UserError(f"data={shards.root} has other leads, rate or length than the data that {run} was trained on")
-    count = min(cfg.ecgs, shards.count)
-    ecgs = shards.read_mv(np.linspace(0, shards.count - 1, count).astype(np.int64))
-    table = shards.table().take(np.linspace(0, shards.count - 1, count).astype(np.int64))
-    if cfg.lead not in manifest.leads:
-        raise UserError(f"lead={cfg.lead} is not among the leads of the data: {', '.join(manifest.leads)}")
-    _task(cfg.by, table)
+    ecgs, table = spread(shards, cfg.ecgs)
+    place_of(cfg.lead, shards)
+    task_of(cfg.by, table)
     folder = make_folder(run / "figures", "run")
-    hidden = masks_of_run(run, settings, shards, ecgs)
-    rows = measure(cfg, shards, ecgs, hidden, table)
-    write_text(folder / "mask_lift.json", json.dumps(plain([asdict(row) for row in rows]), indent=1) + "\n")
-    text = markdown(rows)
+    masks = masks_of_run(run, settings, shards, ecgs)
+    measured = measure(cfg, shards, ecgs, masks, table)
+    write_text(folder / "mask_lift.json", json.dumps(plain([asdict(row) for row in measured]), indent=1) + "\n")
+    text = markdown(measured)
     write_text(folder / "mask_lift.md", text)
     print(text)
-    for n in range(min(cfg.draw, count)):
+    for n in range(min(cfg.draw, len(ecgs))):
         path = folder / f"mask_lift-{n}.png"
-        leads = shards.manifest.leads
-        ecg_with_masks(ecgs[n], hidden[n], shards.manifest.rate, leads, path, f"masks of {cfg.split} ECG {n}")
-    drawn = f"{min(cfg.draw, count)} x {folder}/mask_lift-N.png"
+        ecg_with_masks(ecgs[n], masks[n], manifest.rate, manifest.leads, path, f"masks of {cfg.split} ECG {n}")
+    drawn = f"{min(cfg.draw, len(ecgs))} x {folder}/mask_lift-N.png"
     print(f"written: {folder / 'mask_lift.md'}, {folder / 'mask_lift.json'}, {drawn}")
 
 
@@ -138,6 +110,12 @@ def _opened(cfg: MaskLiftConfig, settings: PretrainConfig) -> Shards:
     weights = {name: w for name, w in settings.data.weights.items() if name in named(cfg.data or settings.data.path)}
     cache = "" if cfg.data else settings.data.cache
     return opened(DataConfig(path=cfg.data or settings.data.path, weights=weights, cache=cache), cfg.split, later=False)
+
+
+def spread(shards: Shards, count: int) -> tuple[NDArray[np.float32], pa.Table]:
+    """`count` ECGs, evenly spread over a split (all if it has fewer), [n, leads, T] in mV, and their rows."""
+    chosen = np.linspace(0, shards.count - 1, min(count, shards.count)).astype(np.int64)
+    return shards.read_mv(chosen), shards.table().take(chosen)
 
 
 def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -172,106 +150,76 @@ def masks_of_run(run: Path, settings: PretrainConfig, shards: Shards, ecgs: NDAr
     return np.concatenate(out)
 
 
-def measure(cfg: MaskLiftConfig, shards: Shards, ecgs: Any, hidden: NDArray[np.float32], table: Any) -> list[Lift]:
+def measure(
+    cfg: MaskLiftConfig, shards: Shards, ecgs: NDArray[np.float32], masks: NDArray[np.float32], table: pa.Table
+) -> list[Lift]:
     """The lifts of all ECGs that could be delineated, and of each class of the task `by`."""
-    leads, rate = shards.manifest.leads, shards.manifest.rate
-    found = [delineate(ecg[leads.index(cfg.lead)], rate) for ecg in tqdm(ecgs, "delineation", unit="ECG")]
+    found = delineated(cfg.lead, shards, ecgs)
+    hidden = {kind: of[None] for kind, of in hidden_of(masks, found).items()}
+    return rows(with_classes(found, cfg.by, table), hidden, cfg.bootstrap)
+
+
+@dataclass(frozen=True)
+class Delineated:
+    """Those of some ECGs that could be delineated, in lead number `lead`: their numbers `kept` [m], and their waves."""
+
+    lead: int
+    kept: NDArray[np.int64]
+    waves: list[Delineation]
+
+
+def place_of(lead: str, shards: Shards) -> int:
+    """The number of a lead. Raises `UserError` if the data have none of this name."""
+    leads = shards.manifest.leads
+    if lead not in leads:
+        raise UserError(f"lead={lead} is not among the leads of the data: {', '.join(leads)}")
+    return leads.index(lead)
+
+
+def delineated(lead: str, shards: Shards, ecgs: NDArray[np.float32]) -> Delineated:
+    """Delineates ECGs [n, leads, T] in mV. Raises `UserError` if that fails for all."""
+    place = place_of(lead, shards)
+    found = [delineate(ecg[place], shards.manifest.rate) for ecg in tqdm(ecgs, "delineation", unit="ECG")]
     kept = np.flatnonzero([d is not None for d in found])
     if not len(kept):
-        raise UserError(f"none of the {len(ecgs)} ECGs could be delineated in lead {cfg.lead}; try another lead=")
-    print(f"{len(kept)} of {len(ecgs)} ECGs could be delineated in lead {cfg.lead}")
-    delineated = [d for d in found if d is not None]
-    own = hidden[kept] if hidden.ndim == 3 else hidden[kept][:, :, leads.index(cfg.lead)]
+        raise UserError(f"none of the {len(ecgs)} ECGs could be delineated in lead {lead}; try another lead=")
+    print(f"{len(kept)} of {len(ecgs)} ECGs could be delineated in lead {lead}")
+    return Delineated(place, kept, [d for d in found if d is not None])
+
+
+def hidden_of(masks: NDArray[np.float32], found: Delineated, draw: int = 0) -> dict[str, NDArray[np.float64]]:
+    """What masks [n, N, T] or [n, N, leads, T] hide of the waves of those ECGs that were delineated, and what the two
+    controls hide: [m, 5] by kind (`lift.counted`). `draw`: the number of the draw of random blocks."""
+    own = masks[found.kept] if masks.ndim == 3 else masks[found.kept][:, :, found.lead]
     coverage = min(max(float(own.mean()), 0.01), 0.99)
     ring = TimeMask(op="control", coverage=coverage, per_lead=False)  # wraps around: hides all samples equally often
-    block = ring.hidden(Key(0, 0, torch.from_numpy(kept)), 1, own.shape[-1])[:, 0].numpy().astype(np.float32)
+    block = ring.hidden(Key(0, draw, torch.from_numpy(found.kept)), 1, own.shape[-1])[:, 0].numpy().astype(np.float32)
     kinds: dict[str, NDArray[np.float32]] = {}
-    for n, masks in enumerate(own.swapaxes(0, 1)):
+    for n, mask in enumerate(own.swapaxes(0, 1)):
         name = MASKS[0] if own.shape[1] == 1 else f"mask {n + 1}"
-        kinds |= {name: masks, f"{name}, another ECG's": np.roll(masks, len(masks) // 2, 0)}
-    kinds[MASKS[-1]] = block
-    patient = table.column("patient").to_numpy()[kept]
-    groups = {"all": np.ones(len(kept), bool), **_classes(cfg.by, table, kept)}
-    return [
-        row
-        for group, some in groups.items()
-        for name, masks in kinds.items()
-        for row in _rows(group, name, masks[some], [delineated[n] for n in np.flatnonzero(some)], patient[some], cfg)
-    ]
+        kinds |= {name: mask, f"{name}, another ECG's": np.roll(mask, len(mask) // 2, 0)}
+    return {name: counted(mask, found.waves) for name, mask in (kinds | {MASKS[-1]: block}).items()}
 
 
-def _rows(
-    group: str,
-    name: str,
-    masks: NDArray[np.float32],
-    delineated: Sequence[Delineation],
-    patient: NDArray[np.int64],
-    cfg: MaskLiftConfig,
-) -> list[Lift]:
-    """One row a wave, of masks [n, T] on n ECGs."""
-    count = np.array([d.count for d in delineated])
-    beats = sum(d.beats for d in delineated)
-    rows = []
-    for w, wave in enumerate(WAVES):
-        having = int((count[:, w] > 0).sum())
-        enough = having >= min(len(delineated), max(LEAST_ECGS, LEAST_SHARE * len(delineated)))
-        place = np.stack([d.waves[w] for d in delineated])
-        value = lift(masks, place, patient, cfg.bootstrap) if enough else (math.nan,) * 3
-        rows.append(Lift(group, name, wave, *value, len(delineated), having, int(count[:, w].sum()), beats))
-    return rows
-
-
-def _task(task: str, table: Any) -> TransferConfig | None:
+def task_of(name: str, table: pa.Table) -> TransferConfig | None:
     """The transfer task of this name, None for none. Raises `UserError` if it does not exist or fit the table."""
-    if not task:
+    if not name:
         return None
-    path = config_file(f"configs/transfer/{task}.yaml")
+    path = config_file(f"configs/transfer/{name}.yaml")
     if not path.is_file():
-        raise UserError(f"by={task}: {path} does not exist")
+        raise UserError(f"by={name}: {path} does not exist")
     cfg = load(TransferConfig, path)
     if cfg.column not in table.column_names:
-        raise UserError(f"by={task}: samples.parquet has no column '{cfg.column}'; set by='' for one table of all")
+        raise UserError(f"by={name}: samples.parquet has no column '{cfg.column}'; set by='' for one table of all")
     if cfg.kind == "number":
-        raise UserError(f"by={task}: it tells a number and has no classes; set by='' for one table of all")
+        raise UserError(f"by={name}: it tells a number and has no classes; set by='' for one table of all")
     return cfg
 
 
-def _classes(task: str, table: Any, kept: NDArray[np.int64]) -> dict[str, Bools]:
-    """The ECGs of each class of a transfer task that has at least `LEAST_ECGS` of them."""
-    if (cfg := _task(task, table)) is None:
-        return {}
-    names, read = target.read(cfg, {"all": table}, f"by={task}")
-    found = dict(zip(names, (read["all"][kept] > 0).T))
-    return {name: found[name] for name in sorted(names) if found[name].sum() >= LEAST_ECGS}
-
-
-def lift(masks: NDArray[np.float32], wave: Bools, patient: NDArray[np.int64], count: int) -> tuple[float, float, float]:
-    """(lift, low, high) of masks [n, T] on a wave bool [n, T]: ratio of sums over ECGs, 95 % by patient bootstrap."""
-    inside, size = (masks * wave).sum(1).astype(np.float64), wave.sum(1).astype(np.float64)
-    whole, length = masks.sum(1).astype(np.float64), np.full(len(masks), masks.shape[1], np.float64)
-
-    def ratio(weight: NDArray[Any]) -> NDArray[np.float64]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (weight @ inside / (weight @ size)) / (weight @ whole / (weight @ length))
-
-    values = np.concatenate([ratio(w.astype(np.float64)) for w in patient_resamples(patient, count, 0)])
-    return (float(ratio(np.ones((1, len(masks))))[0]), *interval(values))
-
-
-def markdown(rows: Sequence[Lift]) -> str:
-    """One table per group: a row per kind of mask, a column per wave; a cell is empty if too few ECGs have the wave."""
-    parts = []
-    for group in dict.fromkeys(row.group for row in rows):
-        mine = [row for row in rows if row.group == group]
-        p = mine[0]
-        lines = [f"{group}: {p.ecgs} ECGs; hidden fraction of a wave / hidden fraction of the whole ECG", ""]
-        lines += [f"Upright P waves in {p.found} of {p.beats} beats, in {p.ecgs_with} of {p.ecgs} ECGs", ""]
-        lines += ["| masks | " + " | ".join(WAVES) + " |", "|---" * (1 + len(WAVES)) + "|"]
-        for kind in dict.fromkeys(row.masks for row in mine):
-            lines.append(f"| {kind} | " + " | ".join(_cell(row) for row in mine if row.masks == kind) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _cell(row: Lift) -> str:
-    return f"{row.lift:.2f} ({row.low:.2f} to {row.high:.2f})" if math.isfinite(row.lift) else ""
+def with_classes(found: Delineated, name: str, table: pa.Table) -> Ecgs:
+    """The delineated ECGs, of the rows of `table`, in groups by the classes of a transfer task."""
+    patient, groups = table.column("patient").to_numpy()[found.kept], {}
+    if (task := task_of(name, table)) is not None:
+        names, read = target.read(task, {"all": table}, f"by={name}")
+        groups = dict(zip(names, (read["all"][found.kept] > 0).T))
+    return ecgs_of(found.waves, patient, groups)

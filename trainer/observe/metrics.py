@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from trainer.observe.lines import Lines
 from trainer.observe.wandb_mirror import MODES, Mirror, WandbConfig
 from umbra.errors import UserError
 from umbra.files import make_folder, read_json_lines, write_text
@@ -28,7 +29,7 @@ class Metrics:
     is true on rank 0 only; on other ranks every call does nothing. `start_step` is the step of the checkpoint that the
     run resumes from: later lines of `metrics.jsonl` are dropped (all lines if it is 0).
 
-    Raises `UserError` for a mode that W&B does not have.
+    Raises `UserError` for a mode that W&B does not have. On a full disk lines are kept until there is room.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Metrics:
             return
         path = make_folder(run_dir, "run") / METRICS
         truncate(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines, self._unwritten = Lines(path), False
         self._mirror = Mirror(Path(run_dir), wandb_config, run_info, read_metrics(path))
         self._origin = (start_step, time.perf_counter())
 
@@ -64,8 +65,7 @@ class Metrics:
             raise ValueError(f"step {step} was logged after step {self._last}: log each step once, in order")
         numbers = {name: _number(value) for name, value in values.items()}
         row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        self._tell(self._lines.add(json.dumps(row, allow_nan=False)), "are kept until there is room")
         print(terminal_line(step, self._total, numbers, self._eta(step)), flush=True)
         if self._last is None:
             self._origin = (step, time.perf_counter())
@@ -87,8 +87,16 @@ class Metrics:
         """Closes the sinks; `summary` is shown at W&B as the run's results. A second call does nothing."""
         if self._enabled:
             self._enabled = False
-            self._file.close()
+            self._tell(self._lines.close(), "are lost")
             self._mirror.close(summary or {})
+
+    def _tell(self, why: str, so: str) -> None:
+        """Says once that lines cannot be written, and once that they are."""
+        if why and (not self._unwritten or so == "are lost"):
+            print(f"# WARNING: {METRICS} cannot be written ({why}): its last lines {so}", flush=True)
+        elif self._unwritten and not why:
+            print(f"# {METRICS} is written again, and complete", flush=True)
+        self._unwritten = bool(why)
 
     def _eta(self, step: int) -> float | None:
         first, since = self._origin

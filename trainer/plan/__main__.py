@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from trainer.config import PretrainConfig
 from trainer.data.order import default_lanes
-from trainer.game.players import masked_views
+from trainer.game.flops import training_flops
 from trainer.plan import memory
 from trainer.plan.config import PlanConfig, read
-from trainer.plan.measured import figure_for
+from trainer.plan.measured import DEVICES, figure_for
 from trainer.plan.step import Speed, Step, ecg_bytes, link_of, shard_bytes, speed_of, step_of
+from trainer.views.pairing import pairing
 from umbra.config import command
-from umbra.encoders.flops import training_flops
-from umbra.errors import UserError
+from umbra.errors import UserError, building
 
 CONFIGS = {"": "trainer.plan.config:PlanConfig"}
 MIB = 2**20
@@ -33,10 +33,11 @@ def main(argv: list[str]) -> None:
     both = memory.players(cfg, plan.leads, plan.samples, plan.rate)
     tensors = memory.tensors(both)
     sizes = [sum(player) for player in tensors]
-    views = 1 + masked_views(cfg.game)
-    gflop = training_flops(both[0], both[1], views, plan.leads, plan.samples) / 1e9
+    view = pairing(cfg.pair, plan.samples, plan.rate).samples
+    gflop = training_flops(cfg, *both, plan.leads, view) / 1e9
     speed = speed_of(cfg, plan, gflop)
-    kept = memory.activations(cfg, both, plan.leads, plan.samples, plan.rate)
+    with building("step of a few ECGs", {"leads": plan.leads, "rate": plan.rate, "seconds": plan.seconds}):
+        kept = memory.activations(cfg, both, plan.leads, view, plan.rate)
     rows = cfg.contrast / plan.gpus
     print(f"run          {plan.gpus} x {plan.gpu} on {plan.nodes} nodes, zero={cfg.zero}; {plan.ecgs:,.0f} ECGs of "
           f"{plan.leads} x {plan.samples}; {rows:g} ECGs a forward pass and GPU")  # fmt: skip
@@ -48,11 +49,24 @@ def main(argv: list[str]) -> None:
 
 def _check_share(cfg: PretrainConfig, plan: PlanConfig) -> None:
     if cfg.contrast % plan.gpus:
-        near = -(-cfg.contrast // plan.gpus) * plan.gpus
         key = "batch.contrast" if cfg.batch.contrast else "batch.global"
-        raise UserError(f"{key}={cfg.contrast} cannot be shared by {plan.gpus} GPUs: use {key}={near}, or other gpus=")
+        raise UserError(
+            f"{key}={cfg.contrast} cannot be shared by {plan.gpus} GPUs: use {_shared_batch(cfg, plan)}, or other gpus="
+        )
     if plan.ecgs < cfg.batch.global_:
         raise UserError(f"batch.global={cfg.batch.global_} is larger than ecgs={plan.ecgs:,.0f}: use a smaller one")
+
+
+def _shared_batch(cfg: PretrainConfig, plan: PlanConfig) -> str:
+    """The nearest contrast batch that the GPUs can share, and the global batch where that must be another."""
+    whole, contrast = cfg.batch.global_, cfg.contrast
+    more = -(-contrast // plan.gpus) * plan.gpus
+    if not cfg.batch.contrast:
+        return f"batch.global={more}"
+    fit = [size for size in range(plan.gpus, whole + 1, plan.gpus) if whole % size == 0]
+    if fit:
+        return f"batch.contrast={min(fit, key=lambda size: abs(size - contrast))}"
+    return f"batch.contrast={more} batch.global={-(-whole // more) * more}"
 
 
 def _lanes(cfg: PretrainConfig, plan: PlanConfig) -> list[str]:
@@ -72,10 +86,10 @@ def _memory(cfg: PretrainConfig, plan: PlanConfig, sizes: list[int], kept: float
         parts = [held.weights, held.gradients, held.optimiser, held.buffers, at_once * kept]
         numbers = "".join(f"{part / MIB:>13,.1f}" for part in [*parts, sum(parts)])
         lines.append(f"  zero={stage:<6}{numbers}" + (" <- this run" if stage == cfg.zero else ""))
-    figure, same = figure_for(plan.gpu, cfg.encoder.name, plan.samples)
     few = " and ".join(map(str, memory.FEW))
     said = f"{sum(sizes):,} parameters; activations: fp32, {kept / MIB:.2f} MiB an ECG, measured here on {few} ECGs"
-    if same and figure.mib:
+    known = figure_for(plan.gpu, cfg.encoder.name, plan.samples) if plan.gpu in DEVICES else None
+    if known and known[1] and (figure := known[0]).mib:
         said += f" (on one {figure.device} {figure.batch} of 12 x {figure.samples} took {figure.mib:,.0f} MiB)"
     lines.append(f"             {said}")
     return lines

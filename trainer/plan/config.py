@@ -9,6 +9,7 @@ from trainer.config import PretrainConfig
 from trainer.plan.measured import DEVICES
 from umbra.config import check_fields, load, setting, split_words
 from umbra.errors import UserError, nearest
+from umbra.layers import keys
 
 
 @dataclass
@@ -55,7 +56,7 @@ class PlanConfig:
         check_fields(self)
         if self.gpu not in DEVICES and not self.ecg_per_second:
             near = nearest(self.gpu, DEVICES)
-            known = f"did you mean '{near}'?" if near else f"known: {', '.join(DEVICES)}"
+            known = f"did you mean '{near}'?" if near else f"known: {', '.join(DEVICES)}."
             raise UserError(f"gpu={self.gpu} was not measured; {known} Or give your own figure, ecg_per_second=N")
 
 
@@ -66,7 +67,12 @@ def read(argv: Sequence[str]) -> tuple[PretrainConfig, PlanConfig]:
     mine = [word for word in words if word.partition("=")[0] in own]
     plan = load(PlanConfig, None, mine)
     plan.check()
-    cfg = load(PretrainConfig, path, [word for word in words if word not in mine])
+    rest = [word for word in words if word not in mine]
+    for word in rest:
+        key = word.partition("=")[0]
+        if "." not in key and key not in dict(keys(PretrainConfig)) and (near := nearest(key, own)):
+            raise UserError(f"'{word}': unknown key '{key}'; did you mean '{near}'?")
+    cfg = load(PretrainConfig, path, rest)
     cfg.data = replace(cfg.data, path=cfg.data.path or "DIR")
     cfg.check()
     return cfg, plan

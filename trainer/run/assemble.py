@@ -25,9 +25,10 @@ from trainer.data.places import public
 from trainer.data.shards import Shards
 from trainer.data.sources import Sources, opened
 from trainer.game.compiled import compile_networks, wanted
+from trainer.game.flops import training_flops
 from trainer.game.game import Game
 from trainer.game.maskers.base import Masker
-from trainer.game.players import ContrastiveEncoder, make_players, masked_views, pairing_of
+from trainer.game.players import ContrastiveEncoder, make_players, pairing_of
 from trainer.observe.metrics import Metrics
 from trainer.run import checkpoint, directory, mixed
 from trainer.run.caching import start_cache
@@ -36,13 +37,13 @@ from trainer.run.heldout import heldout_count
 from trainer.run.init import Origin, read_init
 from trainer.run.online_probe import OnlineProbe, open_probe
 from trainer.run.parts import OfPatients, Run
-from trainer.run.record import RECORD, known_wandb_id, new_record, write_record
+from trainer.run.record import RECORD, known_wandb_id, new_record, read_record, write_record
 from trainer.run.saving import Saver
 from trainer.run.schedule import player_rate
 from trainer.views import Views, build
 from umbra.config import as_dict
 from umbra.encoders.encoder import Scaling
-from umbra.encoders.flops import peak, training_flops
+from umbra.encoders.flops import peak
 from umbra.errors import UserError
 
 COMPILER = "compiler"  # folder of a run with what torch's compiler keeps
@@ -137,7 +138,7 @@ def build_run(plan: Plan, world: distributed.World) -> Run | None:
     bf16, sources = uses_bf16(cfg.precision, world.device), mixed.sources_of(order)
     record = new_record(cfg, train, plan.total, bf16, world.size, plan.init, sources)
     if start >= plan.total:
-        if world.is_main and not (folder / RECORD).is_file():
+        if world.is_main and not _known_as_finished(folder, start == plan.total):
             write_record(cfg, record, "finished")
         return None
     cache = start_cache(cfg, train, plan.heldout, order, world, start, plan.total)
@@ -178,6 +179,14 @@ def build_run(plan: Plan, world: distributed.World) -> Run | None:
         pairing=pairing_of(cfg, train),
         partners=patient_partners(cfg, train),
     )
+
+
+def _known_as_finished(folder: Path, exactly: bool) -> bool:
+    """Whether `run.json` need not be written for a run that has all its steps, `exactly` or more. One that was killed
+    after its last checkpoint does not say yet that it is finished."""
+    if not (folder / RECORD).is_file():
+        return False
+    return not exactly or read_record(folder).status == "finished"
 
 
 def make_engines(plan: Plan, world: distributed.World) -> dict[str, Any]:
@@ -314,9 +323,9 @@ def open_recorder(
 
 
 def mfu_share(plan: Plan, world: distributed.World) -> float:
-    """Model FLOPs utilisation per ECG and second, by the operations of the simultaneous schedule."""
+    """Model FLOPs utilisation per ECG and second."""
     leads, samples = len(plan.train.manifest.leads), pairing_of(plan.cfg, plan.train).samples
-    flops = training_flops(plan.encoder, plan.masker, 1 + masked_views(plan.cfg.game), leads, samples)
+    flops = training_flops(plan.cfg, plan.encoder, plan.masker, leads, samples)
     return flops / (peak(world.device) * world.size)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from trainer import distributed
 from trainer.run.checkpoint import WEIGHTS, whole_weights
+from trainer.run.problems import Problems
 from umbra.directory import save_weights
 from umbra.errors import UserError
 from umbra.files import make_folder, read_json_as, write_text
@@ -29,7 +31,8 @@ FOLDER, KEPT = "faults", 5  # steps of which anything is kept
 @dataclass(frozen=True)
 class Fault:
     """One rank's share of a step (from 0, of `total`): `rows` of `samples.parquet` [micro, share], and `samples`,
-    the same as `SHARD[place]`.
+    the same as `SHARD[place]`. `sources`: those of the mixture then, by whose number the rows are (none: of one data
+    set, or kept by an earlier version).
     """
 
     step: int
@@ -41,10 +44,11 @@ class Fault:
     error: str
     rows: list[list[int]]
     samples: list[list[str]]
+    sources: list[str] = dataclasses.field(default_factory=list)
 
 
 def keep(run: Path, fault: Fault, engines: Mapping[str, Any]) -> Path | None:
-    """Writes a fault; called by every rank. None if `KEPT` steps are kept already."""
+    """Writes a fault; called by every rank. None if `KEPT` steps are kept already, or if some rank cannot write it."""
     folder = run / FOLDER / f"step-{fault.step + 1}"
     if distributed.agree(len(list((run / FOLDER).glob("step-*"))) >= KEPT):
         return None
@@ -52,13 +56,20 @@ def keep(run: Path, fault: Fault, engines: Mapping[str, Any]) -> Path | None:
     for name, engine in engines.items():
         prefix = "masker." if name == "masker" else ""
         weights |= {prefix + key: value for key, value in whole_weights(engine).items()}
-    make_folder(folder, "run")
-    write_text(folder / f"rank-{fault.rank}.json", json.dumps(dataclasses.asdict(fault)) + "\n")
-    states = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-    torch.save(states, folder / f"random-{fault.rank}.pt")
+    problems = Problems()
+    with problems.noted():
+        make_folder(folder, "run")
+        write_text(folder / f"rank-{fault.rank}.json", json.dumps(dataclasses.asdict(fault)) + "\n")
+        states = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        torch.save(states, folder / f"random-{fault.rank}.pt")
+        if fault.rank == 0:
+            save_weights(folder / WEIGHTS, weights)
+    if not any(distributed.gather(problems.first)):
+        return folder
+    problems.warn(str(folder))
     if fault.rank == 0:
-        save_weights(folder / WEIGHTS, weights)
-    return folder
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def steps(run: Path) -> list[int]:

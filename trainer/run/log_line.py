@@ -16,6 +16,7 @@ from trainer.observe.mask_figure import bands, ecg_with_masks
 from trainer.run.engines import gradient_norm
 from trainer.run.heldout import heldout_loss, shown_shard
 from trainer.run.parts import Run
+from trainer.run.problems import Problems
 
 
 def log_line(run: Run, step: int, sums: dict[str, list[Tensor]], rates: dict[str, float]) -> None:
@@ -70,8 +71,9 @@ def _draw_masks(run: Run, step: int) -> None:
         raw = run.game.masks_of(run.engines["masker"], run.scaling(signal))
         masks = bands(binarise(raw, run.game.dials)[0].cpu().numpy(), samples)
         if run.world.is_main:
-            path = run.folder / "figures" / f"{name}-{step:06d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path, problems = run.folder / "figures" / f"{name}-{step:06d}.png", Problems()
             title = f"masks at step {step} ({'training' if name == 'recording' else 'synthetic'} ECG)"
-            ecg_with_masks(example, masks, manifest.rate, manifest.leads, path, title)
-            run.metrics.figure(step, name, path, recording=name == "recording")
+            with problems.noted():
+                ecg_with_masks(example, masks, manifest.rate, manifest.leads, path, title)
+                run.metrics.figure(step, name, path, recording=name == "recording")
+            problems.warn(str(path))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer import distributed, heartbeat
+from trainer.data.sources import Sources
 from trainer.data.stream import Batch, Stream
 from trainer.game.game import NonFiniteError
 from trainer.run import checkpoint, faults
@@ -155,7 +156,8 @@ def _keep_fault(run: Run, batch: Batch, error: NonFiniteError, skipped: int) -> 
     names = [shards.name_of(shards.indices_of(rows)) for rows in batch.host_rows]
     epoch, (rank, world) = run.order.key(step), (run.world.rank, run.world.size)
     rows = batch.host_rows.tolist()
-    fault = faults.Fault(step, run.total, epoch, run.cfg.seed, rank, world, str(error), rows, names)
+    sources = list(shards.manifests) if isinstance(shards, Sources) else []
+    fault = faults.Fault(step, run.total, epoch, run.cfg.seed, rank, world, str(error), rows, names, sources)
     folder = faults.keep(run.folder, fault, run.engines)
     kept = f"`python -m trainer.replay {run.folder} step={step + 1}` plays it again"
     if skipped > run.cfg.max_skipped:

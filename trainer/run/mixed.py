@@ -21,8 +21,7 @@ from trainer.data.sources import Sources
 def make_mixture(cfg: PretrainConfig, train: Sources, saved: Mapping[str, Any], lanes: int) -> Mixture:
     """The order of a run that goes on from the checkpoint state `saved` (empty: a new run)."""
     offered, batch = train.offered(), cfg.batch.global_
-    weights = {name: weight for name, weight in cfg.data.weights.items() if weight}
-    kept = mixtures(offered, weights, cfg.data.exclude, saved, batch, lanes)
+    kept = mixtures(offered, cfg.data.weights_in_use, cfg.data.exclude, saved, batch, lanes)
     return current(kept, offered, cfg.seed, batch, lanes, cfg.accumulation, cfg.data.block_shards)
 
 

@@ -134,11 +134,19 @@ def _pair(cfg: PretrainConfig, train: Shards) -> PairOf | None:
 
 
 def write_record(cfg: PretrainConfig, record: RunRecord, status: str) -> None:
-    """Writes `config.yaml`, without the secrets of a URL, and `run.json` to the run directory `cfg.run`."""
+    """Writes `config.yaml`, without the secrets of a URL, and `run.json` to the run directory `cfg.run`.
+
+    Raises `UserError` where they cannot be written.
+    """
     folder = Path(cfg.run)
     make_folder(folder, "run")
-    write_text(folder / "config.yaml", dump(replace(cfg, data=replace(cfg.data, path=public(cfg.data.path)))))
-    write_text(folder / RECORD, json.dumps(dataclasses.asdict(replace(record, status=status)), indent=1) + "\n")
+    try:
+        write_text(folder / "config.yaml", dump(replace(cfg, data=replace(cfg.data, path=public(cfg.data.path)))))
+        write_text(folder / RECORD, json.dumps(dataclasses.asdict(replace(record, status=status)), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{folder / RECORD} cannot be written ({error.strerror}): make room, and run the same command again"
+        ) from error
 
 
 def set_status(run: str | Path, status: str) -> None:

@@ -22,11 +22,13 @@ from torch import Tensor
 from trainer import distributed, heartbeat
 from trainer.run.checkpoint import MARKER, STATE, WEIGHTS, begun, committed, folder_of, newest, to_fp32, whole_weights
 from trainer.run.host_copies import HostCopies
+from trainer.run.problems import Problems
 from trainer.run.record import RECORD
 from umbra.directory import save_weights
 from umbra.errors import UserError
 from umbra.files import flush_tree, make_folder, write_text
 
+TAG = "state"  # DeepSpeed's folder within that of an engine
 SCRIPT = "_copy_recovery_script"  # DeepSpeed's method that copies a script beside the state
 
 
@@ -58,6 +60,8 @@ class Saver:
                 self._refuse_if_gone()
                 shutil.rmtree(path, ignore_errors=True)
                 make_folder(path, "run")
+                for name in engines:  # DeepSpeed makes them between its collectives, where it must not fail
+                    (path / name / TAG).mkdir(parents=True)
         _agree(path, problems)
         files = _Files(problems, self._copies if background else None)
         files.collect(path, engines, json.dumps({"step": step, **state}, indent=1))
@@ -112,28 +116,6 @@ class _Writing:
     marked: bool = False
 
 
-class Problems:
-    """What could not be written by this process; the collectives go on, so that all ranks come to the same end."""
-
-    def __init__(self) -> None:
-        self.first = ""
-
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, UserError, RuntimeError) as error:
-            first = _first_of_torch(error)
-            self.first = self.first or (str(first).strip().splitlines() or [type(first).__name__])[0]
-
-
-def _first_of_torch(error: BaseException) -> BaseException:
-    """torch's writer, a RuntimeError, fails once more as it closes the file: the error before says more."""
-    while isinstance(error, RuntimeError) and isinstance(error.__context__, RuntimeError):
-        error = error.__context__
-    return error
-
-
 class _Files:
     """What this process is to write of a checkpoint; from `copies` of it, if the state will have changed by then."""
 
@@ -150,7 +132,7 @@ class _Files:
         for name, engine in engines.items():
             heartbeat.doing("checkpoint", at_once=True)
             with self._of(engine):
-                engine.save_checkpoint(str(path / name), tag="state", save_latest=False)
+                engine.save_checkpoint(str(path / name), tag=TAG, save_latest=False)
             prefix = "masker." if name == "masker" else ""
             own = whole_weights(engine, copies.tensor if copies else None, main)
             weights |= {prefix + key: value for key, value in own.items()}

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from trainer.evaluate.scores import interval
 from trainer.study.config import StudyConfig
-from trainer.study.pooling import metric_of, pool
+from trainer.study.pooling import Pooled, metric_of, pool
 from umbra.errors import UserError
 
 RESOLVABLE = 2.8  # standard errors: 80 % power at a two-sided level of 5 %
@@ -31,7 +31,7 @@ def compare(config: StudyConfig) -> tuple[list[dict[str, Any]], list[dict[str, A
     rows, differences = [], []
     for task in config.tasks:
         for fraction in config.fractions:
-            scored = {m: score(config, m, task, fraction) for m in config.methods}
+            scored = {m: score(config, m, task, fraction) for m in config.compared}
             noise = seed_error([s.by_seed for s in scored.values()])
             rows += [s.row | _ends(s.resampled, noise) for s in scored.values()]
             differences += _differences(config, scored)
@@ -41,8 +41,7 @@ def compare(config: StudyConfig) -> tuple[list[dict[str, Any]], list[dict[str, A
 
 def score(config: StudyConfig, method: str, task: str, fraction: float) -> Scored:
     """Scores one method."""
-    pooled = [pool(config, method, seed, task, fraction) for seed in config.seeds]
-    by_seed = np.array([p.value(p.scores()) for p in pooled])
+    pooled, by_seed = values(config, method, task, fraction)
     row = {
         "method": method,
         "task": task,
@@ -57,6 +56,12 @@ def score(config: StudyConfig, method: str, task: str, fraction: float) -> Score
         "test_counts": pooled[0].counts,
     }
     return Scored(row, by_seed, np.mean([p.resampled(config.bootstrap) for p in pooled], axis=0))
+
+
+def values(config: StudyConfig, method: str, task: str, fraction: float) -> tuple[list[Pooled], np.ndarray]:
+    """Of each seed the pooled predictions of one method, and their value `[S]`."""
+    pooled = [pool(config, method, seed, task, fraction) for seed in config.seeds]
+    return pooled, np.array([p.value(p.scores()) for p in pooled])
 
 
 def _differences(config: StudyConfig, scored: dict[str, Scored]) -> list[dict[str, Any]]:

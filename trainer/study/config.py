@@ -21,6 +21,7 @@ C = TypeVar("C")
 ROOT = Path(__file__).parents[2]
 CONFIG = "config.yaml"
 UNTRAINED = ("random", "scratch")
+EQUAL = "_equal_compute"  # what the name of a method that is run again by `equal_compute` ends with
 # Keys that the study sets for each step, by the list of words that might set them too.
 RESERVED = {
     "shard.overrides": {"input", "output", "task", "tasks"}
@@ -85,6 +86,9 @@ class StudyConfig:
     """The method that is compared with each of the others."""
     primary: Primary = field(default_factory=Primary)
     """The comparisons that the study is made for."""
+    equal_compute: list[str] = field(default_factory=list)
+    """Methods that are run once more with as many operations in pre-training as the reference (`epochs` are scaled), as
+    `METHOD_equal_compute`."""
     seeds: list[int] = setting([0], ">= 0 and < 1e18")
     """Seeds of pre-training and of the evaluations."""
     tasks: list[str] = field(default_factory=lambda: ["rhythm", "sex"])
@@ -120,6 +124,7 @@ class StudyConfig:
             if not getattr(self, key):
                 raise UserError(f"key '{key}' is empty: give at least one")
             _refuse_twice(key, getattr(self, key))
+        _refuse_twice("equal_compute", self.equal_compute)
         check_fields(self)
         if self.part >= self.parts:
             raise UserError(f"part={self.part} must be between 0 and parts-1={self.parts - 1}")
@@ -129,6 +134,7 @@ class StudyConfig:
         if self.reference not in self.methods:
             raise UserError(f"reference '{self.reference}' is not among the methods {', '.join(self.methods)}")
         self._check_primary()
+        self._check_equal_compute(trained)
         if empty := [name for name, words in self.variants.items() if not words]:
             raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
         wanted = [("pretrain", self.words(m)[0]) for m in trained] + [("transfer", t) for t in self.tasks]
@@ -153,13 +159,24 @@ class StudyConfig:
         lists: list[tuple[str, list, list]] = [
             ("tasks", given.tasks, self.tasks),
             ("fractions", given.fractions, self.fractions),
-            ("others", given.others, [m for m in self.methods if m != self.reference]),
+            ("others", given.others, [m for m in self.compared if m != self.reference]),
         ]
         for key, named, known in lists:
             if unknown := [one for one in named if one not in known]:
                 raise UserError(f"primary.{key} has {unknown[0]}; there are: {', '.join(map(str, known))}")
         if len({bool(named) for _, named, _ in lists}) > 1:
             raise UserError("primary: give tasks, fractions and others, or none of them")
+
+    def _check_equal_compute(self, trained: Sequence[str]) -> None:
+        others = [m for m in trained if m != self.reference]
+        if unknown := [m for m in self.equal_compute if m not in others]:
+            raise UserError(f"equal_compute has {unknown[0]}; there are: {', '.join(others) or 'none'}")
+        if self.equal_compute and self.reference in UNTRAINED:
+            raise UserError(
+                f"equal_compute: the reference {self.reference} is not pre-trained: choose another reference"
+            )
+        if taken := [m for m in (*self.methods, *self.variants) if m.endswith(EQUAL)]:
+            raise UserError(f"{taken[0]}: names that end with {EQUAL} are for `equal_compute`: choose another")
 
     def _check_shards(self) -> None:
         if not self.shard.column:
@@ -179,6 +196,8 @@ class StudyConfig:
         cfg.data.path = "DIR"
         with naming(f"method {method}"):
             cfg.check()
+        if cfg.steps and self.equal_compute and method in (self.reference, *self.equal_compute):
+            raise UserError(f"equal_compute scales epochs, but {method} has steps={cfg.steps}: use epochs")
 
     def _check_transfer(self, task: str) -> None:
         cfg = _loaded(TransferConfig, config_path("transfer", task), self.transfer, "transfer")
@@ -192,9 +211,15 @@ class StudyConfig:
             with naming("transfer, for the method scratch"):
                 replace(cfg, mode="scratch").check()
 
+    @property
+    def compared(self) -> list[str]:
+        """All methods, also those that `equal_compute` runs once more."""
+        return [*self.methods, *(method + EQUAL for method in self.equal_compute)]
+
     def words(self, method: str) -> list[str]:
         """The YAML of a pre-trained method, and its overrides."""
-        return self.variants.get(method, [method])
+        name = method.removesuffix(EQUAL)
+        return self.variants.get(name, [name])
 
 
 def _refuse_twice(key: str, given: Sequence[str | float]) -> None:
@@ -213,38 +238,6 @@ def _loaded(schema: type[C], path: Path, words: Sequence[str], key: str) -> C:
 def _refuse_reserved(schema: type, words: Sequence[str], key: str, reserved: set[str]) -> None:
     if taken := sorted(given_keys(schema, words, f"of {key}") & reserved):
         raise UserError(f"{key}: the study sets {taken[0]} itself: leave it out")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A method of one seed in one rotation: its pre-training, its export and all its evaluations."""
-
-    rotation: int
-    method: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.rotation}-{self.method}-seed{self.seed}"
-
-    def cells(self, config: StudyConfig, task: str) -> list[Cell]:
-        """Its evaluations on one task."""
-        return [Cell(self.rotation, self.method, self.seed, task, fraction) for fraction in config.fractions]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation: a method of one seed in one rotation, on one task with one fraction of the labels."""
-
-    rotation: int
-    method: str
-    seed: int
-    task: str
-    fraction: float
-
-    def directory(self, output: Path) -> Path:
-        name = f"{self.task}-{self.fraction:g}"
-        return output / f"rotation-{self.rotation}" / "transfer" / f"{self.method}-seed{self.seed}" / name
 
 
 def config_path(kind: str, name: str) -> Path:
@@ -282,8 +275,9 @@ def keep_config(config: StudyConfig, output: Path) -> None:
             raise UserError(f"output={output} holds a {CONFIG} that is not of a study: choose another folder")
         changes = resume.changes("study", kept, as_dict(config))
         changed = [c.key for c in changes if resume.UNSET not in (c.old, c.new)]
-        if config.primary.tasks and kept.get("reference", config.reference) != config.reference:
-            changed.append("reference")  # the primary comparisons are its own
+        fixed = config.primary.tasks or config.equal_compute  # both are about the reference
+        if fixed and kept.get("reference", config.reference) != config.reference:
+            changed.append("reference")
         if changed:
             raise UserError(f"{output} holds a study with another '{changed[0]}': use a new output or the old value")
     if not path.is_file() or path.read_text() != text:

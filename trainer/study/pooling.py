@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from trainer.evaluate.config import TransferConfig
 from trainer.evaluate.metrics import MAIN, Predicted, ranked
 from trainer.evaluate.result import PREDICTIONS
 from trainer.evaluate.scores import bootstrap_auroc, macro_auroc, one_hot, over_columns, r2
-from trainer.study.config import Cell, StudyConfig, config_path
+from trainer.study.cells import Cell
+from trainer.study.config import StudyConfig, config_path
 from umbra.config import load
 from umbra.errors import UserError
 from umbra.parquet import Table
@@ -76,7 +78,12 @@ class Pooled:
 
 def task_kind(config: StudyConfig, task: str) -> str:
     """The kind of a task of the study."""
-    return load(TransferConfig, config_path("transfer", task), config.transfer, "of transfer").kind
+    return _kind(config_path("transfer", task), tuple(config.transfer))
+
+
+@functools.cache
+def _kind(path: Path, words: tuple[str, ...]) -> str:
+    return load(TransferConfig, path, words, "of transfer").kind
 
 
 def metric_of(config: StudyConfig, task: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from trainer.observe.metrics import METRICS, read_metrics
+from trainer.study.cells import runs_of
 from trainer.study.config import UNTRAINED, StudyConfig
-from trainer.study.trial import base_of, run_directory
 
 FIGURES = {
     "heldout/loss": "held-out loss",
@@ -23,10 +23,8 @@ def pretext(config: StudyConfig) -> list[dict[str, Any]]:
     """A row a method: the last value of each of `FIGURES` and `probe/TASK` that its runs have logged, the mean over
     rotations and seeds. Methods whose runs are not there any more have none."""
     rows = []
-    for method in (m for m in config.methods if m not in UNTRAINED):
-        bases = [base_of(config, rotation) for rotation in config.rotations]
-        places = [run_directory(base, method, seed) for base in bases for seed in config.seeds]
-        last = [_last(place / METRICS) for place in places if (place / METRICS).is_file()]
+    for method in (m for m in config.compared if m not in UNTRAINED):
+        last = [_last(place / METRICS) for place in runs_of(config, method) if (place / METRICS).is_file()]
         names = sorted({name for run in last for name in run})
         means = {name: float(np.mean([run[name] for run in last if name in run])) for name in names}
         if means:

@@ -9,13 +9,19 @@ from typing import Any
 from trainer.evaluate.metrics import SHOWN
 from trainer.evaluate.result import plain
 from trainer.study.comparing import compare
-from trainer.study.config import StudyConfig
+from trainer.study.compute import pretraining
+from trainer.study.config import EQUAL, StudyConfig
 from trainer.study.figure import study_figure
 from trainer.study.pretext import FIGURES, pretext
 from trainer.study.steps import STEPS, Note
 from umbra.files import read_json_lines, read_text, write_text
 
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "figure.png"
+TOOK = (
+    "Means of a method's runs: ECGs trained on (each as often as it was), operations of the networks, wall seconds of "
+    "the command that ended the run."
+)
+AGAIN = f" `METHOD{EQUAL}` is METHOD once more, in as many epochs as take the operations of the reference."
 
 
 def report(config: StudyConfig, output: Path) -> None:
@@ -23,9 +29,10 @@ def report(config: StudyConfig, output: Path) -> None:
     rows, differences = compare(config)
     noted = read_json_lines(output / STEPS, Note)
     said = pretext(config)
+    took = pretraining(config, noted)
     content: dict[str, Any] = {"name": config.name, "rows": rows, "differences": differences, "pretext": said}
-    content["cost_seconds"] = cost(noted)
-    write_text(output / TABLE, markdown(config, rows, differences, noted, said))
+    content |= {"pretraining": took, "cost_seconds": cost(noted)}
+    write_text(output / TABLE, markdown(config, rows, differences, noted, said, took))
     study_figure(rows, output / FIGURE)
     write_text(output / RESULTS, json.dumps(plain(content), indent=1) + "\n")
     show(output)
@@ -49,10 +56,15 @@ def cost(noted: list[Note]) -> dict[str, float]:
 
 
 def markdown(
-    config: StudyConfig, rows: list[dict], differences: list[dict], noted: list[Note], said: list[dict]
+    config: StudyConfig,
+    rows: list[dict],
+    differences: list[dict],
+    noted: list[Note],
+    said: list[dict],
+    took: list[dict],
 ) -> str:
     """The results as Markdown: scores, differences (those named beforehand first), what the runs `said` of the pretext
-    task, cost, commands of one rotation."""
+    task and what they `took`, cost, commands of one rotation."""
     parts = [f"# {config.name}", _explained(config, rows)]
     if primary := [d for d in differences if d["primary"]]:
         parts += [f"## Primary comparisons: {config.reference} minus", _difference_table(primary)]
@@ -62,7 +74,9 @@ def markdown(
         parts += [f"## {title}: {config.reference} minus", _difference_table(rest)]
     if said:
         parts += ["## The pretext task at the end of pre-training", _pretext_table(said)]
-    parts += ["## Cost", _table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
+    if took:
+        parts += ["## What pre-training took", TOOK + AGAIN * bool(config.equal_compute), _took_table(took)]
+    parts += ["## Cost", table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
     commands = [step["command"] for step in noted if step["step"].split("/")[1] == str(config.rotations[0])]
     parts += [f"## Commands (rotation {config.rotations[0]})", "```sh\n" + "\n".join(commands) + "\n```"]
     return "\n\n".join(parts) + "\n"
@@ -108,7 +122,7 @@ def _score_table(rows: list[dict]) -> str:
         ]
         for row in rows
     ]
-    return _table([*head, "mean of rotations"], body)
+    return table([*head, "mean of rotations"], body)
 
 
 def _difference_table(differences: list[dict]) -> str:
@@ -128,14 +142,33 @@ def _difference_table(differences: list[dict]) -> str:
         ]
         for d in differences
     ]
-    return _table([*head, *(["p (Holm)"] if adjusted else [])], body)
+    return table([*head, *(["p (Holm)"] if adjusted else [])], body)
 
 
 def _pretext_table(said: list[dict]) -> str:
     """A column for each figure that any method has."""
     names = [n for n in dict.fromkeys(name for row in said for name in row) if n not in ("method", "runs")]
     body = [[row["method"], str(row["runs"]), *(f"{row[n]:.3g}" if n in row else "" for n in names)] for row in said]
-    return _table(["method", "runs", *(FIGURES.get(n, n) for n in names)], body)
+    return table(["method", "runs", *(FIGURES.get(n, n) for n in names)], body)
+
+
+def _took_table(took: list[dict]) -> str:
+    def cell(row: dict, name: str, form: str, by: float = 1.0) -> str:
+        return f"{row[name] / by:{form}}" if name in row else ""
+
+    head = ["method", "runs", "ECGs", "TFLOP", "of the reference", "wall seconds"]
+    body = [
+        [
+            row["method"],
+            str(row["runs"]),
+            cell(row, "ecgs", ",.0f"),
+            cell(row, "flops", ".4g", 1e12),
+            cell(row, "of_reference", ".2f"),
+            cell(row, "seconds", ",.0f"),
+        ]
+        for row in took
+    ]
+    return table(head, body)
 
 
 def _p(value: float | None) -> str:
@@ -144,6 +177,7 @@ def _p(value: float | None) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
-def _table(head: list[str], body: list[list[str]]) -> str:
+def table(head: list[str], body: list[list[str]]) -> str:
+    """A table of Markdown."""
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -10,7 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.study.config import CONFIG, UNTRAINED, StudyConfig, Trial
+from trainer.study.cells import Trial
+from trainer.study.config import CONFIG, UNTRAINED, StudyConfig
 from trainer.study.report import RESULTS, report, show
 from trainer.study.steps import STEPS, Steps
 from trainer.study.trial import can_begin, is_done, run_trial
@@ -27,7 +28,7 @@ def in_turn(config: StudyConfig) -> list[Trial]:
     Neighbours are of different rotations, so that processes that begin together build the shards of different ones;
     methods that copy another's architecture come last.
     """
-    methods = sorted(config.methods, key=lambda method: method in UNTRAINED)
+    methods = sorted(config.compared, key=lambda method: method in UNTRAINED)
     trials = [Trial(r, method, seed) for method in methods for seed in config.seeds for r in config.rotations]
     mine = trials[config.part :: config.parts]
     return mine + [trial for trial in trials if trial not in mine]

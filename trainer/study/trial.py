@@ -22,7 +22,9 @@ from trainer.evaluate.store import Store, folder_of
 from trainer.export import export
 from trainer.run import directory
 from trainer.run.record import RECORD, read_record
-from trainer.study.config import ROOT, UNTRAINED, Cell, StudyConfig, Trial, as_typed, config_path, folds_of
+from trainer.study.cells import Cell, Trial, base_of, run_directory
+from trainer.study.compute import equal_epochs
+from trainer.study.config import EQUAL, ROOT, UNTRAINED, StudyConfig, as_typed, config_path, folds_of
 from trainer.study.steps import Steps
 from umbra.config import load
 from umbra.directory import CONFIG
@@ -74,16 +76,6 @@ def _trained(config: StudyConfig) -> list[str]:
     return [m for m in config.methods if m not in UNTRAINED]
 
 
-def run_directory(base: Path, method: str, seed: int) -> Path:
-    """Of a pre-training in the rotation whose folder is `base`."""
-    return base / "runs" / f"{method}-seed{seed}"
-
-
-def base_of(config: StudyConfig, rotation: int) -> Path:
-    """The folder of a rotation."""
-    return Path(config.output) / f"rotation-{rotation}"
-
-
 def _example(config: StudyConfig, rotation: int, seed: int) -> Path:
     """The encoder whose architecture the untrained ones copy."""
     return run_directory(base_of(config, rotation), _trained(config)[0], seed) / "encoder"
@@ -108,14 +100,16 @@ def pretrain_command(config: StudyConfig, method: str, seed: int, base: Path) ->
         some = ["--include", f"localhost:{','.join(gpus[: config.processes])}"]
     launcher = [beside if beside.is_file() else "deepspeed", *some, "--master_port", str(_free_port())]
     place = [f"data.path={base / 'data'}", f"run={run_directory(base, method, seed)}", f"seed={seed}"]
+    scaled = [f"epochs={equal_epochs(config, method, base / 'data'):.6g}"] if method.endswith(EQUAL) else []
     return [
         *launcher,
         as_typed(ROOT / "trainer" / "pretrain.py"),
         config_path("pretrain", config.words(method)[0]),
         *place,
-        *([f"method={method}"] if method in config.variants else []),
+        *([f"method={method}"] if method in config.variants or scaled else []),
         *config.pretrain,
         *config.words(method)[1:],
+        *scaled,
     ]
 
 

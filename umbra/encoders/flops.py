@@ -33,17 +33,6 @@ def forward_flops(network: nn.Module, leads: int, samples: int) -> int:
     return int(counter.get_total_flops())
 
 
-def training_flops(encoder: nn.Module, masker: nn.Module | None, views: int, leads: int, samples: int) -> int:
-    """FLOPs of a training step per ECG: `views` passes through the encoder, one through the masker, and their backward.
-
-    The backward pass counts twice the forward; recomputation (chunks) does not count.
-    """
-    once = views * forward_flops(encoder, leads, samples)
-    if masker is not None:
-        once += forward_flops(masker, leads, samples)
-    return 3 * once
-
-
 def peak(device: torch.device) -> float:
     """Dense bf16 FLOP/s of a device; NaN if unknown (any CPU)."""
     if device.type != "cuda":

@@ -123,11 +123,12 @@ def test_the_order_of_a_source_does_not_depend_on_the_others():
 
 
 def test_what_cannot_work_is_refused_with_the_way_out():
-    few, many = Source("few", (3,), 1, 1), Source("many", (90,), 1, 1)
+    few, few_more, many = Source("few", (3,), 1, 1), Source("more", (3,), 1, 1), Source("many", (90,), 1, 1)
     with pytest.raises(
-        UserError, match=r"up to 5 ECGs of a step are of few, which has 3 training ECGs: lower its weight"
+        UserError, match=r"up to 4 ECGs of a step are of few, which has 3 training ECGs: lower its weight"
     ):
         Mixture((few, many), 0, 8, 4)
+    assert sorted(Mixture((few, few_more), 0, 6, 2).step(9).ravel().tolist()) == list(range(6))  # a step takes all
     with pytest.raises(UserError, match=r"batch.global=128 is larger than the 93 training samples"):
         Mixture((few, many), 0, 128, 4)
     with pytest.raises(UserError, match=r"data.lanes=3 does not divide the contrast batch 4"):

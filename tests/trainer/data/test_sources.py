@@ -12,11 +12,12 @@ import torch
 
 from tests.support.handmade import make_shards
 from tests.support.many_shards import SAMPLES, many_shards
-from trainer.config import DataConfig
+from trainer.config import BatchConfig, DataConfig, PretrainConfig
 from trainer.data.mixture import Mixture, Source
 from trainer.data.shards import Shards
 from trainer.data.sources import Sources, in_common, opened
 from trainer.data.stream import Stream
+from trainer.run.mixed import make_mixture
 from umbra.errors import UserError
 from umbra.schema import Manifest, read_manifest
 
@@ -134,6 +135,19 @@ def test_patients_of_two_sources_are_the_same_only_under_one_key(with_patients):
     assert codes[:14].tolist() == own.tolist()
     assert not set(codes[:14]) & set(codes[14:])
     assert len(set(codes)) == 2 * len(set(own))
+
+
+def test_a_source_of_weight_0_is_as_if_it_were_not_named(with_patients, tmp_path):
+    """By the sizes of the others, where no weight is given; in the schedule and in the scaling."""
+    places = with_patients | {"z": make_shards(tmp_path / "z", {"train": ["SR"] * 30}, 9)}
+    for given, shares in (({}, (1, 3)), ({"z": 5.0}, (1, 5))):
+        left = config_of(places, weights={"y": 0.0, **given})
+        never = config_of({name: places[name] for name in "xz"}, weights=given)
+        cfgs = [PretrainConfig(data=data, batch=BatchConfig(global_=12)) for data in (left, never)]
+        for cfg in cfgs:
+            train = opened(cfg.data, "train")
+            assert make_mixture(cfg, train, {}, 2).schedule.shares == shares
+            assert list(train.weights.values()) == [shares[0] * (1 if given else 10), shares[1] * (1 if given else 10)]
 
 
 def test_a_partner_is_of_the_same_patient_and_source(with_patients, tmp_path):

@@ -8,50 +8,22 @@ import torch
 
 from tests.support import handmade
 from tests.support.handmade import make_shards
+from tests.support.masker_runs import masker_run, real_ecgs
 from trainer import figures, pretrain
 from trainer.data.shards import Shards
 from trainer.evaluate import mask_lift
 from trainer.game.players import make_players
-from trainer.observe.example_ecg import synthetic_example
-from umbra.config import dump
 from umbra.directory import save_weights
 from umbra.errors import UserError
-
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-
-
-def test_lift_is_one_by_chance_and_what_was_planted_otherwise():
-    rng = np.random.default_rng(0)
-    wave = rng.random((400, 500)) < 0.2
-    patient = np.arange(400) // 2
-    chance, low, high = mask_lift.lift((rng.random((400, 500)) < 0.4).astype(np.float32), wave, patient, 300)
-    assert low < 1 < high
-    assert chance == pytest.approx(1, abs=0.02)
-    planted = np.where(wave, rng.random((400, 500)) < 0.6, rng.random((400, 500)) < 0.3).astype(np.float32)
-    value, low, high = mask_lift.lift(planted, wave, patient, 300)
-    assert value == pytest.approx(0.6 / (0.2 * 0.6 + 0.8 * 0.3), abs=0.03)
-    assert low < value < high
+from umbra.leads import CANONICAL
 
 
 @pytest.fixture(params=[[]])
 def run(request, tmp_path, monkeypatch):
     """A run of an untrained masker, on synthetic ECGs of 6 s."""
-    monkeypatch.setattr(handmade, "SAMPLES", 600)
-    monkeypatch.setattr(
-        handmade, "ecg", lambda kind, rng: (1000 * synthetic_example(LEADS, 600, 100.0, rng.integers(99))).astype("<i2")
-    )
+    real_ecgs(monkeypatch)
     data = make_shards(tmp_path / "data", {"train": ["SR"] * 16, "val": ["SR"] * 12 + ["AFIB"] * 12})
-    cfg = pretrain.read_config(
-        [f"data.path={data}", "batch.global=16", "encoder.args.width=8", "masker.width=8", *request.param]
-    )
-    train = Shards(data, "train")
-    _, masker = make_players(cfg, train)
-    step = tmp_path / "run" / "checkpoints" / "step-3"
-    step.mkdir(parents=True)
-    save_weights(step / "weights.safetensors", {f"masker.{k}": v for k, v in masker.state_dict().items()})
-    (step / "COMMITTED").touch()
-    (tmp_path / "run" / "config.yaml").write_text(dump(cfg))
-    return tmp_path / "run"
+    return masker_run(tmp_path / "run", data, request.param)
 
 
 def test_masks_of_a_run_are_measured_drawn_and_written(run, capsys):
@@ -109,7 +81,7 @@ def test_a_rhythm_without_p_has_an_empty_cell(run, capsys, monkeypatch):
     indirect=["run"],
 )
 def test_every_family_is_measured_mask_by_mask(run, kinds):
-    figures.main(["masks", str(run), "ecgs=24", "draw=1", "bootstrap=20", "by=''"])
+    figures.main(["masks", str(run), "ecgs=8", "draw=1", "bootstrap=20", "by=''"])
     rows = json.loads((run / "figures" / "mask_lift.json").read_text())
     assert kinds is None or {row["masks"] for row in rows} == kinds
     assert len({row["lift"] for row in rows if row["wave"] == "QRS"}) == len({row["masks"] for row in rows})
@@ -168,7 +140,7 @@ def test_a_run_without_a_masker_has_no_masks(run):
 
 
 def test_data_of_another_shape_than_the_runs_are_refused(run):
-    encoder = {"name": "resnet18", "args": {}, "leads": list(LEADS), "samples": 1200, "rate": 200.0}
+    encoder = {"name": "resnet18", "args": {}, "leads": list(CANONICAL), "samples": 1200, "rate": 200.0}
     record = {"encoder": encoder, "scaling": handmade.SCALING, "fingerprint": "", "key_id": ""}
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="has other leads, rate or length"):

@@ -123,6 +123,18 @@ def test_the_whole_command(capsys, monkeypatch):
     assert hours == pytest.approx(steps * 0.16 / 3600, rel=0.01)
     plan.main([*words, "ecg_per_second=1e6", "node_gb_s=1e-3", "storage_gb_s=9"])
     assert "bottleneck   communication over the network between the nodes" in capsys.readouterr().out
+    plan.main([*words, "gpu=A device of mine", "ecg_per_second=1e6"])
+    assert "16 x A device of mine on 2 nodes" in capsys.readouterr().out
+
+
+def test_ecgs_too_large_for_this_machine_are_a_line(monkeypatch):
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore")
+
+    monkeypatch.setattr(memory, "activations", full)
+    said = "leads=12, rate=250.0, seconds=60.0: it does not fit into memory; use smaller sizes"
+    with pytest.raises(UserError, match=re.escape(said)):
+        plan.main([CONFIG, "seconds=60", *NARROW])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +144,11 @@ def test_the_whole_command(capsys, monkeypatch):
         (["gpus=3"], "batch.global=256 cannot be shared by 3 GPUs: use batch.global=258"),
         (["gpu=NVIDIA H10"], "gpu=NVIDIA H10 was not measured; did you mean 'NVIDIA H100'?"),
         (["ecgs=100"], "batch.global=256 is larger than ecgs=100"),
-        (["gpsu=8"], "unknown key 'gpsu'"),
+        (["gpus=8", "batch.global=96", "batch.contrast=12"], "12 cannot be shared by 8 GPUs: use batch.contrast=8,"),
+        (["gpus=8", "batch.global=100", "batch.contrast=50"], "use batch.contrast=56 batch.global=112, or other gpus="),
+        (["gpu=A100"], "gpu=A100 was not measured; known: NVIDIA H100, two cores of an AMD EPYC. Or give your own"),
+        (["gpsu=8"], "unknown key 'gpsu'; did you mean 'gpu'?"),
+        (["node_gbs=8"], "unknown key 'node_gbs'; did you mean 'node_gb_s'?"),
         (["zero=4"], "zero=4 is unknown"),
     ],
 )

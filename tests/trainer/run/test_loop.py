@@ -1,4 +1,5 @@
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,9 @@ from umbra.encoders.encoder import Scaling
 
 
 @pytest.mark.parametrize(("upload", "samples"), [(False, 256), (True, 100)])
-def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upload, samples, tmp_path, monkeypatch):
+def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(
+    upload, samples, tmp_path, monkeypatch, capsys
+):
     """A synthetic ECG by default; with `wandb.upload_ecgs` the first training ECG too, marked as a recording. Both are
     as long as a view."""
     train, drawn, sent = Shards(make_shards(tmp_path / "s", {"train": ["SR", "AFIB"]}), "train"), [], []
@@ -46,6 +49,10 @@ def test_the_masks_of_a_recording_are_drawn_only_when_recordings_may_be_sent(upl
     assert all(masks.shape == (1, samples) for _, masks in drawn)
     recording = train.read_mv(np.array([0]))[0, :, :samples]
     assert [np.array_equal(ecg, recording) for ecg, _ in drawn] == [False, True][: 1 + upload]
+    monkeypatch.setattr("trainer.run.log_line.ecg_with_masks", lambda *_: Path("/dev/full").write_text("x"))
+    log_line._draw_masks(run, 8)  # a full disk is no end of the run
+    assert len(sent) == 1 + upload
+    assert "masks-000008.png could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
 
 
 def test_the_second_view_is_made_of_the_partners(monkeypatch):

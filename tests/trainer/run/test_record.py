@@ -7,6 +7,7 @@ import pytest
 from tests.support.handmade import make_run, make_shards
 from trainer.config import PretrainConfig
 from trainer.data.shards import Shards
+from trainer.run import record
 from trainer.run.record import new_record, read_record
 from umbra.config import load
 from umbra.errors import UserError
@@ -20,9 +21,9 @@ def cfg_and_train(tmp_path):
 
 
 def test_a_run_that_goes_on_keeps_its_id_at_wandb(cfg_and_train):
-    record = new_record(*cfg_and_train, steps=10, bf16=False, world=1)
-    assert record.wandb_id == "x"
-    assert record.data == {"samples": 8, "patients": 4}
+    known = new_record(*cfg_and_train, steps=10, bf16=False, world=1)
+    assert known.wandb_id == "x"
+    assert known.data == {"samples": 8, "patients": 4}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"x"', b"\xff\xfe"])
@@ -36,6 +37,16 @@ def test_a_damaged_run_json_is_one_line_with_the_way_out(content, cfg_and_train)
     ) as said:
         new_record(cfg, train, steps=10, bf16=False, world=1)
     assert "\n" not in str(said.value)
+
+
+def test_a_full_disk_is_one_line_with_the_way_out(cfg_and_train, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    made = new_record(*cfg_and_train, steps=10, bf16=False, world=1)
+    monkeypatch.setattr(record, "write_text", full)
+    with pytest.raises(UserError, match=r"run\.json cannot be written \(No space left on device\): make room, and run"):
+        record.write_record(cfg_and_train[0], made, "finished")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"encoder": {}})])

@@ -2,6 +2,7 @@
 
 import threading
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,6 +120,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(where, ba
     assert not (tmp_path / "checkpoints" / "step-6").exists()
     assert saves.save(7, both(7), {}) == checkpoint.newest(tmp_path)
     assert where != "engine" or not vars(engine.checkpoint_engine)
+
+
+def test_a_folder_of_an_engine_that_cannot_be_made_is_seen_before_deepspeed_begins(tmp_path, monkeypatch):
+    """As where no more files are allowed."""
+    saves, mkdir = saver(tmp_path), Path.mkdir
+    kept = saves.save(5, both(5), {})
+
+    def full(path, *more, **words):
+        if path.name == "state":
+            raise OSError(122, "Disk quota exceeded")
+        mkdir(path, *more, **words)
+
+    with monkeypatch.context() as now:
+        now.setattr(Path, "mkdir", full)
+        with pytest.raises(NotSaved, match=r"by rank 0 \(\[Errno 122\] Disk quota exceeded\), .*step-5 stays"):
+            saves.save(6, both(6), {})
+    assert checkpoint.newest(tmp_path) == kept
+    assert not (tmp_path / "checkpoints" / "step-6").exists()
 
 
 def test_a_run_directory_that_is_gone_is_not_made_anew(tmp_path):

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,29 +7,14 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import r2_score, roc_auc_score
 
-from tests.support.study import study_of
+from tests.support.study import predict, scores, study_of
+from trainer.study.cells import Cell, base_of, run_directory
 from trainer.study.comparing import compare, holm, seed_error
-from trainer.study.config import Cell, Primary
+from trainer.study.config import Primary
 from trainer.study.pooling import pool
 from trainer.study.pretext import pretext
 from trainer.study.report import markdown
-from trainer.study.trial import base_of, run_directory
 from umbra.errors import UserError
-
-
-def predict(config, method, rotation, score, label, patient, names=("A", "B"), seed=0, task="rhythm", fraction=1.0):
-    """Writes the predictions of one cell by hand."""
-    place = Cell(rotation, method, seed, task, fraction).directory(Path(config.output))
-    place.mkdir(parents=True)
-    columns = {"row": np.arange(len(label)), "patient": patient, "label": [names[k] for k in label]}
-    columns |= {f"p_{name}": score[:, k] for k, name in enumerate(names)}
-    pq.write_table(pa.table(columns), place / "predictions.parquet")
-
-
-def scores(rng, label, strength):
-    logit = rng.normal(size=len(label)) + strength * (2 * label - 1)
-    p = 1 / (1 + np.exp(-logit))
-    return np.stack([1 - p, p], 1)
 
 
 def test_ranks_pool_probes_whose_probabilities_lie_on_scales_of_their_own(tmp_path):
@@ -149,7 +133,7 @@ def test_intervals_hold_the_seeds_as_well(tmp_path):
     patients = np.mean(by_hand, 0).std(ddof=1)
     assert apart["standard_error"] == pytest.approx(np.hypot(patients, noise), rel=0.05)
     assert apart["p"] == pytest.approx(2 * norm.sf(abs(apart["difference"]) / apart["standard_error"]))
-    assert "the variation between seeds, whose variance is pooled" in markdown(config, rows, [apart], [], [])
+    assert "the variation between seeds, whose variance is pooled" in markdown(config, rows, [apart], [], [], [])
 
 
 def test_the_variance_of_seeds_is_pooled_over_methods():
@@ -175,7 +159,7 @@ def test_comparisons_that_were_named_beforehand_come_first(tmp_path):
     assert named["p_holm"] == named["p"], "one test alone"
     assert not other["primary"]
     assert "p_holm" not in other
-    text = markdown(config, rows, [named, other], [], [])
+    text = markdown(config, rows, [named, other], [], [], [])
     assert text.index("Primary comparisons") < text.index("## Scores") < text.index("Exploratory comparisons")
     assert text.index("p (Holm) |") < text.index("## Scores")
 
@@ -201,6 +185,6 @@ def test_what_the_runs_logged_of_the_pretext_task_stands_beside_the_scores(tmp_p
         (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (row,) = pretext(config)
     assert row == {"method": "adversarial", "runs": 2, "heldout/accuracy": pytest.approx(0.6), "probe/sex": 0.5}
-    text = markdown(config, [], [], [], [row])
+    text = markdown(config, [], [], [], [row], [])
     assert "| method | runs | pairs found | probe/sex |" in text
     assert "| adversarial | 2 | 0.6 | 0.5 |" in text

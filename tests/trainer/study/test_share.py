@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from trainer.study import share
-from trainer.study.config import StudyConfig, Trial
+from trainer.study.cells import Trial
+from trainer.study.config import StudyConfig
 from trainer.study.share import Share, in_turn
 from trainer.study.workers import slice_of
 from umbra.errors import UserError

@@ -16,7 +16,8 @@ from trainer.export import export
 from trainer.study import __main__ as study
 from trainer.study import report
 from trainer.study import trial as runs
-from trainer.study.config import Cell, Primary, ShardStep, StudyConfig, folds_of, keep_config
+from trainer.study.cells import Cell
+from trainer.study.config import Primary, ShardStep, StudyConfig, folds_of, keep_config
 from trainer.study.steps import Steps, run_limited, shown
 from umbra.config import load
 from umbra.errors import UserError
