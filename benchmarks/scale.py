@@ -4,7 +4,7 @@ processes, against what `trainer.plan` says of them from one process.
 One process alone plays steps on fixed ECGs (the single-device figure of each ZeRO stage), then real runs train, with
 as many ECGs a process: the ratio of measured to planned. Memory is that of weights, optimiser and DeepSpeed's buffers
 between two steps (live tensors), traffic what the processes hand to torch.distributed, as rings, and in how many calls.
-The time of a collective, a large one and a small one, is measured in the same job.
+The time of a collective, a large one and a small one, is measured in the same job. Times are the shortest of many.
 """
 
 from __future__ import annotations
@@ -203,8 +203,8 @@ class Counted:
 
 
 def lap(begun: Sequence[float]) -> float:
-    """The median time from one beginning to the next."""
-    return median(after - before for before, after in pairwise(begun))
+    """The shortest time from one beginning to the next: other work on the machine only adds to it."""
+    return min(after - before for before, after in pairwise(begun))
 
 
 def alive() -> int:
@@ -220,21 +220,21 @@ def measured_link(numbers: int, world: int, now: Callable[[], float]) -> Link:
     if world == 1:
         return Link(1.0)
     whole = torch.zeros(numbers)
-    large = typical(lambda: dist.all_reduce(whole), now)
+    large = shortest(lambda: dist.all_reduce(whole), now)
     few = torch.zeros(64), torch.zeros(64 * world)
-    small = typical(lambda: dist.all_gather_into_tensor(few[1], few[0]), now)
+    small = shortest(lambda: dist.all_gather_into_tensor(few[1], few[0]), now)
     return Link(FACTORS["all_reduce"](whole.nbytes, world) / max(large - small, 1e-9), small)
 
 
-def typical(collective: Callable[[], Any], now: Callable[[], float], times: int = 20) -> float:
-    """The median time of a call that begins in all processes at once."""
+def shortest(collective: Callable[[], Any], now: Callable[[], float], times: int = 20) -> float:
+    """The shortest time of a call that begins in all processes at once."""
     taken = []
     for _ in range(times):
         dist.barrier()
         began = now()
         collective()
         taken.append(now() - began)
-    return median(taken)
+    return min(taken)
 
 
 def played_alone(cfg: PretrainConfig, run: Run, step: Callable[..., Any], now: Callable[[], float]) -> float:
