@@ -15,7 +15,8 @@ from tests.support.ranges import ranged
 from trainer import config, distributed, pretrain
 from trainer.data.shards import Shards
 from trainer.game.players import pairing_of
-from trainer.run import assemble, loop
+from trainer.run import assemble
+from trainer.run.pairs import make_pair
 from trainer.views import Key
 from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
@@ -213,7 +214,7 @@ def test_every_method_makes_pairs_of_halves_with_noise_on_both_sides(config, sha
         patients=None,
     )
     signals = torch.from_numpy(plan.train.gather(np.arange(4), np.empty((4, 12, 256), "<i2")))
-    pair = loop.make_pair(run, signals, Key(0, 0, torch.arange(4)))
+    pair = make_pair(run, signals, Key(0, 0, torch.arange(4)))
     assert pair.x.shape == pair.v.shape == (4, 12, 128)
     assert plan.encoder(torch.cat([pair.x, pair.v])).isfinite().all()
     if plan.masker is not None:
