@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from trainer.plan.memory import FP32
 
 REUSED = 10**9  # DeepSpeed's stage3_max_reuse_distance: fewer parameters are gathered once a step
-KEPT = (
-    10**5
-)  # DeepSpeed's stage3_param_persistence_threshold: smaller tensors are gathered after the update, one by one
+KEPT = 10**5  # DeepSpeed's stage3_param_persistence_threshold: smaller tensors are gathered one by one
 LOSS = 3  # embeddings and patients gathered, the gradient scattered
 
 
