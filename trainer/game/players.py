@@ -40,15 +40,24 @@ class ContrastiveEncoder(nn.Module):
         return self.projector(self.backbone(x))
 
 
-def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder, Masker | None]:
+Players = tuple[ContrastiveEncoder, Masker | None]
+
+
+def make_players(cfg: PretrainConfig, train: Shards) -> Players:
+    """The players of a run on these data: `players_for` their windows."""
+    return players_for(cfg, len(train.manifest.leads), train.manifest.samples, train.manifest.rate)
+
+
+def players_for(cfg: PretrainConfig, leads: int, window: int, rate: float) -> Players:
     """Encoder with projector, and masker (None without the game), with weights from the seed, the same on all ranks.
 
-    The encoder is that for whole windows, also where it is trained on shorter views.
+    For windows of `leads` x `window` samples at `rate` Hz; the encoder is that for whole windows, also where it is
+    trained on shorter views.
     """
-    manifest, samples = train.manifest, pairing_of(cfg, train).samples
+    samples = pairing(cfg.pair, window, rate).samples
     torch.manual_seed(cfg.seed)
-    backbone = build_encoder(cfg.encoder.name, len(manifest.leads), manifest.samples, cfg.encoder.args)
-    if samples != manifest.samples and not backbone.any_length:
+    backbone = build_encoder(cfg.encoder.name, leads, window, cfg.encoder.args)
+    if samples != window and not backbone.any_length:
         raise UserError(
             f"pair={cfg.pair.kind}: views are shorter than the window, and {cfg.encoder.name} takes one length alone: "
             "use pair=same, or another encoder.name"
@@ -65,11 +74,10 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder
     encoder = ContrastiveEncoder(over_all_ranks(backbone), projector, temperature, chunk=rows)
     if not cfg.game.enabled:
         return encoder, None
-    hop, what = cfg.game.hop(manifest.rate), "window" if samples == manifest.samples else "view"
+    hop, what = cfg.game.hop(rate), "window" if samples == window else "view"
     if hop >= samples:
         raise UserError(
-            f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a {what} of {samples / manifest.rate:g} "
-            "s: lower it"
+            f"game.resolution_s={cfg.game.resolution_s:g} leaves one cell in a {what} of {samples / rate:g} s: lower it"
         )
     cells, rare = -(-samples // hop), min(cfg.game.coverage, 1 - cfg.game.coverage)
     if cfg.game.threshold == "coverage" and cfg.game.family != "spectral" and rare * cells < 0.5:
@@ -77,7 +85,6 @@ def make_players(cfg: PretrainConfig, train: Shards) -> tuple[ContrastiveEncoder
             f"game.coverage={cfg.game.coverage:g} of {cells} cells per {what} is less than half a cell, the minimum "
             f"is one of {cells}: lower game.resolution_s={cfg.game.resolution_s:g}"
         )
-    leads = len(manifest.leads)
     shape = (cfg.masker.width, cfg.masker.depth, cfg.masker.kernel)
     masker = build_masker(cfg.masker.name, leads, cfg.game.channels(leads, hop), hop, *shape)
     masker.chunk = cfg.batch.device

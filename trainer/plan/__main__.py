@@ -11,6 +11,7 @@ from __future__ import annotations
 from trainer.config import PretrainConfig
 from trainer.data.order import default_lanes
 from trainer.game.flops import training_flops
+from trainer.game.players import players_for
 from trainer.plan import memory
 from trainer.plan.config import PlanConfig, read
 from trainer.plan.measured import DEVICES, figure_for
@@ -30,7 +31,7 @@ not known    what one device does at another batch than the measured one; whethe
 def main(argv: list[str]) -> None:
     cfg, plan = read(argv)
     _check_share(cfg, plan)
-    both = memory.players(cfg, plan.leads, plan.samples, plan.rate)
+    both = players_for(cfg, plan.leads, plan.samples, plan.rate)
     tensors = memory.tensors(both)
     sizes = [sum(player) for player in tensors]
     view = pairing(cfg.pair, plan.samples, plan.rate).samples

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -15,12 +14,9 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from trainer.config import PretrainConfig
-from trainer.data.shards import Shards
 from trainer.game.game import Game, Pair, Still
-from trainer.game.maskers.base import Masker
-from trainer.game.players import ContrastiveEncoder, make_players
+from trainer.game.players import Players
 from trainer.views import Key
-from umbra.leads import CANONICAL
 
 FP32 = 4
 BUCKET = 5 * 10**8 * FP32  # DeepSpeed's reduce_bucket_size, in bytes
@@ -61,16 +57,6 @@ def states(stage: int, parameters: Sequence[int], world: int) -> States:
     if stage == 2:
         return States(whole, min(whole, part + BUCKET), 3 * part)
     return States(part, part, 3 * part, BUCKET * len(parameters))
-
-
-Players = tuple[ContrastiveEncoder, Masker | None]
-
-
-def players(cfg: PretrainConfig, leads: int, samples: int, rate: float) -> Players:
-    """The players of a run on ECGs of this shape."""
-    names = [*CANONICAL, *(f"lead{i}" for i in range(leads))][:leads]
-    manifest = SimpleNamespace(leads=names, samples=samples, rate=rate)
-    return make_players(cfg, cast(Shards, SimpleNamespace(manifest=manifest)))
 
 
 def tensors(both: Players) -> list[list[int]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.config import PretrainConfig
 from trainer.game.flops import training_flops
-from trainer.plan.memory import players
+from trainer.game.players import players_for
 from trainer.run.record import RECORD, RunRecord, read_record
 from trainer.study.cells import runs_of
 from trainer.study.config import UNTRAINED, StudyConfig, config_path
@@ -35,7 +35,7 @@ def _settings(config: StudyConfig, method: str) -> PretrainConfig:
 
 def ecg_flops(cfg: PretrainConfig, leads: int, samples: int, rate: float) -> int:
     """FLOPs of a training step per ECG of `samples` samples at `rate` Hz."""
-    return training_flops(cfg, *players(cfg, leads, samples, rate), leads, pairing(cfg.pair, samples, rate).samples)
+    return training_flops(cfg, *players_for(cfg, leads, samples, rate), leads, pairing(cfg.pair, samples, rate).samples)
 
 
 def pretraining(config: StudyConfig, noted: Sequence[Note]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from trainer.game.players import players_for
 from trainer.plan import __main__ as plan
 from trainer.plan import memory, traffic
 from trainer.plan.config import PlanConfig, read
@@ -51,7 +52,7 @@ def test_a_ring_by_hand():
 def test_activations_are_linear_in_the_ecgs():
     """What a step of 6 ECGs keeps more than one of 2 is 4 times the measured figure."""
     cfg, _ = read([CONFIG, *NARROW])
-    both = memory.players(cfg, 12, 500, 100)
+    both = players_for(cfg, 12, 500, 100)
     each = memory.activations(cfg, both, 12, 500, 100)
     kept = []
     for count in (2, 6):
