@@ -264,6 +264,9 @@ def measure_compiled(play: Callable[[], object], networks: list[Any]) -> dict[st
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.graph import GraphLowering
 
+    from umbra.encoders.fused import prepare_compiler
+
+    prepare_compiler()
     kernels: list[int] = []
     seen = Traffic()
 

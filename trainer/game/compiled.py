@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.game.batchnorm import batch_norms
+from umbra.encoders.fused import prepare_compiler
 from umbra.errors import UserError
 
 AUTO, TRUE = "auto", "true"
@@ -66,6 +67,7 @@ def compile_networks(networks: Iterable[Any], say: bool = False, backend: Backen
     Only that method is replaced, on the instance: parameter names, checkpoints and exports do not change, and
     `in_chunks` is not compiled. Do not copy a compiled network.
     """
+    prepare_compiler()
     for network in networks:
         network.whole = _in_training(network, network.whole, say, backend)
 

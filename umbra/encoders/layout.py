@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umbra.encoders import fused
+
 
 def memory_format(device: torch.device) -> torch.memory_format:
     """Channels last, in which GPUs convolve; channels first on CPUs, where torch's group norm of channels-last tensors
@@ -53,13 +55,52 @@ class GroupNorm(nn.GroupNorm):
         if not _fuses():
             with as_stored(x):
                 return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        groups = wide.unflatten(1, (self.num_groups, -1))
-        variance, mean = torch.var_mean(groups, list(range(2, groups.ndim)), correction=0)
+        return fused.affine(x, *self._tables(x))
+
+    def then_relu(self, x: Tensor) -> Tensor:
+        """ReLU of the norm, where it is compiled."""
+        return fused.affine_relu(x, *self._tables(x))
+
+    def _tables(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor and the term of each channel, `[B, C]` in fp32: so are the sums of the backward."""
+        variance, mean = fused.moments(x, self.num_groups)
         scale = (variance + self.eps).rsqrt()[:, :, None] * self.weight.unflatten(0, (self.num_groups, -1))
-        shift = self.bias - (mean[:, :, None] * scale).flatten(1)
-        shape = [*x.shape[:2], *[1] * (x.ndim - 2)]  # a factor and a term a channel: so are the sums of the backward
-        return (wide * scale.reshape(shape) + shift.view(shape)).to(x.dtype)
+        return scale.flatten(1), self.bias - (mean[:, :, None] * scale).flatten(1)
+
+
+class MaxPool(nn.MaxPool2d):
+    """Maxima of 3 samples, every second: [B, C, 1, L] -> [B, C, 1, (L + 1) // 2]."""
+
+    def __init__(self) -> None:
+        super().__init__((1, 3), stride=(1, 2), padding=(0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused.max_pool(x) if _fuses() and x.ndim == 4 else super().forward(x)
+
+
+class Layers(nn.Sequential):
+    """One layer after the other; compiled, a group norm and the ReLU after it are one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _fuses():
+            return super().forward(x)
+        layers = self.flat()
+        while layers:
+            layer = layers.pop(0)
+            if isinstance(layer, GroupNorm) and layers and isinstance(layers[0], nn.ReLU):
+                x, layers = layer.then_relu(x), layers[1:]
+            else:
+                x = layer(x)
+        return x
+
+    def flat(self) -> list[nn.Module]:
+        """Its layers, and those of rows within it."""
+        return [inner for layer in self for inner in (layer.flat() if isinstance(layer, Layers) else [layer])]
+
+
+def added(x: Tensor, y: Tensor) -> Tensor:
+    """x + y of one shape: the end of a residual block."""
+    return fused.added(x, y) if _fuses() else x + y
 
 
 class LayerNorm(nn.LayerNorm):
@@ -69,8 +110,7 @@ class LayerNorm(nn.LayerNorm):
         if not _fuses():
             with as_stored(x):
                 return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (_standardised(wide, [-1], self.eps) * self.weight + self.bias).to(x.dtype)
+        return (_standardised(fused.wide(x), self.eps) * self.weight + self.bias).to(x.dtype)
 
 
 def _fuses() -> bool:
@@ -78,8 +118,8 @@ def _fuses() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-def _standardised(x: Tensor, axes: list[int], eps: float) -> Tensor:
-    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+def _standardised(x: Tensor, eps: float) -> Tensor:
+    variance, mean = torch.var_mean(x, [-1], correction=0, keepdim=True)
     return (x - mean) * (variance + eps).rsqrt()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from umbra.encoders.backbone import Backbone
-from umbra.encoders.layout import Conv, GroupNorm, laid_out
+from umbra.encoders.layout import Conv, GroupNorm, Layers, MaxPool, added, laid_out
 from umbra.errors import UserError
 
 
@@ -40,11 +40,11 @@ class ResNet(Backbone):
                 raise UserError(f"encoder.args.{key}={value} must be >= 1")
         normed, act = make_norm(norm, groups, width), _activation(activation)
         self.dim = embedding
-        self.stem = nn.Sequential(
+        self.stem = Layers(
             Conv(leads, width, 7, stride=2, padding=3, bias=False),
             normed(width),
             act(),
-            nn.MaxPool2d((1, 3), stride=(1, 2), padding=(0, 1)),
+            MaxPool(),
         )
         stages: list[nn.Module] = []
         channels = width
@@ -69,7 +69,7 @@ class _Block(nn.Module):
         self, channels: int, out: int, stride: int, norm: Callable[[int], nn.Module], act: Callable[[], nn.Module]
     ) -> None:
         super().__init__()
-        self.body = nn.Sequential(
+        self.body = Layers(
             Conv(channels, out, 3, stride=stride, padding=1, bias=False),
             norm(out),
             act(),
@@ -82,7 +82,7 @@ class _Block(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.body(x) + self.skip(x))
+        return self.act(added(self.body(x), self.skip(x)))
 
 
 def make_norm(name: str, groups: int, width: int) -> Callable[[int], nn.Module]:

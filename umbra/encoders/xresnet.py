@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from umbra.encoders.backbone import Backbone
-from umbra.encoders.layout import Conv, laid_out
+from umbra.encoders.layout import Conv, Layers, MaxPool, added, laid_out
 from umbra.encoders.resnet import make_norm
 from umbra.errors import UserError
 
@@ -54,8 +54,7 @@ class XResNet(Backbone):
         self.concat, self.dim = pooling == "concat", EXPANSION * width * (1 + (pooling == "concat"))
         stem = [leads, width // 2, width // 2, width]
         convs = [_conv(a, b, kernel, normed, 2 if i == 0 else 1) for i, (a, b) in enumerate(pairwise(stem))]
-        pool = nn.MaxPool2d((1, 3), (1, 2), padding=(0, 1))
-        self.stem = nn.Sequential(*(nn.Sequential(c, nn.ReLU()) for c in convs), pool)
+        self.stem = Layers(*(Layers(c, nn.ReLU()) for c in convs), MaxPool())
         blocks: list[_Block] = []
         channels = width
         for stage, depth in enumerate(layers):
@@ -79,7 +78,7 @@ class _Block(nn.Module):
     def __init__(self, channels: int, width: int, kernel: int, norm: Callable[[int], nn.Module], stride: int) -> None:
         super().__init__()
         out = EXPANSION * width
-        self.body = nn.Sequential(
+        self.body = Layers(
             _conv(channels, width, 1, norm),
             nn.ReLU(),
             _conv(width, width, kernel, norm, stride),
@@ -90,11 +89,11 @@ class _Block(nn.Module):
         self.skip = nn.Sequential(average, _conv(channels, out, 1, norm) if channels != out else nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.skip(x)).relu_()
+        return added(self.body(x), self.skip(x)).relu_()
 
 
-def _conv(channels: int, out: int, kernel: int, norm: Callable[[int], nn.Module], stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(Conv(channels, out, kernel, stride, padding=kernel // 2, bias=False), norm(out))
+def _conv(channels: int, out: int, kernel: int, norm: Callable[[int], nn.Module], stride: int = 1) -> Layers:
+    return Layers(Conv(channels, out, kernel, stride, padding=kernel // 2, bias=False), norm(out))
 
 
 def _initialise(module: nn.Module) -> None:

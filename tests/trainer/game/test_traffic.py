@@ -1,9 +1,13 @@
 """The bytes and operators of a step do not grow; the counter counts what it says."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from benchmarks.traffic import Traffic, TrafficConfig, as_on_gpu, make_step, size
+from benchmarks.traffic import Traffic, TrafficConfig, as_on_gpu, make_step, measure_compiled, size
+from tests.support.compiler import compiler_or_skip
+from umbra.encoders.resnet import ResNet
 
 CONVOLUTIONS = ("convolution", "convolution_backward")
 
@@ -42,3 +46,34 @@ def test_autocast_widens_torchs_group_norm_as_gpus_do():
             assert F.group_norm(x, 2).dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert F.group_norm(x, 2).dtype == torch.bfloat16
+
+
+class Whole(nn.Module):
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.encoder = ResNet(4, 2200, width=32, layers=(blocks,), embedding=4)
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        return self.encoder(x)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_compiled_block_moves_31_times_its_activations():
+    """Forward, of each convolution and norm: the convolution reads and writes, statistics read, the result is read and
+    written, 10 in all, and 1 for what is added. Backward: the residual sum 4; of each norm the sums 2 and the gradient
+    3; of each convolution 3."""
+    compiler_or_skip()
+    x, counted = torch.randn(8, 4, 2200), []
+    activation = 8 * 32 * 550 * 2
+    for blocks in (2, 3):
+        network = Whole(blocks)
+
+        def play(network=network):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                out = network.whole(x)
+            out.float().square().sum().backward()
+
+        with as_on_gpu():
+            counted.append(measure_compiled(play, [network])["bytes"])
+    assert 31 <= (counted[1] - counted[0]) / activation <= 32  # weights and tables of channels besides

@@ -1,0 +1,87 @@
+"""What compiled layers compute: values and gradients of torch's own operators, also where maxima are equal."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.support.compiler import compiler_or_skip
+from umbra.encoders import fused, layout
+from umbra.encoders.layout import GroupNorm, Layers, MaxPool
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "stored"])
+def told(request):
+    """Whether the compiler's operator is used; it copies where nothing is compiled."""
+    before = fused._store
+    fused.prepare_compiler()
+    fused._store = fused._store if request.param else None
+    yield
+    fused._store = before
+
+
+def both(function, x, *more):
+    """Value and gradient by x and the others, of a sum with weights."""
+    given = [t.clone().requires_grad_() for t in (x, *more)]
+    out = function(*given)
+    (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    return [out.detach(), *(t.grad for t in given)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 625])
+@pytest.mark.parametrize("values", ["distinct", "equal", "zeros"])
+def test_max_pool_is_torchs(length, values, told):
+    torch.manual_seed(length)
+    x = torch.randn(3, 4, 1, length, dtype=torch.float64)
+    x = {"distinct": x, "equal": x.round(), "zeros": x.relu()}[values]
+    right = both(lambda x: F.max_pool2d(x, (1, 3), (1, 2), (0, 1)), x)
+    torch.testing.assert_close(both(fused.max_pool, x), right)
+
+
+def test_moments_affine_and_sums(told):
+    torch.manual_seed(0)
+    x, scale, shift = torch.randn(3, 6, 1, 11).double() + 2, torch.randn(3, 6).double(), torch.randn(3, 6).double()
+
+    def right(x, scale, shift):
+        return (x * scale[:, :, None, None] + shift[:, :, None, None]).relu()
+
+    torch.testing.assert_close(both(fused.affine_relu, x, scale, shift), both(right, x, scale, shift))
+    torch.testing.assert_close(both(fused.added, x, x + 1), both(torch.add, x, x + 1))
+    for part in range(2):
+        own = both(lambda x, part=part: fused.moments(x, 2)[part], x)
+        grouped = both(lambda x, part=part: torch.var_mean(x.view(3, 2, -1), -1, correction=0)[part], x)
+        torch.testing.assert_close(own, grouped)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.GELU])
+def test_a_row_of_layers_is_the_same_when_norm_and_relu_are_one(act, told, monkeypatch):
+    torch.manual_seed(0)
+    row = Layers(Layers(GroupNorm(2, 4), act()), GroupNorm(2, 4), act(), MaxPool(), GroupNorm(2, 4)).double()
+    for p in row.parameters():
+        nn.init.normal_(p)
+    assert list(row.state_dict()) == list(nn.Sequential(nn.Sequential(*row[0]), *row[1:]).state_dict())
+    x, calls = torch.randn(3, 4, 1, 9).double(), []
+    right = both(row, x)
+    one = GroupNorm.then_relu
+    monkeypatch.setattr(layout, "_fuses", lambda: True)
+    monkeypatch.setattr(GroupNorm, "then_relu", lambda self, x: calls.append(1) or one(self, x))
+    torch.testing.assert_close(both(row, x), right)
+    assert len(calls) == (2 if act is nn.ReLU else 0)
+
+
+@pytest.mark.timeout(600)
+def test_a_stored_value_is_written_once_and_costs_no_kernel_of_its_own():
+    compiler_or_skip()
+    from torch._inductor.utils import run_and_get_code
+
+    fused.prepare_compiler()
+
+    def three_uses(x, y):
+        both = fused._stored(torch.where(y > 0, x, 0))
+        return both.sum(-1), both * 2 + y, both.sum(0)
+
+    x, y = torch.randn(2, 64, 64)
+    found, code = run_and_get_code(torch.compile(three_uses, dynamic=False), x, y)
+    torch.testing.assert_close(found, three_uses(x, y))
+    assert "umbra" not in "".join(code)
+    assert "".join(code).count(" = empty_strided_cpu((") == 4  # what was stored, and the three results
