@@ -4,7 +4,9 @@ processes, against what `trainer.plan` says of them from one process.
 One process alone plays steps on fixed ECGs (the single-device figure of each ZeRO stage), then real runs train, with
 as many ECGs a process: the ratio of measured to planned. Memory is that of weights, optimiser and DeepSpeed's buffers
 between two steps (live tensors), traffic what the processes hand to torch.distributed, as rings, and in how many calls.
-The time of a collective, a large one and a small one, is measured in the same job. Times are the shortest of many.
+The time of a collective, a large one and a small one, is measured in the same job. Machines change their speed, from
+one job to the next by a factor of two: so each step is timed against a fixed piece of work (`Yardstick`) just before
+and after it, and what one process takes is carried over to another job in this unit.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from trainer import distributed
 from trainer.config import PretrainConfig
@@ -98,10 +101,11 @@ def main(argv: list[str]) -> int:
 
 
 def compared(cfg: ScaleConfig, seen: dict[str, Any], alone: float) -> dict[str, tuple[float, float]]:
-    """(measured, planned) of MiB, MB a step, calls a step and ms a step."""
+    """(measured, planned) of MiB, MB a step, calls a step and ms a step; one process takes `alone` yardsticks."""
     run, world = read_config(seen["words"]), seen["world"]
     held = memory.states(run.zero, [sum(player) for player in seen["tensors"]], world).at_rest
-    speed = Speed(cfg.batch / alone, 0.0, "measured")
+    yard = seen["yard"]  # seconds, in this job
+    speed = Speed(cfg.batch / (alone * yard), 0.0, "measured")
     step = step_of(run, run.zero, world, seen["tensors"], speed, Link(**seen["link"]))
     crowd = world / len(os.sched_getaffinity(0)) if cfg.clock == "wall" else 1.0  # processes that share a core
     planned = step.compute * max(1.0, crowd) + step.communication
@@ -109,7 +113,7 @@ def compared(cfg: ScaleConfig, seen: dict[str, Any], alone: float) -> dict[str, 
         "memory": (seen["held"] / 2**20, held / 2**20),
         "traffic": (seen["received"] / 1e6, step.received / 1e6),
         "calls": (seen["calls"], step.calls),
-        "seconds": (seen["seconds"] * 1e3, planned * 1e3),
+        "seconds": (seen["yards"] * yard * 1e3, planned * 1e3),
     }
 
 
@@ -159,11 +163,11 @@ def worker(clock: str, words: list[str]) -> int:
     run = build_run(plan, world)
     assert run is not None
     step = run.game.step
-    begun: list[float] = []
+    yardstick = Yardstick(now)
     received: list[tuple[float, int]] = []
 
     def seen_step(*given: Any) -> Any:
-        begun.append(now())
+        yardstick.beside()
         counted.bytes, counted.calls = 0.0, 0
         played = step(*given)
         received.append((counted.bytes, counted.calls))
@@ -172,9 +176,10 @@ def worker(clock: str, words: list[str]) -> int:
     run.game.step = seen_step  # type: ignore[assignment, method-assign]
     with Stop(0, speaks=False).listening() as stop:
         loop.train(run, stop)
+    yardstick.put_away()
     moved, calls = (median(numbers) for numbers in zip(*received[SKIP:], strict=True))
-    result: dict[str, Any] = {"held": alive(), "received": moved, "calls": calls, "seconds": lap(begun[SKIP:])}
-    result |= {"tensors": tensors, "world": world.size}
+    result: dict[str, Any] = {"held": alive(), "received": moved, "calls": calls, "tensors": tensors}
+    result |= {"yards": yardstick.of_steps(), "yard": yardstick.seconds(), "world": world.size}
     result["link"] = asdict(measured_link(sum(map(sum, tensors)), world.size, now))
     result["alone"] = played_alone(cfg, run, step, now) if world.size == 1 else 0.0
     if world.is_main:
@@ -202,9 +207,37 @@ class Counted:
         return counting
 
 
-def lap(begun: Sequence[float]) -> float:
-    """The shortest time from one beginning to the next: other work on the machine only adds to it."""
-    return min(after - before for before, after in pairwise(begun))
+class Yardstick:
+    """A fixed piece of work, which is timed between steps."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now, self.begun, self.ended = now, list[float](), list[float]()
+        layers = nn.Conv1d(12, 64, 7), nn.ReLU(), nn.Conv1d(64, 64, 7), nn.ReLU(), nn.Conv1d(64, 8, 7)
+        self.network = nn.Sequential(*layers)
+        self.signals = torch.zeros(16, 12, 1000)
+
+    def beside(self) -> None:
+        """To be called before each step."""
+        self.begun.append(self.now())
+        self.network(self.signals).square().sum().backward()
+        self.ended.append(self.now())
+
+    def put_away(self) -> None:
+        """Frees its memory."""
+        del self.network, self.signals
+
+    def of_steps(self) -> float:
+        """What a step takes in yardsticks, each against those before and after it: the median, without the first."""
+        yards = self._yards()
+        steps = [after - before for before, after in zip(self.ended, self.begun[1:], strict=False)]
+        beside = [2 * step / (one + other) for step, (one, other) in zip(steps, pairwise(yards), strict=True)]
+        return median(beside[SKIP:])
+
+    def seconds(self) -> float:
+        return median(self._yards()[SKIP:])
+
+    def _yards(self) -> list[float]:
+        return [after - before for before, after in zip(self.begun, self.ended, strict=True)]
 
 
 def alive() -> int:
@@ -238,13 +271,13 @@ def shortest(collective: Callable[[], Any], now: Callable[[], float], times: int
 
 
 def played_alone(cfg: PretrainConfig, run: Run, step: Callable[..., Any], now: Callable[[], float]) -> float:
-    """Seconds of a step of this process alone, on ECGs that are there."""
+    """What a step of this process alone takes in yardsticks, on ECGs that are there."""
     x, v = torch.randn(2, cfg.contrast, *run.train.shape)
-    pair, begun = Pair(x, v, Key(0, 0, torch.arange(cfg.contrast))), []
+    pair, yardstick = Pair(x, v, Key(0, 0, torch.arange(cfg.contrast))), Yardstick(now)
     for number in range(cfg.steps):
-        begun.append(now())
+        yardstick.beside()
         step([pair], number)
-    return lap(begun[SKIP:])
+    return yardstick.of_steps()
 
 
 if __name__ == "__main__":
