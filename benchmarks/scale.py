@@ -69,7 +69,7 @@ class ScaleConfig:
     processes: list[int] = field(default_factory=lambda: [1, 2, 4])
     stages: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
     batch: int = setting(16, ">= 2")
-    steps: int = setting(12, ">= 6")
+    steps: int = setting(20, ">= 6")
     clock: str = setting("wall", choices=tuple(CLOCKS))
     run: list[str] = field(
         default_factory=lambda: ["encoder.args.width=32", "projector.hidden=1024", "masker.width=16"]
