@@ -97,7 +97,7 @@ class _Added(torch.autograd.Function):
 
 class _MaxPool(torch.autograd.Function):
     """Each sample gathers its gradient from the two maxima that it may be. Torch's compiled backward (2.13) scatters:
-    it adds in fp32 buffers, and on GPUs in any order, so that no two runs are the same."""
+    it adds in fp32 buffers, and on GPUs, by its code, in any order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
