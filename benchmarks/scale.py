@@ -6,7 +6,8 @@ as many ECGs a process: the ratio of measured to planned. Memory is that of weig
 between two steps (live tensors), traffic what the processes hand to torch.distributed, as rings, and in how many calls.
 The time of a collective, a large one and a small one, is measured in the same job. Machines change their speed, from
 one job to the next by a factor of two: so each step is timed against a fixed piece of work (`Yardstick`) just before
-and after it, and what one process takes is carried over to another job in this unit.
+and after it, and what one process takes is carried over to another job in this unit, which holds how many processes
+share a core as well. For CPUs. The table's times are yardsticks times that of the job.
 """
 
 from __future__ import annotations
@@ -107,8 +108,7 @@ def compared(cfg: ScaleConfig, seen: dict[str, Any], alone: float) -> dict[str, 
     yard = seen["yard"]  # seconds, in this job
     speed = Speed(cfg.batch / (alone * yard), 0.0, "measured")
     step = step_of(run, run.zero, world, seen["tensors"], speed, Link(**seen["link"]))
-    crowd = world / len(os.sched_getaffinity(0)) if cfg.clock == "wall" else 1.0  # processes that share a core
-    planned = step.compute * max(1.0, crowd) + step.communication
+    planned = step.compute + step.communication
     return {
         "memory": (seen["held"] / 2**20, held / 2**20),
         "traffic": (seen["received"] / 1e6, step.received / 1e6),

@@ -29,13 +29,15 @@ def both(function, x, *more):
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 625])
-@pytest.mark.parametrize("values", ["distinct", "equal", "zeros"])
+@pytest.mark.parametrize("values", ["distinct", "equal", "zeros", "lowest", "nan"])
 def test_max_pool_is_torchs(length, values, told):
     torch.manual_seed(length)
     x = torch.randn(3, 4, 1, length, dtype=torch.float64)
-    x = {"distinct": x, "equal": x.round(), "zeros": x.relu()}[values]
+    x = {"distinct": x, "equal": x.round(), "zeros": x.relu(), "lowest": x * torch.inf}.get(values, x)
+    if values == "nan":
+        x[torch.rand_like(x) < 0.3] = torch.nan
     right = both(lambda x: F.max_pool2d(x, (1, 3), (1, 2), (0, 1)), x)
-    torch.testing.assert_close(both(fused.max_pool, x), right)
+    torch.testing.assert_close(both(fused.max_pool, x), right, equal_nan=True)
 
 
 def test_moments_affine_and_sums(told):
@@ -46,6 +48,10 @@ def test_moments_affine_and_sums(told):
         return (x * scale[:, :, None, None] + shift[:, :, None, None]).relu()
 
     torch.testing.assert_close(both(fused.affine_relu, x, scale, shift), both(right, x, scale, shift))
+    x[0, 0, 0, 0] = torch.nan  # as torch's, whose gradient goes through
+    found, expected = both(fused.affine_relu, x, scale, shift), both(right, x, scale, shift)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    x[0, 0, 0, 0] = 0
     torch.testing.assert_close(both(fused.added, x, x + 1), both(torch.add, x, x + 1))
     for part in range(2):
         own = both(lambda x, part=part: fused.moments(x, 2)[part], x)
@@ -67,6 +73,21 @@ def test_a_row_of_layers_is_the_same_when_norm_and_relu_are_one(act, told, monke
     monkeypatch.setattr(GroupNorm, "then_relu", lambda self, x: calls.append(1) or one(self, x))
     torch.testing.assert_close(both(row, x), right)
     assert len(calls) == (2 if act is nn.ReLU else 0)
+
+
+def test_layers_that_a_user_watches_are_called(monkeypatch):
+    monkeypatch.setattr(layout, "_fuses", lambda: True)
+    row, seen = Layers(Layers(GroupNorm(2, 4), nn.ReLU()), GroupNorm(2, 4), nn.ReLU()), []
+    for module in row.modules():
+        module.register_forward_hook(lambda module, given, out: seen.append(module))
+    row(torch.randn(2, 4, 1, 5))
+    assert set(seen) == set(row.modules())
+
+
+def test_no_ecgs_are_none(told, monkeypatch):
+    monkeypatch.setattr(layout, "_fuses", lambda: True)
+    row = Layers(GroupNorm(2, 4), nn.ReLU(), MaxPool(), GroupNorm(2, 4))
+    assert [t.shape for t in both(row, torch.zeros(0, 4, 1, 9))] == [(0, 4, 1, 5), (0, 4, 1, 9)]
 
 
 @pytest.mark.timeout(600)

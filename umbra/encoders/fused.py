@@ -7,6 +7,7 @@ the type of the activations.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor
 
 
 def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Biased variance and mean `[B, groups]` in fp32 of `[B, C, ...]`."""
+    """Biased variance and mean `[B, groups]` in fp32 of `[B, C, 1, L]`."""
     variance, mean = _Moments.apply(wide(x).unflatten(1, (groups, -1)))
     return variance, mean
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`[B, C, ...]` times `scale` plus `shift`, both `[B, C]`."""
+    """`[B, C, 1, L]` times `scale` plus `shift`, both `[B, C]`."""
     return (wide(x) * _beside(scale, x) + _beside(shift, x)).to(x.dtype)
 
 
@@ -60,7 +61,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_variance: Tensor, of_mean: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
-        count = x[0, 0].numel()
+        count = math.prod(x.shape[2:])
         factor = of_variance * (2 / count)
         return x * _beside(factor, x) + _beside(of_mean / count - factor * mean, x)
 
@@ -77,7 +78,7 @@ class _AffineReLU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, scale, shift = ctx.saved_tensors
         scale, shift = _stored(scale), _stored(shift)
-        through = wide(torch.where(affine(x, scale, shift) > 0, gradient, 0))
+        through = wide(torch.where(affine(x, scale, shift) <= 0, 0, gradient))
         axes = list(range(2, x.ndim))
         return (through * _beside(scale, x)).to(x.dtype), (through * wide(x)).sum(axes), through.sum(axes)
 
@@ -105,7 +106,9 @@ class _MaxPool(torch.autograd.Function):
         padded = F.pad(x, (1, ctx.length % 2), value=-torch.inf)
         left, middle, right = padded[..., :-1:2], padded[..., 1::2], padded[..., 2::2]
         best = torch.maximum(left, middle)
-        ctx.save_for_backward(torch.where(right > best, 2, torch.where(middle > left, 1, 0)).to(torch.int8))
+        only = torch.arange(middle.shape[-1], device=x.device) == 0  # to its left is padding
+        to_middle, to_right = (middle > left) | middle.isnan() | only, (right > best) | right.isnan()
+        ctx.save_for_backward(torch.where(to_right, 2, torch.where(to_middle, 1, 0)).to(torch.int8))
         return torch.maximum(best, right)
 
     @staticmethod

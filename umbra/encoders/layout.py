@@ -87,7 +87,8 @@ class Layers(nn.Sequential):
         layers = self.flat()
         while layers:
             layer = layers.pop(0)
-            if isinstance(layer, GroupNorm) and layers and isinstance(layers[0], nn.ReLU):
+            one = layers and isinstance(layers[0], nn.ReLU) and not _is_watched(layer) and not _is_watched(layers[0])
+            if one and isinstance(layer, GroupNorm):
                 x, layers = layer.then_relu(x), layers[1:]
             else:
                 x = layer(x)
@@ -95,7 +96,15 @@ class Layers(nn.Sequential):
 
     def flat(self) -> list[nn.Module]:
         """Its layers, and those of rows within it."""
-        return [inner for layer in self for inner in (layer.flat() if isinstance(layer, Layers) else [layer])]
+        found: list[nn.Module] = []
+        for layer in self:
+            found += layer.flat() if isinstance(layer, Layers) and not _is_watched(layer) else [layer]
+        return found
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether a user asks to see what goes through it."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def added(x: Tensor, y: Tensor) -> Tensor:
