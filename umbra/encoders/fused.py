@@ -122,7 +122,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def _beside(table: Tensor, x: Tensor) -> Tensor:
-    """`[B, C]` as a factor of `[B, C, ...]`."""
+    """`[B, C]` in a shape that goes beside `[B, C, ...]`."""
     return table.view(*table.shape, *[1] * (x.ndim - 2))
 
 
