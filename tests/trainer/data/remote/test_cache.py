@@ -210,7 +210,7 @@ def test_a_cut_is_resumed_at_the_very_byte(server, root):
 def test_faults_that_stay_end_with_one_line(server, root, fault, words, tries):
     shard = read_manifest(root).shards[3]
     server.faults[shard.name] = [fault + "!"]
-    url = server.url.replace("127", "me:secret@127") + "?token=t0p"
+    url = server.url.replace("//", "//me:secret@", 1) + "?token=t0p"
     with pytest.raises(FetchError, match=words) as error:
         download(Remote(url, replace(QUICK, total=1)), shard)
     text = str(error.value)
@@ -222,7 +222,7 @@ def test_faults_that_stay_end_with_one_line(server, root, fault, words, tries):
 
 
 def test_a_name_and_password_in_the_url_are_sent(server, root):
-    download(Remote(server.url.replace("127", "me:pass%20word@127"), QUICK), read_manifest(root).shards[3])
+    download(Remote(server.url.replace("//", "//me:pass%20word@", 1), QUICK), read_manifest(root).shards[3])
     assert server.headers_of["Authorization"] == "Basic bWU6cGFzcyB3b3Jk"
 
 
