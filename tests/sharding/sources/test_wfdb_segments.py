@@ -85,6 +85,21 @@ def test_a_variable_layout_has_gaps_and_segments_without_some_leads(tmp_path):
     assert error.value.reason == "missing_lead"
 
 
+def test_segments_may_be_in_other_units(tmp_path):
+    """wfdb reads each of them rightly, but joins microvolts to millivolts."""
+    gains = {"a": "200/mV", "b": "0.4/uV", "c": "300000/V"}
+    for i, (name, gain) in enumerate(gains.items()):
+        segment(tmp_path, name, i, 300, gain=gain)
+    alone = [reference.rdrecord(str(tmp_path / name)) for name in gains]
+    assert [record.units[0] for record in alone] == ["mV", "uV", "V"]
+    expected = np.concatenate([r.p_signal / by for r, by in zip(alone, (1, 1000, 1e-3))]).T
+    master(tmp_path, "r", [(name, 300) for name in gains])
+    layout(tmp_path, "gaps_layout", LEADS)
+    master(tmp_path, "gaps", [("gaps_layout", 0), *((name, 300) for name in gains)])
+    for name in ("r", "gaps"):
+        np.testing.assert_allclose(wfdb.read(tmp_path, name, LEADS).mv, expected, atol=1e-6)
+
+
 def test_a_record_of_segments_written_by_wfdb(tmp_path):
     parts = []
     for i, length in enumerate((400, 350)):
