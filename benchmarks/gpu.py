@@ -173,7 +173,7 @@ def pretrain(bench: Bench) -> Figures:
         if wrong:
             return {"wrong": f"sharding {words[0]}: {wrong}"}
     run = bench.folder / "run"
-    words = ["trainer/pretrain.py", "configs/pretrain/adversarial.yaml", f"data.path={data}", f"run={run}",
+    words = ["trainer/pretrain.py", "configs/pretrain/same_window.yaml", f"data.path={data}", f"run={run}",
              f"batch.global={size.global_batch}", f"steps={size.trained}", f"log.every={size.every}",
              "log.figure_every=0", "wandb.mode=disabled", "checkpoint.every=0",
              f"encoder.args={size.args}"]  # fmt: skip

@@ -136,7 +136,7 @@ def free_port() -> int:
 def play(cfg: ScaleConfig, shards: Path, folder: Path, count: int, stage: int) -> dict[str, Any]:
     """One job under the launcher -> what its first process reports."""
     out = folder / f"{count}-{stage}"
-    words = ["configs/pretrain/adversarial.yaml", f"data.path={shards}", f"run={out}-{time.monotonic_ns()}"]
+    words = ["configs/pretrain/same_window.yaml", f"data.path={shards}", f"run={out}-{time.monotonic_ns()}"]
     words += [f"zero={stage}", f"steps={cfg.steps}", f"batch.global={cfg.batch * count}", "precision=fp32"]
     words += ["wandb.mode=disabled", "log.figure_every=0", "log.heldout_every=0", "checkpoint.every=0", *cfg.run]
     launcher = ["deepspeed", "--num_gpus", str(count), "--master_port", str(free_port())]

@@ -34,7 +34,7 @@ from umbra.files import make_folder, write_text
 PROCESSES = 2
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 SMALL = [
-    "configs/pretrain/adversarial.yaml", "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16",
+    "configs/pretrain/same_window.yaml", "batch.global=16", "encoder.args.width=8", "encoder.args.embedding=16",
     "projector.hidden=16", "projector.out=8", "masker.width=8", "log.every=5", "log.figure_every=0",
     "log.heldout_every=50", "data.audit=true", "data.block_shards=2", "wandb.mode=online",
 ]  # fmt: skip

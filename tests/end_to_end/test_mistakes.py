@@ -116,7 +116,7 @@ MISTAKES = [
     M("transfer", "column=label", "label column 'label' is not in"),
     M("transfer", "device=cuda", "device=cuda is not available; use auto or cpu", "device=cpu"),
     M("study", "output=RUN", "holds", "output=OUT"),
-    M("study", "methods=[adversarial,gausian]", "there are:", "methods=[adversarial,gaussian]"),
+    M("study", "methods=[same_window,gausian]", "there are:", "methods=[same_window,gaussian]"),
     M("watch", "DATA", "DATA is not a run directory", "WATCHED"),
     # signals
     M("hdf5", "source.array.signals=ecgs", "tracings", "source.array.signals=tracings"),

@@ -22,7 +22,7 @@ from umbra.encoders.encoder import Scaling
 from umbra.errors import UserError
 from umbra.layers import keys
 
-OFF = ["game.enabled=false", "game.slope_start=0", "game.slope_rise=0"]
+OFF = ["game.enabled=false", "game.coverage=0.5", "game.share=1", "game.slope_start=0", "game.slope_rise=0"]
 MISTAKES = [
     (["data.path=/no/such/folder"], "not a finished data set"),
     (["data=DIR"], "'data' is a section: give data.path=... or data.lanes=..."),
@@ -95,7 +95,7 @@ MISTAKES = [
     (["optim.masker.lr=-1"], "optim.masker.lr=-1.0 must be >= 0"),
     (["optim.warmup=5"], "optim.warmup=5.0 must be >= 0 and <= 1"),
     (["views.second=[blok_mask]"], "did you mean 'block_mask'?"),
-    (["views.both=[{name: cell_mask, cell_s: 2.6}]"], "view 'cell_mask': cell_s=2.6 leaves one cell in 2.56 s"),
+    (["views.both=[{name: cell_mask, cell_s: 1.3}]"], "view 'cell_mask': cell_s=1.3 leaves one cell in 1.28 s"),
     (["views.candidates=4"], "views.candidates=4: a masker makes views hard by itself; use game.enabled=false"),
     (["views.candidates=0"], "views.candidates=0 must be >= 1"),
     ([*OFF, "views.first=[]", "views.candidates=4"], "views.candidates=4: all would be the same"),
@@ -104,11 +104,11 @@ MISTAKES = [
     (["game.slope=nan"], "game.slope=nan must be a finite number"),
     (["game.strength=nan"], "game.strength=nan must be a finite number"),
     (["game.strength=-1"], "game.strength=-1.0 must be >= 0"),
-    (["game.resolution_s=100"], "game.resolution_s=100 leaves one cell in a window of 2.56 s"),
-    (["game.coverage=0.05"], "game.coverage=0.05 of 7 cells per window is less than half a cell"),
-    (["game.coverage=0.95"], "game.coverage=0.95 of 7 cells per window is less than half a cell"),
+    (["pair=same", "game.resolution_s=100"], "game.resolution_s=100 leaves one cell in a window of 2.56 s"),
+    (["pair=same", "game.coverage=0.05"], "game.coverage=0.05 of 7 cells per window is less than half a cell"),
+    (["pair=same", "game.coverage=0.95"], "game.coverage=0.95 of 7 cells per window is less than half a cell"),
     (["game.penalty=paper", "game.ratio=1.5"], "game.ratio=1.5"),
-    (["game.threshold=half", "game.coverage=0.3"], "game.coverage=0.3 has no effect without game.threshold=coverage"),
+    (["game.threshold=half", "game.coverage=0.3", "game.share=1"], "game.coverage=0.3 has no effect without game.thre"),
     (["game.alpha=0.3"], "game.alpha=0.3 has no effect without game.penalty=paper"),
     (["game.enabled=false", "game.coverage=0.3"], "game.coverage=0.3 has no effect without game.enabled=true"),
     (["game.use=all"], "game.use=all has no effect without game.masks of 2 or more"),
@@ -119,8 +119,8 @@ MISTAKES = [
     (["data.partner=patient", "pair=halves"], "data.partner=patient is pair=patient, but pair=halves"),
     (["pair=halve"], "pair.kind=halve is unknown; use same, halves, crops, patient"),
     (["pair=crops", "pair.seconds=3"], "pair.seconds=3 is longer than the windows of the data, 2.56 s"),
-    (["pair=halves", "game.resolution_s=1.5"], "game.resolution_s=1.5 leaves one cell in a view of 1.28 s"),
-    (["pair=halves", "game.coverage=0.1"], "game.coverage=0.1 of 4 cells per view is less than half a cell"),
+    (["game.resolution_s=1.5"], "game.resolution_s=1.5 leaves one cell in a view of 1.28 s"),
+    (["game.coverage=0.1"], "game.coverage=0.1 of 4 cells per view is less than half a cell"),
     (["wandb.mode=ofline"], "wandb.mode=ofline"),
     (["data.exclude=[train-00000.tar]"], "not a shard of the training split; did you mean 'train-000000.tar'?"),
     (["data.exclude=[train-000000.tar]"], "data.exclude leaves no training shard: exclude fewer"),

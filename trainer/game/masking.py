@@ -39,8 +39,8 @@ class GameConfig:
     """Whose mask hides an ECG: its `own`, or that of `another` patient's ECG of the contrast batch: a control, whose
     masks are learned but know nothing of what they hide."""
     coverage: float = setting(0.5, "> 0 and < 1")
-    """Fraction of the mask that is hidden. On the validation folds 0.25 was as good as 0.5; 0.75 was worse on rhythm
-    with few labels."""
+    """Fraction of the mask that is hidden. configs/pretrain/adversarial.yaml sets 0.25, which was better than 0.5 on
+    the validation folds of pairs of halves (docs/results/pairs.md)."""
     threshold: str = setting("coverage", choices=("coverage", "half"))
     """`coverage`: a quantile of each mask; `half`: a fixed 0.5 (with `penalty: paper`)."""
     resolution_s: float = setting(0.4, "> 0")
@@ -57,7 +57,8 @@ class GameConfig:
     highest mean of twelve settings on the validation folds."""
     share: float = setting(1.0, "> 0 and <= 1")
     """Fraction of the ECGs, redrawn each epoch, that the masker masks; the others get a random block of the same
-    coverage, exact to the sample (that of a mask is in whole cells)."""
+    coverage, exact to the sample (that of a mask is in whole cells). configs/pretrain/adversarial.yaml sets 0.5,
+    which had the highest mean of seven settings on the validation folds (docs/results/pairs.md)."""
     warmup: float = setting(0.0, ">= 0 and < 1")
     """Fraction of the run before the masker is used, with random blocks instead. Half of the run was no better on the
     validation folds."""
@@ -108,7 +109,8 @@ class GameConfig:
                 )
         for key, needed in self._idle():
             if getattr(self, key) != getattr(GameConfig, key):
-                raise UserError(f"game.{key}={getattr(self, key)} has no effect without {needed}: leave it out")
+                other = "" if self.enabled else ", or choose a config without a game (configs/pretrain/cmsc.yaml)"
+                raise UserError(f"game.{key}={getattr(self, key)} has no effect without {needed}: leave it out{other}")
         costs = [f"game.{key}={value}" for key, value in self.costs().items()]
         if costs and self.threshold == "coverage":
             raise UserError(

@@ -31,7 +31,7 @@ def test_epochs_are_scaled_to_the_operations_of_the_reference(tmp_path):
     config = study_of(
         tmp_path,
         ["block_mask_both", "hard_views", "twice"],
-        variants={"twice": ["none", "epochs=120"]},
+        variants={"twice": ["cmsc", "epochs=120"]},
         reference="block_mask_both",
         equal_compute=["hard_views", "twice"],
         pretrain=NARROW,
