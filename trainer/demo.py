@@ -92,7 +92,7 @@ def _scores(results: Sequence[Scored]) -> str:
         + "<p class=soft>Random masks: a random block of both views, in as many steps. The untrained encoder has the "
         "same architecture and has seen nothing. One seed, a small network and synthetic ECGs unless they are "
         "yours: this shows that every step works, not how good the method is. On recordings of patients: "
-        "docs/results/ptbxl100-first.md.</p>"
+        "docs/results/study.md.</p>"
     )
 
 

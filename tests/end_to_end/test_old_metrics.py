@@ -18,7 +18,7 @@ from umbra.config import load
 
 FIGURES = Path(__file__).parents[1] / "data" / "metrics-42d8aac.json"
 WORDS = [
-    "trainer/pretrain.py", "configs/pretrain/adversarial.yaml", "batch.global=8", "encoder.args.width=8",
+    "trainer/pretrain.py", "configs/pretrain/same_window.yaml", "batch.global=8", "encoder.args.width=8",
     "encoder.args.embedding=16", "encoder.args.activation=gelu", "projector.hidden=16", "projector.out=8",
     "masker.width=8", "game.slope=5", "optim.encoder.lr=2e-4", "optim.masker.lr=2e-5", "steps=20", "log.every=1",
     "log.figure_every=0", "log.heldout_every=4", "wandb.mode=disabled",
