@@ -53,7 +53,7 @@ fi
 say "2/5 shards"
 once "$OUT/shards" python -m sharding build "$config" input="$input" output="$OUT/shards" rate=100 seconds=10 workers=2 \
   split.train=0.6 split.val=0.15 split.test=0.25
-for run in run:adversarial random-masks:block_mask_both; do
+for run in run:adversarial random-masks:block_mask; do
   name=${run%:*} method=${run#*:}
   say "3/5 pre-training on $processes processes: $method"
   once "$OUT/$name" deepspeed --num_gpus "$processes" --master_port "$port" trainer/pretrain.py \

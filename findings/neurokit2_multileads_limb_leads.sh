@@ -1,7 +1,7 @@
 #!/bin/sh
 # neurokit2 0.2.12: a simulated 12-lead ECG, ecg_simulate(method="multileads"), without noise.
-# Expected: limb leads as electrodes make them: III = II - I, aVR = -(I + II) / 2, aVL and aVF likewise; leads of other
-#           amplitudes, as the method's own table of waves per lead has them.
+# Expected: limb leads as electrodes make them: III = II - I, aVR = -(I + II) / 2, aVL and aVF likewise; leads of
+#           other amplitudes.
 # Seen:     III is 1.0 mV off, aVR 1.4 mV, aVL and aVF 0.4 to 0.6 mV, of 1.6 mV from lowest to highest: each lead is put
 #           between -0.4 and 1.2 mV by itself. aVR is upright.
 # Why it matters: it is the 12-lead ECG that tests are written with. Leads derived of I and II, checks for swapped

@@ -1,7 +1,7 @@
 #!/bin/sh
 # torch_ecg 0.0.33, torch 2.13.0: an ECG's 500 Hz are made 100 Hz by both of its classes called Resample.
-# Expected: both low-pass first, so that 60 Hz mains are gone, and keep the clock; they agree.
-# Seen:     torch_ecg._preprocessors.Resample does. torch_ecg.preprocessors.Resample, the one for tensors, picks points of
+# Expected: both low-pass first, so that 60 Hz mains are gone; sample n stays at n / 100 s.
+# Seen:     torch_ecg._preprocessors.Resample low-passes. torch_ecg.preprocessors.Resample, the one for tensors, picks points of
 #           the line through the samples: mains of 60 Hz become a tone of 40 Hz, of 0.95 of their amplitude, in the band
 #           of QRS complexes; and it stretches time, so that the last sample is 8 ms late.
 # Why it matters: what is 100 Hz from one is not from the other; an encoder of one sees other ECGs by the other.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # wfdb 4.3.1: a record of two segments, whose headers give the same lead other gains. Each segment alone is read rightly.
-# Expected: rdrecord brings both to one unit, or raises an error, as it does for digital samples of a layout with gaps.
+# Expected: rdrecord brings both to one unit, or raises an error.
 # Seen:     200/mV and then 0.2/uV: p_signal goes from 1 to 1000, units say mV (with a layout segment: None). 200/mV and
 #           then 100/mV with physical=False: raw steps of both under the gain of the first, so that dac() halves the rest.
 # Why it matters: recorders change gain in the middle; a thousandfold step has no NaN and no warning.

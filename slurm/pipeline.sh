@@ -5,7 +5,7 @@
 #       shard --array=0-31 --time=4:00:00 configs/shard/ptbxl.yaml input=PTBXL rate=100 seconds=10 \
 #       pretrain --nodes=2 --gpus-per-node=8 --time=24:00:00 configs/pretrain/adversarial.yaml epochs=100 \
 #       export --time=1:00:00 \
-#       study --array=0-15 --time=12:00:00 configs/study/ptbxl100-first.yaml data=PTBXL
+#       study --array=0-15 --time=12:00:00 configs/study/paper.yaml data=PTBXL
 #
 # After the name of a stage come its flags of sbatch, each in one word, and the words of its command (see the .sbatch file
 # of that name). A stage may be left out. Shards are in OUT/shards, the run in OUT/run, its encoder in OUT/run/encoder, the study in

@@ -227,7 +227,7 @@ class PretrainConfig:
         if self.log.probe and not self.log.heldout_every:
             raise UserError("log.probe has no effect with log.heldout_every=0: leave one of them out")
         if self.data.partner == "patient" and self.pair.kind not in ("same", "patient"):
-            raise UserError(f"data.partner=patient is pair=patient, but pair={self.pair.kind}: leave data.partner out")
+            raise UserError(f"data.partner=patient is pair=patient, but pair={self.pair.kind}: give pair alone")
         self._check_candidates()
         if self.optim.encoder.lr == 0:
             raise UserError("optim.encoder.lr=0.0 must be > 0")

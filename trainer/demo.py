@@ -89,7 +89,8 @@ def _scores(results: Sequence[Scored]) -> str:
         f"interval by a bootstrap of the patients, from {LEAST:g} to 1.</p>"
         + table(["task", "encoder", "macro AUROC", ""], rows)
         + ("<p>Differences, paired by patients:</p>" + table(["task", "", "difference"], apart) if apart else "")
-        + "<p class=soft>Random masks: a random block of both views, in as many steps. The untrained encoder has the "
+        + "<p class=soft>Random masks: a random block as large in all ECGs, in as many steps; the masker has half of "
+        "them. The untrained encoder has the "
         "same architecture and has seen nothing. One seed, a small network and synthetic ECGs unless they are "
         "yours: this shows that every step works, not how good the method is. On recordings of patients: "
         "docs/results/study.md.</p>"
@@ -127,7 +128,7 @@ def _next(run: Watched, output: Path) -> str:
             f"{probe} encoder={out}/run/encoder data={out}/shards output={out}/finetune mode=finetune fraction=0.1"
         ],
         "Pre-train by 3KG instead, and compare": [
-            f"{deepspeed} --num_gpus {run.record.world or 2} trainer/pretrain.py configs/pretrain/3kg.yaml "
+            f"{deepspeed} --num_gpus {run.record.world or 2} trainer/pretrain.py configs/pretrain/3kg.yaml pair=halves "
             f"data.path={out}/shards run={out}/3kg epochs={cfg.epochs:g} seed={cfg.seed} "
             f"batch.global={cfg.batch.global_} {' '.join(sizes)}",
             f"{python} -m trainer.export run={out}/3kg",

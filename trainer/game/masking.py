@@ -39,8 +39,8 @@ class GameConfig:
     """Whose mask hides an ECG: its `own`, or that of `another` patient's ECG of the contrast batch: a control, whose
     masks are learned but know nothing of what they hide."""
     coverage: float = setting(0.5, "> 0 and < 1")
-    """Fraction of the mask that is hidden. configs/pretrain/adversarial.yaml sets 0.25, which was better than 0.5 on
-    the validation folds of pairs of halves (docs/results/pairs.md)."""
+    """Fraction of the mask that is hidden; configs/pretrain/adversarial.yaml sets 0.25 (docs/results/pairs.md). On the
+    validation folds 0.75 was worse on rhythm with few labels."""
     threshold: str = setting("coverage", choices=("coverage", "half"))
     """`coverage`: a quantile of each mask; `half`: a fixed 0.5 (with `penalty: paper`)."""
     resolution_s: float = setting(0.4, "> 0")
@@ -109,7 +109,7 @@ class GameConfig:
                 )
         for key, needed in self._idle():
             if getattr(self, key) != getattr(GameConfig, key):
-                other = "" if self.enabled else ", or choose a config without a game (configs/pretrain/cmsc.yaml)"
+                other = "" if self.enabled else ", or choose a YAML of configs/pretrain without a game"
                 raise UserError(f"game.{key}={getattr(self, key)} has no effect without {needed}: leave it out{other}")
         costs = [f"game.{key}={value}" for key, value in self.costs().items()]
         if costs and self.threshold == "coverage":

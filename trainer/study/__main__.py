@@ -1,6 +1,6 @@
 """Methods x rotations x seeds x tasks x fractions -> one table, one figure.
 
-`python -m trainer.study configs/study/ptbxl100-first.yaml data=FOLDER output=OUT`: shards the data of each rotation of
+`python -m trainer.study configs/study/paper.yaml data=FOLDER output=OUT`: shards the data of each rotation of
 its folds, pre-trains each method, exports the encoders and tests them (`trainer.transfer`). Each step that
 finishes leaves a file; running the same command again skips those steps. `workers=N` runs N trials at a time; several
 machines share a study by `part=I parts=N` (slurm/study.sbatch), and the one that does the last trial writes the table.
