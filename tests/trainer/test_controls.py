@@ -42,8 +42,3 @@ def test_the_study_of_the_paper_plays_the_default_and_its_controls():
     for method, name in (("game", "adversarial"), ("block", "block_mask"), ("blocks", "block_mask_both")):
         base, *words = study.variants[method]
         assert differences(name, base, *words) == {}
-
-
-@pytest.mark.parametrize("study", sorted((ROOT / "configs/study").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_can_begin(study):
-    load(StudyConfig, study, ["data=DIR", "output=DIR"]).check()

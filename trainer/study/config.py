@@ -52,7 +52,8 @@ class Primary:
     fractions: list[float] = field(default_factory=list)
     """Fractions among those of the study."""
     others: list[str] = field(default_factory=list)
-    """Methods that the reference is compared with."""
+    """Methods that the reference is compared with; variants may be named that `methods` leaves out, for a run of a part
+    of the study."""
 
     def has(self, task: str, fraction: float, other: str) -> bool:
         return task in self.tasks and fraction in self.fractions and other in self.others
@@ -155,15 +156,15 @@ class StudyConfig:
         self._check_shards()
 
     def _check_primary(self) -> None:
-        given = self.primary
+        given, known = self.primary, dict.fromkeys([*self.compared, *self.variants])
         lists: list[tuple[str, list, list]] = [
             ("tasks", given.tasks, self.tasks),
             ("fractions", given.fractions, self.fractions),
-            ("others", given.others, [m for m in self.compared if m != self.reference]),
+            ("others", given.others, [m for m in known if m != self.reference]),
         ]
-        for key, named, known in lists:
-            if unknown := [one for one in named if one not in known]:
-                raise UserError(f"primary.{key} has {unknown[0]}; there are: {', '.join(map(str, known))}")
+        for key, named, allowed in lists:
+            if unknown := [one for one in named if one not in allowed]:
+                raise UserError(f"primary.{key} has {unknown[0]}; there are: {', '.join(map(str, allowed))}")
         if len({bool(named) for _, named, _ in lists}) > 1:
             raise UserError("primary: give tasks, fractions and others, or none of them")
 

@@ -285,6 +285,14 @@ def test_the_studies_that_are_kept_pass_their_check(path):
     load(StudyConfig, path, ["data=d", "output=o", "transfer=[mode=finetune, bootstrap=0]"]).check()
 
 
+def test_a_part_of_a_study_may_leave_out_methods_that_its_primary_comparisons_name():
+    words = ["data=d", "output=o", "methods=[game,block,cmsc]", "seeds=[0,1,2]"]
+    config = load(StudyConfig, "configs/study/paper.yaml", words)
+    config.check()
+    assert config.primary.others == ["blocks", "block", "3kg_halves"]
+    assert config.primary.has("sex", 0.1, "block")
+
+
 def test_a_method_that_is_trained_from_scratch_stays_so_whatever_the_others_are():
     config = study_of("out", methods=["adversarial", "scratch", "random"], transfer=["mode=finetune"])
     modes = {}
