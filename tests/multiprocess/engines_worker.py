@@ -177,8 +177,8 @@ class Plain:
         self.case, self.name, self.module, self.calls = case, name, module, 0
         self.optimiser = optimiser(case, name, module)
 
-    def __call__(self, x: torch.Tensor) -> Any:
-        return self.module(x)
+    def __call__(self, *x: torch.Tensor) -> Any:
+        return self.module(*x)
 
     def backward(self, loss: torch.Tensor) -> None:
         (loss / self.case.accumulation).backward()

@@ -7,14 +7,21 @@ from trainer.game.game import Pair
 from trainer.views import Key
 
 
+class Joined(nn.Sequential):
+    """Layers on the views of a pair, one batch after the other, as `ContrastiveEncoder` takes them."""
+
+    def forward(self, *views):
+        return super().forward(torch.cat(views))
+
+
 class PlainEngine:
     """Just what `Game` calls of an engine, on plain autograd."""
 
     def __init__(self, module: nn.Module, lr: float = 0.0) -> None:
         self.module, self.optimizer = module, torch.optim.SGD(module.parameters(), lr=lr)
 
-    def __call__(self, x):
-        return self.module(x)
+    def __call__(self, *views):
+        return self.module(*views)
 
     def backward(self, loss):
         loss.backward()
@@ -41,7 +48,7 @@ class Accumulating(PlainEngine):
 
 def players(masks: int) -> tuple[nn.Module, nn.Module, Pair]:
     torch.manual_seed(0)
-    encoder = nn.Sequential(nn.Conv1d(3, 6, 5), nn.GELU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(24, 5))
+    encoder = Joined(nn.Conv1d(3, 6, 5), nn.GELU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(24, 5))
     masker = nn.Sequential(nn.Conv1d(3, 4, 5, padding=2), nn.GELU(), nn.Conv1d(4, masks, 5, padding=2))
     pair = Pair(
         torch.randn(5, 3, 40, dtype=torch.float64),

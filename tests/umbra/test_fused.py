@@ -59,6 +59,25 @@ def test_moments_affine_and_sums(told):
         torch.testing.assert_close(own, grouped)
 
 
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 625])
+@pytest.mark.parametrize("values", ["distinct", "equal", "nan"])
+def test_norm_relu_and_pool_are_the_three(length, values, told):
+    torch.manual_seed(length)
+    x, scale, shift = torch.randn(3, 4, 1, length).double(), torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    scale[0, 0], shift[0, 1] = 0, -9  # all maxima equal, and all zero
+    if values == "equal":
+        x, scale, shift = x.round(), scale.round(), shift.round()
+    if values == "nan":
+        x[torch.rand_like(x) < 0.3] = torch.nan
+
+    def right(x, scale, shift):
+        rectified = (x * scale[:, :, None, None] + shift[:, :, None, None]).relu()
+        return F.max_pool2d(rectified, (1, 3), (1, 2), (0, 1))
+
+    found, expected = both(fused.affine_relu_pool, x, scale, shift), both(right, x, scale, shift)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("act", [nn.ReLU, nn.GELU])
 def test_a_row_of_layers_is_the_same_when_norm_and_relu_are_one(act, told, monkeypatch):
     torch.manual_seed(0)
@@ -68,11 +87,12 @@ def test_a_row_of_layers_is_the_same_when_norm_and_relu_are_one(act, told, monke
     assert list(row.state_dict()) == list(nn.Sequential(nn.Sequential(*row[0]), *row[1:]).state_dict())
     x, calls = torch.randn(3, 4, 1, 9).double(), []
     right = both(row, x)
-    one = GroupNorm.then_relu
     monkeypatch.setattr(layout, "_fuses", lambda: True)
-    monkeypatch.setattr(GroupNorm, "then_relu", lambda self, x: calls.append(1) or one(self, x))
+    for name in ("then_relu", "then_relu_and_pool"):
+        one = getattr(GroupNorm, name)
+        monkeypatch.setattr(GroupNorm, name, lambda self, x, name=name, one=one: calls.append(name) or one(self, x))
     torch.testing.assert_close(both(row, x), right)
-    assert len(calls) == (2 if act is nn.ReLU else 0)
+    assert calls == (["then_relu", "then_relu_and_pool"] if act is nn.ReLU else [])
 
 
 def test_layers_that_a_user_watches_are_called(monkeypatch):

@@ -78,16 +78,16 @@ def is_compiled(network: nn.Module) -> bool:
 
 
 def _in_training(
-    network: nn.Module, plain: Callable[[Tensor], Tensor], say: bool, backend: Backend
-) -> Callable[[Tensor], Tensor]:
+    network: nn.Module, plain: Callable[..., Tensor], say: bool, backend: Backend
+) -> Callable[..., Tensor]:
     compiled = torch.compile(plain, dynamic=False, backend=backend)
     known: set[tuple[int, ...]] = set()
 
-    def whole(x: Tensor) -> Tensor:
+    def whole(*x: Tensor) -> Tensor:
         if not network.training or not torch.is_grad_enabled():
-            return plain(x)
-        began, shape = time.perf_counter(), tuple(x.shape)
-        out: Tensor = compiled(x)
+            return plain(*x)
+        began, shape = time.perf_counter(), (sum(map(len, x)), *x[0].shape[1:])
+        out: Tensor = compiled(*x)
         if shape not in known:
             known.add(shape)
             if say:

@@ -40,7 +40,7 @@ class Pair:
 
 
 def contrast(
-    recognise: Callable[[Tensor], Any],
+    recognise: Callable[..., Any],
     x: Tensor,
     seconds: Sequence[Tensor],
     temperature: float,
@@ -52,7 +52,7 @@ def contrast(
     `watched`: with the figures of the embeddings. A temperature that `recognise` returns with the embeddings takes
     precedence over `temperature`.
     """
-    found = recognise(torch.cat([x, *seconds]))
+    found = recognise(x, *seconds)
     z, t = found if isinstance(found, tuple) else (found, temperature)
     z1, *others = z.chunk(1 + len(seconds))
     losses, accuracies = zip(*(nt_xent(z1, z2, t, patients) for z2 in others))
@@ -74,7 +74,7 @@ class Engine(Protocol):
 
     @property
     def module(self) -> nn.Module: ...
-    def __call__(self, x: Tensor) -> Any: ...
+    def __call__(self, *views: Tensor) -> Any: ...
     def backward(self, loss: Tensor) -> Any: ...
     def step(self) -> Any: ...
 
@@ -85,9 +85,9 @@ class Still:
     def __init__(self, module: nn.Module, device: torch.device, bf16: bool) -> None:
         self.module, self.device, self.bf16 = module, device, bf16
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, *views: Tensor) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
-            return self.module(x)
+            return self.module(*views)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -234,9 +234,7 @@ class Game:
         """The masks that the ECGs get: their own, or those of others."""
         return chosen if self.dials.mask_of == "own" else of_others(chosen, pair.patients)
 
-    def _contrast(
-        self, recognise: Callable[[Tensor], Any], pair: Pair, hidden: Tensor | None, watched: bool = False
-    ) -> Any:
+    def _contrast(self, recognise: Callable[..., Any], pair: Pair, hidden: Tensor | None, watched: bool = False) -> Any:
         seconds = [pair.v] if hidden is None else self.covered(pair.v, hidden)
         return contrast(recognise, pair.x, seconds, self.temperature, pair.patients, watched)
 
@@ -248,7 +246,7 @@ class Game:
     def cosines(self, pair: Pair) -> Tensor:
         """The cosine of the embeddings of the two views of each ECG, [B], as the encoder is and without an update."""
         with self._evaluating():
-            found = self.encoder(torch.cat([pair.x, pair.v]))
+            found = self.encoder(pair.x, pair.v)
         z1, z2 = (found[0] if isinstance(found, tuple) else found).float().chunk(2)
         return nn.functional.cosine_similarity(z1, z2)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.game.compiled import is_compiled
+from umbra.encoders import layout
 from umbra.encoders.layout import Conv, GroupNorm, LayerNorm
 
 BY_AUTOCAST = (nn.Linear, nn.Conv1d, Conv)  # exactly these classes: others may use their weights in fp32
@@ -22,22 +23,25 @@ BY_LAYER = (GroupNorm, LayerNorm)  # which cast them themselves, but not in a co
 Place = tuple[nn.Module, str]
 
 
-def lowered(network: Any) -> Callable[[Tensor], Tensor]:
+def lowered(network: Any) -> Callable[..., Tensor]:
     """`network.whole`, with those weights cast beforehand that would be cast one by one: with the same result and, to
     the last bit, the same gradients.
 
     Only where gradients are computed under autocast. ZeRO 3 gathers weights layer by layer, and they are cast there.
     """
 
-    def whole(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or not torch.is_autocast_enabled(x.device.type):
-            return network.whole(x)
+    def whole(*x: Tensor) -> Tensor:
+        device = x[0].device.type
+        if not torch.is_grad_enabled() or not torch.is_autocast_enabled(device):
+            return network.whole(*x)
         places = list(_places(network, BY_AUTOCAST if is_compiled(network) else BY_AUTOCAST + BY_LAYER))
         weights = [module.get_parameter(name) for module, name in places]
         if not weights or any(w.dtype != torch.float32 or hasattr(w, "ds_id") for w in weights):
-            return network.whole(x)
-        with _in_place(places, _Cast.apply(torch.get_autocast_dtype(x.device.type), *weights)):
-            return network.whole(x)
+            return network.whole(*x)
+        convolved = [type(module) is Conv and w.ndim == 3 for (module, _), w in zip(places, weights)]
+        last = [c and layout.memory_format(x[0].device) == torch.channels_last for c in convolved]
+        with _in_place(places, _Cast.apply(torch.get_autocast_dtype(device), last, *weights)):
+            return network.whole(*x)
 
     return whole
 
@@ -62,20 +66,28 @@ def _in_place(places: Sequence[Place], weights: Sequence[Tensor]) -> Iterator[No
 
 
 class _Cast(torch.autograd.Function):
-    """(type, weights) -> the weights in that type. Gradients come back in the type and the layout of the weights."""
+    """(type, whether channels are to be last, weights) -> the weights in that type. Gradients come back in the type and
+    the layout of the weights."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, dtype: torch.dtype, last: Sequence[bool], *weights: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.weights = weights
         ctx.set_materialize_grads(False)
-        return tuple(_copied([*weights], [torch.empty_like(w, dtype=dtype) for w in weights]))
+        return tuple(_copied([*weights], [_room(w, dtype, channels) for w, channels in zip(weights, last)]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         found = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None}
         wide = _copied([*found.values()], [torch.empty_like(ctx.weights[i]) for i in found])
         by_place = dict(zip(found, wide))
-        return None, *(by_place.get(i) for i in range(len(gradients)))
+        return None, None, *(by_place.get(i) for i in range(len(gradients)))
+
+
+def _room(weight: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """Memory for a weight; of a convolution [out, in, k], in the order that those of channels-last tensors want."""
+    if not channels_last or weight.shape[-1] == 1:  # of one sample both orders are one
+        return torch.empty_like(weight, dtype=dtype)
+    return torch.empty_like(weight.mT, dtype=dtype, memory_format=torch.contiguous_format).mT
 
 
 def _copied(source: list[Tensor], into: list[Tensor]) -> list[Tensor]:

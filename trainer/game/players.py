@@ -16,12 +16,14 @@ from trainer.game.masking import GameConfig
 from trainer.game.projector import Projector
 from trainer.game.temperature import Temperature
 from trainer.views.pairing import Pairing, pairing
+from umbra.encoders.layout import joined
 from umbra.encoders.registry import build_encoder
 from umbra.errors import UserError, building
 
 
 class ContrastiveEncoder(nn.Module):
-    """Backbone and projector: [B, leads, T] scaled -> [B, D]; with a learned `temperature` also its value.
+    """Backbone and projector: views [B, leads, T], scaled -> [B of all views, D]; with a learned `temperature` also its
+    value.
 
     `chunk`: rows per forward pass (0: all), see `in_chunks`.
     """
@@ -32,12 +34,13 @@ class ContrastiveEncoder(nn.Module):
         super().__init__()
         self.backbone, self.projector, self.temperature, self.chunk = backbone, projector, temperature, chunk
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        z = in_chunks(lowered(self), x, self.chunk)
+    def forward(self, *views: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        whole = lowered(self)
+        z = in_chunks(whole, torch.cat(views), self.chunk) if self.chunk else whole(*views)
         return z if self.temperature is None else (z, self.temperature())
 
-    def whole(self, x: Tensor) -> Tensor:
-        return self.projector(self.backbone(x))
+    def whole(self, *views: Tensor) -> Tensor:
+        return self.projector(self.backbone(joined(views)))
 
 
 Players = tuple[ContrastiveEncoder, Masker | None]

@@ -32,6 +32,12 @@ def affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return out
 
 
+def affine_relu_pool(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """`max_pool` of `affine_relu`, which is never in memory."""
+    out: Tensor = _AffineReLUPool.apply(x, scale, shift)
+    return out
+
+
 def added(x: Tensor, y: Tensor) -> Tensor:
     """x + y of one shape."""
     out: Tensor = _Added.apply(x, y)
@@ -102,23 +108,66 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.length = x.shape[-1]
-        padded = F.pad(x, (1, ctx.length % 2), value=-torch.inf)
-        left, middle, right = padded[..., :-1:2], padded[..., 1::2], padded[..., 2::2]
-        best = torch.maximum(left, middle)
-        only = torch.arange(middle.shape[-1], device=x.device) == 0  # to its left is padding
-        to_middle, to_right = (middle > left) | middle.isnan() | only, (right > best) | right.isnan()
-        ctx.save_for_backward(torch.where(to_right, 2, torch.where(to_middle, 1, 0)).to(torch.int8))
-        return torch.maximum(best, right)
+        ctx.save_for_backward(x)
+        left, middle, right = _windows(x, -torch.inf)
+        return torch.maximum(torch.maximum(left, middle), right)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (place,) = ctx.saved_tensors
-        odd = torch.arange(2 * place.shape[-1], device=place.device) % 2
-        own = torch.where(_twice(place) == 1 + odd, _twice(gradient), 0)  # middle of its maximum, or right
-        next_gradient, next_place = F.pad(gradient[..., 1:], (0, 1)), F.pad(place[..., 1:], (0, 1))
-        of_next = torch.where((_twice(next_place) == 0) & (odd == 1), _twice(next_gradient), 0)
-        return _stored((own + of_next)[..., : ctx.length])
+        (x,) = ctx.saved_tensors
+        return _stored(_from_maxima(x, gradient))
+
+
+class _AffineReLUPool(torch.autograd.Function):
+    """The backward computes the samples again from the input, and sums over the maxima: over half as many."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        scale, shift = _stored(scale), _stored(shift)
+        left, middle, right = _windows(affine(x, scale, shift).relu(), -torch.inf)
+        out = torch.maximum(torch.maximum(left, middle), right)
+        ctx.save_for_backward(x, scale, shift, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, scale, shift, out = ctx.saved_tensors
+        scale, shift, axes = _stored(scale), _stored(shift), list(range(2, x.ndim))
+        linear = affine(x, scale, shift)
+        left, middle, right = _windows(linear.relu(), -torch.inf)
+        first, second, third = _windows(x, 0)
+        chosen = torch.where(_beats(middle, left), second, first)
+        chosen = torch.where(_beats(right, torch.maximum(left, middle)), third, chosen)
+        through = wide(torch.where(out <= 0, 0, gradient))
+        of_x = wide(torch.where(linear <= 0, 0, _from_maxima(linear.relu(), gradient))) * _beside(scale, x)
+        return of_x.to(x.dtype), (through * wide(chosen)).sum(axes), through.sum(axes)
+
+
+def _windows(x: Tensor, beyond: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The left, middle and right samples of the windows of a pool, `[..., (L + 1) // 2]`; `beyond` the ends."""
+    padded = F.pad(x, (1, x.shape[-1] % 2), value=beyond)
+    return padded[..., :-1:2], padded[..., 1::2], padded[..., 2::2]
+
+
+def _beats(later: Tensor, earlier: Tensor) -> Tensor:
+    """Whether the later sample is the maximum of the two: of equal ones the earlier is, NaN counts as more."""
+    return (later > earlier) | later.isnan()
+
+
+def _from_maxima(x: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient by x, `[..., L]`, of its maxima: an even sample is the middle of one window, an odd one the right of
+    a window and the left of the next."""
+    length = x.shape[-1]
+    place = torch.arange(length, device=x.device)
+    odd = place % 2 == 1
+    padded = F.pad(x, (2, 2), value=-torch.inf)
+    before2, before, after, after2 = (padded[..., start : start + length] for start in (0, 1, 3, 4))
+    over_before, under_after = _beats(x, before) | (place == 0), ~_beats(after, x)  # before the first is no sample
+    own = over_before & torch.where(odd, _beats(x, before2), under_after)
+    of_next = odd & under_after & ~_beats(after2, x)
+    next_gradient = F.pad(gradient[..., 1:], (0, 1))
+    found = torch.where(own, _twice(gradient)[..., :length], 0)
+    return found + torch.where(of_next, _twice(next_gradient)[..., :length], 0)
 
 
 def _beside(table: Tensor, x: Tensor) -> Tensor:

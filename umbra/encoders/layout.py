@@ -7,6 +7,8 @@ norms take their mean and variance in fp32 but read and write what the convoluti
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +31,21 @@ def laid_out(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return x
+    return x.unsqueeze(2).to(dtype=_computed_in(x), memory_format=memory_format(x.device))
+
+
+def joined(views: Sequence[Tensor]) -> Tensor:
+    """Signals [B, C, L] of each view as one batch; compiled, in the type that autocast computes in, so that gradients
+    are of the views that want one, and nothing is copied as it is."""
+    if len(views) == 1:
+        return views[0]
+    return torch.cat([view.to(_computed_in(view)) if _fuses() else view for view in views])
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    """The type that autocast computes in with signals."""
     lowered = _autocasts(x.device) and x.dtype == torch.float32
-    dtype = torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
-    return x.unsqueeze(2).to(dtype=dtype, memory_format=memory_format(x.device))
+    return torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
 
 
 class Conv(nn.Conv1d):
@@ -61,6 +75,10 @@ class GroupNorm(nn.GroupNorm):
         """ReLU of the norm, where it is compiled."""
         return fused.affine_relu(x, *self._tables(x))
 
+    def then_relu_and_pool(self, x: Tensor) -> Tensor:
+        """Those maxima of `MaxPool` besides."""
+        return fused.affine_relu_pool(x, *self._tables(x))
+
     def _tables(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The factor and the term of each channel, `[B, C]` in fp32: so are the sums of the backward."""
         variance, mean = fused.moments(x, self.num_groups)
@@ -79,19 +97,15 @@ class MaxPool(nn.MaxPool2d):
 
 
 class Layers(nn.Sequential):
-    """One layer after the other; compiled, a group norm and the ReLU after it are one."""
+    """One layer after the other; compiled, a group norm, the ReLU after it and the pool after that are one."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not _fuses():
             return super().forward(x)
         layers = self.flat()
         while layers:
-            layer = layers.pop(0)
-            one = layers and isinstance(layers[0], nn.ReLU) and not _is_watched(layer) and not _is_watched(layers[0])
-            if one and isinstance(layer, GroupNorm):
-                x, layers = layer.then_relu(x), layers[1:]
-            else:
-                x = layer(x)
+            count, layer = _first(layers)
+            x, layers = layer(x), layers[count:]
         return x
 
     def flat(self) -> list[nn.Module]:
@@ -100,6 +114,17 @@ class Layers(nn.Sequential):
         for layer in self:
             found += layer.flat() if isinstance(layer, Layers) and not _is_watched(layer) else [layer]
         return found
+
+
+def _first(layers: Sequence[nn.Module]) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """How many of the first layers are one, and that one."""
+    first = layers[0]
+    kinds = [type(layer) for layer in itertools.takewhile(lambda layer: not _is_watched(layer), layers[:3])]
+    if isinstance(first, GroupNorm) and kinds == [GroupNorm, nn.ReLU, MaxPool]:
+        return 3, first.then_relu_and_pool
+    if isinstance(first, GroupNorm) and kinds[:2] == [GroupNorm, nn.ReLU]:
+        return 2, first.then_relu
+    return 1, first
 
 
 def _is_watched(layer: nn.Module) -> bool:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from benchmarks.step import five_passes
-from tests.support.players import Accumulating, PlainEngine, players
+from tests.support.players import Accumulating, Joined, PlainEngine, players
 from trainer.game.game import MASK_VIEW, Game, NonFiniteError, Pair, contrast
 from trainer.game.losses import nt_xent
 from trainer.game.maskers.unet import UNet
@@ -261,7 +261,7 @@ def test_a_non_finite_loss_stops_before_any_step(schedule, spoil, first):
 @pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
 def test_a_step_that_is_not_finite_is_skipped_by_both_players_and_batch_norm(schedule):
     encoder, masker, pair = players(1)
-    encoder = nn.Sequential(nn.BatchNorm1d(3), encoder).double()
+    encoder = Joined(nn.BatchNorm1d(3), encoder).double()
     spoilt = Pair(pair.x.clone().fill_(float("inf")), pair.v, pair.key)
     engines, skipped = (Accumulating(encoder, pairs=1), Accumulating(masker, pairs=1)), []
     game = Game(*engines, GameConfig(schedule=schedule), 0.3, skip=skipped.append)
@@ -291,7 +291,8 @@ def test_a_masker_gradient_that_is_not_finite_does_not_reach_the_masker():
     """A finite loss whose gradient at the mask is not: the square root at 0."""
 
     class Root(nn.Module):
-        def forward(self, x):
+        def forward(self, *views):
+            x = torch.cat(views)
             return torch.stack([x.mean((1, 2)), (x - x.detach()).abs().sum((1, 2)).sqrt()], 1)
 
     _, masker, pair = players(1)

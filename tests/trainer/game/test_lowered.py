@@ -14,6 +14,8 @@ from trainer.game.maskers.paper import PaperUNet
 from trainer.game.maskers.unet import UNet
 from trainer.game.players import ContrastiveEncoder
 from trainer.game.projector import Projector
+from umbra.encoders import layout
+from umbra.encoders.layout import Conv
 from umbra.encoders.registry import build_encoder
 from umbra.encoders.resnet import ResNet
 from umbra.encoders.xresnet import XResNet
@@ -84,6 +86,26 @@ def test_the_result_and_the_gradients_are_those_of_casts_one_by_one(name, device
         assert gradient.stride() == p.stride()
     assert at_once.calls["_to_copy"] <= one_by_one.calls["_to_copy"] - 2 * (len(before) - name.count("batch") * 12) + 2
     assert (list(network.state_dict()), [id(p) for p in network.parameters()]) == (names, before)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_of_convolutions_are_cast_into_the_layout_of_activations(name, monkeypatch):
+    monkeypatch.setattr(layout, "memory_format", lambda device: torch.channels_last)
+    network, x = made(name)
+    right = gradients(network, network.whole, x)
+    seen = {}
+    for module in network.modules():
+        if type(module) is Conv:
+            module.register_forward_pre_hook(lambda module, given: seen.update({module: (given[0], module.weight)}))
+    found = gradients(network, network, x)
+    assert bool(seen) == (name != "vit")
+    for given, weight in seen.values():
+        assert given.is_contiguous(memory_format=torch.channels_last)
+        assert weight.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)
+    for a, b in zip(found, right, strict=True):
+        assert (a - b).norm() <= 0.02 * b.norm()  # another order of sums
+    for p, gradient in zip(network.parameters(), found[2:]):
+        assert gradient.stride() == p.stride()
 
 
 @pytest.mark.parametrize("name", ["resnet", "unet"])

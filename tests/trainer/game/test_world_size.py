@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.handmade import make_shards
+from tests.support.players import Joined
 from tests.support.ranks import Ranks, on_ranks
 from trainer.data.order import Order
 from trainer.data.shards import Shards
@@ -56,8 +57,8 @@ class Averaging:
         self.module, self.ranks, self.pairs, self.calls = module, ranks, pairs, 0
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.module(x)
+    def __call__(self, *x: Tensor) -> Tensor:
+        return self.module(*x)
 
     def backward(self, loss: Tensor) -> None:
         (loss / self.pairs).backward()
@@ -78,7 +79,7 @@ def players(cfg: GameConfig, norm: str = "") -> dict[str, nn.Module]:
     torch.manual_seed(0)
     channels, normed = cfg.channels(LEADS, HOP), [nn.BatchNorm1d(6)] if norm == "batch" else []
     conv = nn.Conv1d(3, 6, 5, bias=not normed)  # a bias that batch norm takes away has rounding alone for a gradient
-    encoder = nn.Sequential(conv, *normed, nn.GELU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(24, 5))
+    encoder = Joined(conv, *normed, nn.GELU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(24, 5))
     batchnorm.over_all_ranks(encoder)
     masker = nn.Sequential(nn.Conv1d(3, 4, 5, padding=2), nn.GELU(), nn.Conv1d(4, channels, 5, padding=2))
     return {"encoder": encoder.double(), "masker": masker.double()}

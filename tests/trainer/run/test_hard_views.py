@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.support.handmade import make_shards
-from tests.support.players import PlainEngine
+from tests.support.players import Joined, PlainEngine
 from trainer.config import PretrainConfig
 from trainer.data.order import Order
 from trainer.data.shards import Shards
@@ -32,7 +32,7 @@ def train(tmp_path_factory):
 def run_of(train, candidates, temperature=False):
     torch.manual_seed(0)
     layers = [nn.Conv1d(12, 6, 9, stride=4), nn.BatchNorm1d(6), nn.GELU(), nn.AdaptiveAvgPool1d(3), nn.Flatten()]
-    encoder = nn.Sequential(*layers, nn.Linear(18, 5))
+    encoder = Joined(*layers, nn.Linear(18, 5))
     return types.SimpleNamespace(
         cfg=load(PretrainConfig, None, ["game.enabled=false", f"views.candidates={candidates}"]),
         train=train,
@@ -49,8 +49,8 @@ def run_of(train, candidates, temperature=False):
 class Warm(PlainEngine):
     """An engine whose encoder learns a temperature."""
 
-    def __call__(self, x):
-        return self.module(x), torch.tensor(0.3)
+    def __call__(self, *views):
+        return self.module(*views), torch.tensor(0.3)
 
 
 def batch(run, step=0, rank=0, size=1):
