@@ -5,8 +5,8 @@ Each operator counts what it reads and writes, once; views and allocations are f
 players and all between them count, in a step between two lines of the log; the optimisers' updates do not. The CPU
 stands for a GPU: group norm and layer norm are given fp32 under autocast, as they are there, and the layout is the
 GPU's. What an operator of cuDNN does inside (changes of layout) is not seen. Where the networks are compiled, a kernel
-counts what goes in and comes out of it, as torch's compiler plans it for this CPU, without building it; what is not
-compiled counts as above.
+counts what goes in and comes out of it, as torch's compiler plans it by its rules for GPUs, without building it; what
+is not compiled counts as above.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TrafficConfig:
     """The encoder, with `args`."""
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the encoder."""
-    batch: int = 64
+    batch: int = 256
     """ECGs of a step; weights, which count once a step, weigh less per ECG in a larger batch."""
     samples: int = 2500
     """Samples per lead, of 10 s."""
@@ -145,9 +145,9 @@ class Bare:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, *x: Tensor) -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.module(x)
+            return self.module(*x)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -271,7 +271,8 @@ def measure_compiled(play: Callable[[], object], networks: list[Any]) -> dict[st
     seen = Traffic()
 
     def planned(graph: Any) -> None:
-        graph.codegen()
+        graph.init_wrapper_code()
+        graph._update_scheduler()
         kernels.extend(node.get_read_write_buffers_sizes() for node in graph.scheduler.nodes)
         raise Planned
 
@@ -300,10 +301,30 @@ def measure_compiled(play: Callable[[], object], networks: list[Any]) -> dict[st
     for network in networks:
         network.whole = torch.compile(network.whole, dynamic=False, backend=backend)
     with mock.patch.object(GraphLowering, "compile_to_module", planned), config.patch(fx_graph_cache=False):
-        with autograd.patch(enable_autograd_cache=False), seen:
+        with autograd.patch(enable_autograd_cache=False), by_rules_for_gpus(), seen:
             play()
     used = [count for count in kernels if count]
     return {"bytes": sum(used) + sum(seen.bytes.values()), "calls": len(used) + sum(seen.calls.values())}
+
+
+@contextlib.contextmanager
+def by_rules_for_gpus() -> Iterator[None]:
+    """The compiler decides what is one kernel as for a GPU: by its Triton backend, with loops brought into the order of
+    others to be one with them. The lengths at which it splits a reduction depend on a GPU's size, and are not seen."""
+    from torch._inductor import ir, scheduler
+    from torch._inductor.codegen.triton import TritonScheduling
+    from torch._inductor.virtualized import V
+
+    def backend(self: Any, device: torch.device) -> Any:
+        V.graph.add_device_info(device)
+        return TritonScheduling(self)
+
+    with contextlib.ExitStack() as stack:
+        for module in (ir, scheduler):
+            stack.enter_context(mock.patch.object(module, "is_gpu", return_value=True))
+        stack.enter_context(mock.patch.object(scheduler.BaseSchedulerNode, "is_cpu", return_value=False))
+        stack.enter_context(mock.patch.object(scheduler.Scheduler, "create_backend", backend))
+        yield
 
 
 if __name__ == "__main__":

@@ -59,10 +59,10 @@ class Whole(nn.Module):
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_a_compiled_block_moves_31_times_its_activations():
+def test_a_compiled_block_moves_30_times_its_activations():
     """Forward, of each convolution and norm: the convolution reads and writes, statistics read, the result is read and
-    written, 10 in all, and 1 for what is added. Backward: the residual sum 4; of each norm the sums 2 and the gradient
-    3; of each convolution 3."""
+    written, 10 in all, and 1 for what is added. Backward: the residual sum, with the sums of the norm before it, 5;
+    those of the other norm 2; of each norm the gradient 3; of each convolution 3."""
     compiler_or_skip()
     x, counted = torch.randn(8, 4, 2200), []
     activation = 8 * 32 * 550 * 2
@@ -76,4 +76,4 @@ def test_a_compiled_block_moves_31_times_its_activations():
 
         with as_on_gpu():
             counted.append(measure_compiled(play, [network])["bytes"])
-    assert 31 <= (counted[1] - counted[0]) / activation <= 32  # weights and tables of channels besides
+    assert 30 <= (counted[1] - counted[0]) / activation <= 31  # weights and tables of channels besides
