@@ -35,7 +35,7 @@ def compare(config: StudyConfig) -> tuple[list[dict[str, Any]], list[dict[str, A
             noise = seed_error([s.by_seed for s in scored.values()])
             rows += [s.row | _ends(s.resampled, noise) for s in scored.values()]
             differences += _differences(config, scored)
-    holm([d for d in differences if d["primary"]])
+    holm([d for d in differences if d["primary"]], config.primary.count)
     return rows, differences
 
 
@@ -113,11 +113,13 @@ def _ends(resampled: np.ndarray, noise: float) -> dict[str, float]:
     return {"low": low, "high": high, "standard_error": float(np.nanstd(wide, ddof=1))}
 
 
-def holm(tests: list[dict[str, Any]]) -> None:
-    """Adds `p_holm` to each of the tests: the p-value adjusted for all of them (Holm, A simple sequentially rejective
-    multiple test procedure, 1979). A test without a p-value is left out."""
+def holm(tests: list[dict[str, Any]], count: int) -> None:
+    """Adds `p_holm` to each of the tests: the p-value adjusted for all `count` that were named (Holm, A simple
+    sequentially rejective multiple test procedure, 1979). Those that are not here count as the least significant ones,
+    which makes no p smaller than it is with them. A test without a p-value is left out."""
     known = sorted((t for t in tests if t["p"] is not None), key=lambda t: t["p"])
+    count -= len(tests) - len(known)
     least = 0.0
     for rank, test in enumerate(known):
-        least = max(least, min(1.0, (len(known) - rank) * test["p"]))
+        least = max(least, min(1.0, (count - rank) * test["p"]))
         test["p_holm"] = least

@@ -52,8 +52,12 @@ class Primary:
     fractions: list[float] = field(default_factory=list)
     """Fractions among those of the study."""
     others: list[str] = field(default_factory=list)
-    """Methods that the reference is compared with; variants may be named that `methods` leaves out, for a run of a part
-    of the study."""
+    """Methods that the reference is compared with; some may be left out of `methods`, for a run of a part of the study:
+    p-values are adjusted for all of them all the same."""
+
+    @property
+    def count(self) -> int:
+        return len(self.tasks) * len(self.fractions) * len(self.others)
 
     def has(self, task: str, fraction: float, other: str) -> bool:
         return task in self.tasks and fraction in self.fractions and other in self.others
@@ -156,17 +160,25 @@ class StudyConfig:
         self._check_shards()
 
     def _check_primary(self) -> None:
-        given, known = self.primary, dict.fromkeys([*self.compared, *self.variants])
+        given = self.primary
         lists: list[tuple[str, list, list]] = [
             ("tasks", given.tasks, self.tasks),
             ("fractions", given.fractions, self.fractions),
-            ("others", given.others, [m for m in known if m != self.reference]),
+            ("others", given.others, [m for m in self._named_anywhere() if m != self.reference]),
         ]
-        for key, named, allowed in lists:
-            if unknown := [one for one in named if one not in allowed]:
-                raise UserError(f"primary.{key} has {unknown[0]}; there are: {', '.join(map(str, allowed))}")
+        for key, named, known in lists:
+            if unknown := [one for one in named if one not in known]:
+                raise UserError(f"primary.{key} has {unknown[0]}; there are: {', '.join(map(str, known))}")
         if len({bool(named) for _, named, _ in lists}) > 1:
             raise UserError("primary: give tasks, fractions and others, or none of them")
+
+    def _named_anywhere(self) -> list[str]:
+        """The methods that are run, and those that another part of the study may run."""
+        left_out = [m for m in self.primary.others if self._exists(m.removesuffix(EQUAL))]
+        return list(dict.fromkeys([*self.compared, *self.variants, *left_out]))
+
+    def _exists(self, method: str) -> bool:
+        return method in (*UNTRAINED, *self.variants) or config_path("pretrain", method).is_file()
 
     def _check_equal_compute(self, trained: Sequence[str]) -> None:
         others = [m for m in trained if m != self.reference]

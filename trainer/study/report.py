@@ -65,12 +65,13 @@ def markdown(
 ) -> str:
     """The results as Markdown: scores, differences (those named beforehand first), what the runs `said` of the pretext
     task and what they `took`, cost, commands of one rotation."""
-    parts = [f"# {config.name}", _explained(config, rows)]
-    if primary := [d for d in differences if d["primary"]]:
+    primary = [d for d in differences if d["primary"]]
+    parts = [f"# {config.name}", _explained(config, rows, len(primary))]
+    if primary:
         parts += [f"## Primary comparisons: {config.reference} minus", _difference_table(primary)]
     parts += ["## Scores", _score_table(rows)]
     if rest := [d for d in differences if not d["primary"]]:
-        title = "Exploratory comparisons" if primary else "Differences"
+        title = "Exploratory comparisons" if config.primary.count else "Differences"
         parts += [f"## {title}: {config.reference} minus", _difference_table(rest)]
     if said:
         parts += ["## The pretext task at the end of pre-training", _pretext_table(said)]
@@ -82,7 +83,7 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _explained(config: StudyConfig, rows: list[dict]) -> str:
+def _explained(config: StudyConfig, rows: list[dict], primary: int) -> str:
     tests = {row["task"]: row for row in rows}
     counts = "; ".join(
         f"{task}: {row['records']} records of {row['patients']} patients ("
@@ -95,14 +96,14 @@ def _explained(config: StudyConfig, rows: list[dict]) -> str:
         if len(config.seeds) > 1
         else "they do not include the variation between seeds and training sets"
     )
-    primary = " p (Holm) is adjusted for all primary comparisons." if config.primary.tasks else ""
+    holm = f" p (Holm) is adjusted for all {config.primary.count} primary comparisons, of which {primary} are here."
     return (
         f"{len(config.rotations)} rotations of {config.folds} folds, seeds {config.seeds}. "
         f"Pooled {config.judge} records: {counts}. "
         "Probabilities are pooled as ranks within each rotation, since each has its own probe, numbers as they are; "
         "the last two columns pool the raw predictions, and average over the rotations. Intervals: 95 %, "
         f"{config.bootstrap} resamples of the test patients, the same for all methods, {seeds}. Resolvable: 2.8 x the "
-        f"standard error of the paired difference (80 % power, 5 %).{primary}"
+        f"standard error of the paired difference (80 % power, 5 %).{holm * bool(config.primary.count)}"
     )
 
 

@@ -144,8 +144,19 @@ def test_the_variance_of_seeds_is_pooled_over_methods():
 def test_p_values_of_primary_comparisons_are_adjusted_by_holm():
     """The example of a textbook: .01, .04, .03, .005 become .03, .06, .06, .02."""
     tests = [{"p": p} for p in (0.01, 0.04, 0.03, 0.005, None)]
-    holm(tests)
+    holm(tests, 5)
     assert [t.get("p_holm") for t in tests] == pytest.approx([0.03, 0.06, 0.06, 0.02, None])
+
+
+@pytest.mark.parametrize("left_out", range(1, 6))
+def test_a_part_of_the_primary_comparisons_is_adjusted_for_all_of_them(left_out):
+    rng = np.random.default_rng(left_out)
+    for _ in range(50):
+        whole = [{"p": p} for p in rng.random(6) ** 3]
+        part = [dict(t) for t in whole[left_out:]]
+        holm(whole, 6)
+        holm(part, 6)
+        assert all(one["p_holm"] >= both["p_holm"] for one, both in zip(part, whole[left_out:]))
 
 
 def test_comparisons_that_were_named_beforehand_come_first(tmp_path):
@@ -160,6 +171,7 @@ def test_comparisons_that_were_named_beforehand_come_first(tmp_path):
     assert not other["primary"]
     assert "p_holm" not in other
     text = markdown(config, rows, [named, other], [], [], [])
+    assert "adjusted for all 1 primary comparisons, of which 1 are here." in text
     assert text.index("Primary comparisons") < text.index("## Scores") < text.index("Exploratory comparisons")
     assert text.index("p (Holm) |") < text.index("## Scores")
 

@@ -291,6 +291,11 @@ def test_a_part_of_a_study_may_leave_out_methods_that_its_primary_comparisons_na
     config.check()
     assert config.primary.others == ["blocks", "block", "3kg_halves"]
     assert config.primary.has("sex", 0.1, "block")
+    words = ["data=d", "output=o", "methods=[game,random]", "reference=game"]
+    others = ["cmsc", "scratch", "cmsc_equal_compute"]  # that another part may run
+    load(StudyConfig, "configs/study/paper.yaml", [*words, f"primary.others=[{','.join(others)}]"]).check()
+    with pytest.raises(UserError, match=r"primary\.others has cmcs; there are: "):
+        load(StudyConfig, "configs/study/paper.yaml", [*words, "primary.others=[cmcs]"]).check()
 
 
 def test_a_method_that_is_trained_from_scratch_stays_so_whatever_the_others_are():
