@@ -5,8 +5,8 @@ Each operator counts what it reads and writes, once; views and allocations are f
 players and all between them count, in a step between two lines of the log; the optimisers' updates do not. The CPU
 stands for a GPU: group norm and layer norm are given fp32 under autocast, as they are there, and the layout is the
 GPU's. What an operator of cuDNN does inside (changes of layout) is not seen. Where the networks are compiled, a kernel
-counts what goes in and comes out of it, as torch's compiler plans it by its rules for GPUs, without building it; what
-is not compiled counts as above.
+counts what goes in and comes out of it, as torch's compiler plans it by its rules for GPUs of what may be one kernel,
+without building it; what is not compiled counts as above.
 """
 
 from __future__ import annotations
@@ -310,7 +310,8 @@ def measure_compiled(play: Callable[[], object], networks: list[Any]) -> dict[st
 @contextlib.contextmanager
 def by_rules_for_gpus() -> Iterator[None]:
     """The compiler decides what is one kernel as for a GPU: by its Triton backend, with loops brought into the order of
-    others to be one with them. The lengths at which it splits a reduction depend on a GPU's size, and are not seen."""
+    others to be one with them. Tensors are still joined as for this CPU, which costs a copy; where a reduction is split
+    depends on a GPU's size and is not seen."""
     from torch._inductor import ir, scheduler
     from torch._inductor.codegen.triton import TritonScheduling
     from torch._inductor.virtualized import V

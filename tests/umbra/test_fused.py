@@ -104,6 +104,27 @@ def test_layers_that_a_user_watches_are_called(monkeypatch):
     assert set(seen) == set(row.modules())
 
 
+@pytest.mark.parametrize("hook", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_layers_whose_gradients_a_user_watches_are_called(hook, monkeypatch):
+    monkeypatch.setattr(layout, "_fuses", lambda: True)
+    row, seen = Layers(GroupNorm(2, 4), nn.ReLU(), MaxPool()), []
+    for module in row:
+        getattr(module, hook)(lambda module, *gradients: seen.append(module))
+    row(torch.randn(2, 4, 1, 5, requires_grad=True)).sum().backward()
+    assert set(seen) == set(row)
+
+
+def test_second_derivatives_are_refused_and_not_wrong():
+    before = fused._store
+    fused.prepare_compiler()
+    x, scale, shift = (torch.randn(*size, requires_grad=True) for size in ((2, 3, 1, 8), (2, 3), (2, 3)))
+    for function in (fused.affine_relu, fused.affine_relu_pool):
+        (gradient,) = torch.autograd.grad(function(x, scale, shift).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="no autograd formula"):
+            gradient.square().sum().backward()
+    fused._store = before
+
+
 def test_no_ecgs_are_none(told, monkeypatch):
     monkeypatch.setattr(layout, "_fuses", lambda: True)
     row = Layers(GroupNorm(2, 4), nn.ReLU(), MaxPool(), GroupNorm(2, 4))

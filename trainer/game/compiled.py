@@ -81,18 +81,18 @@ def _in_training(
     network: nn.Module, plain: Callable[..., Tensor], say: bool, backend: Backend
 ) -> Callable[..., Tensor]:
     compiled = torch.compile(plain, dynamic=False, backend=backend)
-    known: set[tuple[int, ...]] = set()
+    known: set[str] = set()
 
     def whole(*x: Tensor) -> Tensor:
         if not network.training or not torch.is_grad_enabled():
             return plain(*x)
-        began, shape = time.perf_counter(), (sum(map(len, x)), *x[0].shape[1:])
+        began, shape = time.perf_counter(), " + ".join(str(list(part.shape)) for part in x)
         out: Tensor = compiled(*x)
         if shape not in known:
             known.add(shape)
             if say:
                 took = time.perf_counter() - began
-                print(f"# compiled {type(network).__name__} for {list(shape)}: first pass {took:.0f} s", flush=True)
+                print(f"# compiled {type(network).__name__} for {shape}: first pass {took:.0f} s", flush=True)
         return out
 
     return whole

@@ -123,8 +123,7 @@ class _AffineReLUPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        scale, shift = _stored(scale), _stored(shift)
-        left, middle, right = _windows(affine(x, scale, shift).relu(), -torch.inf)
+        left, middle, right = _windows(affine(x, _stored(scale), _stored(shift)).relu(), -torch.inf)
         out = torch.maximum(torch.maximum(left, middle), right)
         ctx.save_for_backward(x, scale, shift, out)
         return out

@@ -129,7 +129,8 @@ def _first(layers: Sequence[nn.Module]) -> tuple[int, Callable[[Tensor], Tensor]
 
 def _is_watched(layer: nn.Module) -> bool:
     """Whether a user asks to see what goes through it."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks)
 
 
 def added(x: Tensor, y: Tensor) -> Tensor:

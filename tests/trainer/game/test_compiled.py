@@ -150,6 +150,15 @@ def test_no_size_is_a_symbol_and_only_training_is_compiled(capsys):
     assert seen.symbols == []
     lines = capsys.readouterr().out.splitlines()
     assert [line[: line.index(":")] for line in lines] == [f"# compiled UNet for {[rows, 3, 56]}" for rows in (4, 6, 3)]
+    torch._dynamo.reset()
+    encoder = ContrastiveEncoder(nn.Sequential(nn.Flatten(), nn.Linear(168, 4)), nn.Identity())
+    compile_networks([encoder], say=True, backend=seen)
+    for rows in ((2, 2), (2, 2), (4,)):  # views of a pair, and as many ECGs in one
+        assert encoder(*(torch.randn(count, 3, 56) for count in rows)).shape == (4, 4)
+    said = [line[: line.index(":")] for line in capsys.readouterr().out.splitlines()]
+    assert said == [f"# compiled ContrastiveEncoder for {shape}" for shape in ("[2, 3, 56] + [2, 3, 56]", "[4, 3, 56]")]
+    assert len(seen.shapes) == 5
+    seen.shapes = seen.shapes[:3]
     with torch.no_grad():
         network(torch.randn(9, 3, 56))
     network.eval()(torch.randn(8, 3, 56))
