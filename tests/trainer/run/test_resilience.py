@@ -19,7 +19,9 @@ from trainer.run.resilience import SIGNALS, Stop
         (signal.SIGUSR1, "signal SIGUSR1", "\n# signal SIGUSR1: saving\n"),
     ],
 )
-def test_a_signal_asks_and_is_said_once_by_one_process(number, reason, said, capfd):
+def test_a_signal_asks_and_is_said_once_by_one_process(number, reason, said, capfd, request):
+    hup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, hup))
     before = [signal.getsignal(n) for n in SIGNALS]
     for speaks in (True, False):
         with Stop(speaks=speaks).listening() as stop:
