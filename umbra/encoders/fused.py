@@ -123,13 +123,16 @@ class _AffineReLUPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        left, middle, right = _windows(affine(x, _stored(scale), _stored(shift)).relu(), -torch.inf)
+        scale, shift = _stored(scale), _stored(shift)  # saved so: of others the backward would read more
+        left, middle, right = _windows(affine(x, scale, shift).relu(), -torch.inf)
         out = torch.maximum(torch.maximum(left, middle), right)
         ctx.save_for_backward(x, scale, shift, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("no autograd formula for second derivatives")
         x, scale, shift, out = ctx.saved_tensors
         scale, shift, axes = _stored(scale), _stored(shift), list(range(2, x.ndim))
         linear = affine(x, scale, shift)
