@@ -114,14 +114,18 @@ def test_layers_whose_gradients_a_user_watches_are_called(hook, monkeypatch):
     assert set(seen) == set(row)
 
 
+def twice_derived(function, *given):
+    (gradient,) = torch.autograd.grad(function(*given).square().sum(), given[0], create_graph=True)
+    gradient.square().sum().backward()
+
+
 def test_second_derivatives_are_refused_and_not_wrong():
     before = fused._store
     fused.prepare_compiler()
-    x, scale, shift = (torch.randn(*size, requires_grad=True) for size in ((2, 3, 1, 8), (2, 3), (2, 3)))
+    given = [torch.randn(*size, requires_grad=True) for size in ((2, 3, 1, 8), (2, 3), (2, 3))]
     for function in (fused.affine_relu, fused.affine_relu_pool):
         with pytest.raises(RuntimeError, match="no autograd formula"):
-            (gradient,) = torch.autograd.grad(function(x, scale, shift).square().sum(), x, create_graph=True)
-            gradient.square().sum().backward()
+            twice_derived(function, *given)
     fused._store = before
 
 
