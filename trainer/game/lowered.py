@@ -24,8 +24,8 @@ Place = tuple[nn.Module, str]
 
 
 def lowered(network: Any) -> Callable[..., Tensor]:
-    """`network.whole`, with those weights cast beforehand that would be cast one by one: with the same result and, to
-    the last bit, the same gradients.
+    """`network.whole`, with those weights cast beforehand that would be cast one by one, those of convolutions into the
+    layout of the activations: with the same result and, in one layout, the same gradients to the last bit.
 
     Only where gradients are computed under autocast. ZeRO 3 gathers weights layer by layer, and they are cast there.
     """
