@@ -92,8 +92,8 @@ class StudyConfig:
     primary: Primary = field(default_factory=Primary)
     """The comparisons that the study is made for."""
     equal_compute: list[str] = field(default_factory=list)
-    """Methods that are run once more with as many operations in pre-training as the reference (`epochs` are scaled), as
-    `METHOD_equal_compute`."""
+    """Methods that are run with as many operations in pre-training as the reference (`epochs` are scaled), as
+    `METHOD_equal_compute`; beside the run with equal epochs, or instead of it if `methods` leaves them out."""
     seeds: list[int] = setting([0], ">= 0 and < 1e18")
     """Seeds of pre-training and of the evaluations."""
     tasks: list[str] = field(default_factory=lambda: ["rhythm", "sex"])
@@ -139,7 +139,8 @@ class StudyConfig:
         if self.reference not in self.methods:
             raise UserError(f"reference '{self.reference}' is not among the methods {', '.join(self.methods)}")
         self._check_primary()
-        self._check_equal_compute(trained)
+        self._check_equal_compute()
+        trained = list(dict.fromkeys([*trained, *self.equal_compute]))
         if empty := [name for name, words in self.variants.items() if not words]:
             raise UserError(f"variants.{empty[0]} is empty: give it [YAML of configs/pretrain, key=value, ...]")
         wanted = [("pretrain", self.words(m)[0]) for m in trained] + [("transfer", t) for t in self.tasks]
@@ -150,7 +151,7 @@ class StudyConfig:
                 raise UserError(f"{path} does not exist; there are: {known}")
         for method in trained:
             self._check_pretraining(method)
-        taken = set(UNTRAINED) | {p.stem for p in config_path("pretrain", "any").parent.glob("*.yaml")}
+        taken = {*UNTRAINED, *known_methods()}
         if clash := sorted(set(self.variants) & taken):
             raise UserError(f"variants.{clash[0]}: the name is taken by a method; choose another")
         for rotation in self.rotations:
@@ -178,12 +179,12 @@ class StudyConfig:
         return list(dict.fromkeys([*self.compared, *self.variants, *left_out]))
 
     def _exists(self, method: str) -> bool:
-        return method in (*UNTRAINED, *self.variants) or config_path("pretrain", method).is_file()
+        return method in (*UNTRAINED, *self.variants, *known_methods())
 
-    def _check_equal_compute(self, trained: Sequence[str]) -> None:
-        others = [m for m in trained if m != self.reference]
+    def _check_equal_compute(self) -> None:
+        others = sorted({*self.variants, *known_methods()} - {self.reference})
         if unknown := [m for m in self.equal_compute if m not in others]:
-            raise UserError(f"equal_compute has {unknown[0]}; there are: {', '.join(others) or 'none'}")
+            raise UserError(f"equal_compute has {unknown[0]}; there are: {', '.join(others)}")
         if self.equal_compute and self.reference in UNTRAINED:
             raise UserError(
                 f"equal_compute: the reference {self.reference} is not pre-trained: choose another reference"
@@ -255,6 +256,11 @@ def _refuse_reserved(schema: type, words: Sequence[str], key: str, reserved: set
 
 def config_path(kind: str, name: str) -> Path:
     return as_typed(config_file(f"configs/{kind}/{name}.yaml"))
+
+
+def known_methods() -> list[str]:
+    """The names of configs/pretrain/*.yaml."""
+    return [path.stem for path in config_path("pretrain", "any").parent.glob("*.yaml")]
 
 
 def as_typed(path: Path) -> Path:

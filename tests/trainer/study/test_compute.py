@@ -84,6 +84,16 @@ def test_what_pretraining_took_stands_beside_the_reference(tmp_path):
     assert pretraining(study_of(tmp_path / "none", ["none"]), []) == []
 
 
+def test_a_method_may_run_at_equal_compute_alone(tmp_path):
+    config = study_of(tmp_path, ["adversarial", "random"], rotations=[0], equal_compute=["cmsc", "twice"])
+    config.variants = {"twice": ["none", "epochs=2"]}
+    config.check()
+    assert [t.method for t in in_turn(config)] == ["adversarial", "cmsc_equal_compute", "twice_equal_compute", "random"]
+    config.variants = {"twice": ["none", "epochs=-2"]}
+    with pytest.raises(UserError, match="method twice: epochs=-2"):
+        config.check()
+
+
 def test_the_reference_of_equal_compute_stays(tmp_path):
     keep_config(study_of(tmp_path), tmp_path)
     keep_config(study_of(tmp_path, equal_compute=["none"]), tmp_path)
@@ -94,8 +104,9 @@ def test_the_reference_of_equal_compute_stays(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"equal_compute": ["cmsc"]}, "equal_compute has cmsc; there are: none"),
-        ({"equal_compute": ["adversarial"]}, "equal_compute has adversarial; there are: none"),
+        ({"equal_compute": ["cmcs"]}, "equal_compute has cmcs; there are: 3kg, block_mask, "),
+        ({"equal_compute": ["random"]}, "equal_compute has random; there are: 3kg, "),
+        ({"equal_compute": ["adversarial"]}, "equal_compute has adversarial; there are: 3kg, "),
         ({"equal_compute": ["none", "none"]}, "equal_compute has none twice"),
         (
             {"equal_compute": ["none"], "pretrain": ["steps=9"]},
