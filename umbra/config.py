@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from umbra.errors import UserError
-from umbra.layers import as_fields, check_layer, items, layers, mappings, refuse_option
+from umbra.layers import as_fields, check_layer, items, layers, mappings, refuse_half, refuse_option
 from umbra.plain_yaml import Dumper
 
 C = TypeVar("C")
@@ -47,8 +47,10 @@ def load(
     missing file or an argument that is not `key=value`; `source` says in it where the overrides come from.
     """
     config = OmegaConf.structured(schema)
-    for origin, at, layer in layers(schema, path, overrides, source):
+    for number, (origin, at, layer) in enumerate(layers(schema, path, overrides, source), int(path is None)):
         check_layer(layer, schema, origin)
+        if number:
+            refuse_half(schema, overrides[:number], config, origin)
         for key in mappings(schema, at, layer):
             OmegaConf.update(config, key, {}, merge=False)
         try:

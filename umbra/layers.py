@@ -239,6 +239,16 @@ def mappings(schema: Any, at: str, layer: dict[Any, Any]) -> list[str]:
     return [".".join(map(_as_field, key.split("."))) for key in whole if not at or f"{key}.".startswith(f"{at}.")]
 
 
+def refuse_half(schema: Any, words: Sequence[str], config: DictConfig, origin: str) -> None:
+    """Raises `UserError` where the last of the `words` (`key=value`, all so far) would drop a text that was given for
+    the same key: one without a name before one with a name, or the other way round."""
+    *earlier, last = [word.partition("=")[0] for word in words]
+    for key in (key for key, kind in keys(schema) if kind == TextOrTexts):
+        named = last.startswith(f"{key}.") and isinstance(text := OmegaConf.select(config, key), str) and text
+        if named or (last == key and any(other.startswith(f"{key}.") for other in earlier)):
+            raise UserError(f"{origin}: it would replace the other {key}: give each a name, {key}.A=... {key}.B=...")
+
+
 def _suggestion(key: str, known: dict[str, Any]) -> str:
     """A hint at the key that was probably meant: by what others call it, by its last part in its section, by likeness,
     by its last part."""

@@ -95,7 +95,8 @@ class Places:
         (["data={path: {a: p}}", "data.path.b=q"], {"a": "p", "b": "q"}),
         (["data.path={a: p, b: q}", "data.path={c: r}"], {"c": "r"}),
         (["data.path={a: p}", "data.path=x"], "x"),
-        (["data.path=x", "data.path.a=p"], {"a": "p"}),
+        (["data.path=", "data.path.a=p"], {"a": "p"}),
+        (["data.path=x", "data.path=y"], "y"),
     ],
 )
 def test_a_text_or_a_mapping_of_texts_is_what_was_written(words, path, tmp_path):
@@ -103,6 +104,19 @@ def test_a_text_or_a_mapping_of_texts_is_what_was_written(words, path, tmp_path)
     assert config.data.path == path
     (tmp_path / "c.yaml").write_text(dump(config))
     assert load(Places, tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize("words", [["data.path=x", "data.path.b=q"], ["data.path.b=q", "data.path=x"]])
+def test_a_text_is_not_dropped_for_one_with_a_name(words, tmp_path):
+    (tmp_path / "c.yaml").write_text("data: {path: x}")
+    for path, given in ((None, words), (tmp_path / "c.yaml", ["data.path.b=q"])):
+        with pytest.raises(UserError) as error:
+            load(Places, path, given)
+        said = f"'{given[-1]}' on the command line: it would replace the other data.path: give each a name, "
+        assert str(error.value).startswith(said)
+    (tmp_path / "c.yaml").write_text("data: {path: {a: p}}")
+    assert load(Places, tmp_path / "c.yaml", ["data.path.b=q"]).data.path == {"a": "p", "b": "q"}
+    assert load(Places, tmp_path / "c.yaml", ["data.path=x"]).data.path == "x"
 
 
 @pytest.mark.parametrize(
