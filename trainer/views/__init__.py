@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.views.base import View
@@ -19,7 +20,7 @@ from trainer.views.lead_gain import LeadGain
 from trainer.views.masks import BlockMask, LeadDropout, TimeMask
 from trainer.views.noise import Gaussian
 from trainer.views.qrs_mask import QrsMask
-from trainer.views.random import Key
+from trainer.views.random import Key, uniform
 from trainer.views.tones import Mains, Wander
 from trainer.views.vcg import VCG
 from umbra.errors import UserError, near_miss
@@ -87,8 +88,14 @@ def build(
 
 def _apply(views: list[View], x: Tensor, key: Key, rate: float) -> Tensor:
     for view in views:
-        x = view(x, key, rate)
+        x = view(x, key, rate) if view.share == 1 else _in_some(view, x, key, rate)
     return x
+
+
+def _in_some(view: View, x: Tensor, key: Key, rate: float) -> Tensor:
+    """The view of the share of ECGs that it is for, the others as they are."""
+    chosen = uniform(key, f"{view.op}.share") < view.share
+    return torch.where(chosen[:, None, None], view(x, key, rate), x)
 
 
 def _parse(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

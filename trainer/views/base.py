@@ -21,12 +21,14 @@ class View:
 
     `stage` is "signal" (works in mV, before scaling) or "mask" (works on the scaled signal, hidden = 0). `op` names
     its random numbers: two views of the same kind in a list have different names. All other fields are the arguments
-    that a config may set; a value of the wrong type, or a number that is not finite, is a `UserError`.
+    that a config may set; a value of the wrong type, or a number that is not finite, is a `UserError`. A list of views
+    (`Views`) applies each to an ECG with the probability `share`; a view itself changes all.
     """
 
     stage: ClassVar[str]
     op: str
     leads: tuple[str, ...] = ()
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))
@@ -39,6 +41,7 @@ class View:
             value = getattr(self, name)
             if isinstance(value, float):
                 self.require(math.isfinite(value), f"{name} must be a finite number, not {value:g}")
+        self.require(0 < self.share <= 1, f"share must be above 0 and at most 1, not {self.share:g}")
 
     @classmethod
     def arguments(cls) -> list[str]:

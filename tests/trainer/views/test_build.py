@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from trainer.views import VIEWS, Key, View, build
+from trainer.views import VIEWS, Key, View, Views, build
 from umbra.errors import UserError
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -39,6 +39,30 @@ def test_an_empty_list_changes_nothing():
     assert views.mask_views(x, keys(2), 100.0) is x
 
 
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_share_of_the_ecgs_is_viewed_and_the_others_stay(name):
+    """Each as it is alone, in any batch; on the other side others."""
+    x = 0.1 * torch.randn(400, 12, 500)
+    some = build([{"name": name, "share": 0.25}], LEADS)
+    whole = build([name], LEADS)
+    view, same = [views.signal_views if views.signal else views.mask_views for views in (some, whole)]
+    one, every = view(x, keys(400), 100.0), same(x, keys(400), 100.0)
+    changed = (one != x).flatten(1).any(1)
+    assert torch.equal(one[changed], every[changed])
+    able = (every != x).flatten(1).any(1).double().mean().item()  # lead_drop is for half of the ECGs as it is
+    assert abs(changed.double().mean().item() - 0.25 * able) < 4 * math.sqrt(0.25 * 0.75 / 400)
+    assert torch.equal(one[200:], view(x[200:], keys(200, start=200), 100.0))
+    other = (view(x, keys(400, view=1), 100.0) != x).flatten(1).any(1)
+    assert abs((changed & other).double().mean().item() - (0.25 * able) ** 2) < 4 * math.sqrt(0.0625 / 400)
+
+
+def test_two_views_of_a_kind_choose_their_share_apart():
+    x = torch.randn(400, 12, 100)
+    views = build([{"name": "gaussian", "share": 0.5}, {"name": "gaussian", "share": 0.5}], LEADS).signal
+    first, second = [(Views([v]).signal_views(x, keys(400), 100.0) != x).flatten(1).any(1) for v in views]
+    assert abs((first & second).double().mean().item() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
+
+
 def test_a_spec_is_not_changed_by_building():
     spec = {"name": "gaussian", "sd_mv": 1}
     build([spec], LEADS)
@@ -51,13 +75,16 @@ def test_a_spec_is_not_changed_by_building():
         (["blok_mask"], "unknown view 'blok_mask'; did you mean 'block_mask'"),
         (["zzz"], "unknown view 'zzz'; known: gaussian, vcg, block_mask, time_mask"),
         ([{"name": "vcg", "max_angel": 3}], "view 'vcg': unknown argument 'max_angel'; did you mean 'max_angle'"),
-        ([{"name": "gaussian", "op": "x"}], "view 'gaussian': unknown argument 'op'; known: sd_mv"),
+        ([{"name": "gaussian", "op": "x"}], "view 'gaussian': unknown argument 'op'; known: share, sd_mv"),
         ([{"name": "gaussian", "leads": ["I"]}], "unknown argument 'leads'"),
         ([{"sd_mv": 1.0}], "must be a name or a mapping with a name"),
         ([{"name": ["vcg"]}], "unknown view"),
         ([3], "view 3 must be a name or a mapping with a name"),
         ("vcg", "views must be a list"),
         ({"name": "vcg"}, "views must be a list"),
+        ([{"name": "vcg", "share": 0}], "view 'vcg': share must be above 0 and at most 1, not 0"),
+        ([{"name": "vcg", "share": 1.5}], "view 'vcg': share must be above 0 and at most 1, not 1.5"),
+        ([{"name": "vcg", "share": "half"}], "view 'vcg': share must be of type float, not 'half'"),
         ([{"name": "gaussian", "sd_mv": -0.1}], "view 'gaussian': sd_mv must be at least 0, not -0.1"),
     ],
 )
