@@ -38,7 +38,7 @@ def test_a_control_is_the_game_but_for_its_masks(control, apart):
 
 
 def test_the_study_of_the_paper_plays_the_default_and_its_controls():
-    study = load(StudyConfig, ROOT / "configs/study/paper-first.yaml", [])
+    study = load(StudyConfig, ROOT / "configs/study/paper.yaml", [])
     for method, name in (("game", "adversarial"), ("block", "block_mask"), ("blocks", "block_mask_both")):
         base, *words = study.variants[method]
         assert differences(name, base, *words) == {}

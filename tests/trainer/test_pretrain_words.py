@@ -98,7 +98,7 @@ MISTAKES = [
     (["views.both=[{name: cell_mask, cell_s: 1.3}]"], "view 'cell_mask': cell_s=1.3 leaves one cell in 1.28 s"),
     (["views.candidates=4"], "views.candidates=4: a masker makes views hard by itself; use game.enabled=false"),
     (["views.candidates=0"], "views.candidates=0 must be >= 1"),
-    ([*OFF, "views.first=[]", "views.candidates=4"], "views.candidates=4: all would be the same"),
+    ([*OFF, "views.first=[]", "views.both=[]", "views.candidates=4"], "views.candidates=4: all would be the same"),
     (["views.both=[wandr]"], "did you mean 'wander'?"),
     (["views.both=[mains]"], "view 'mains': 50 Hz needs a rate above 100 Hz, the data have 100: leave the view out"),
     (["game.slope=nan"], "game.slope=nan must be a finite number"),

@@ -30,8 +30,10 @@ class VCG(View):
     I, II and V1-V6 give the VCG by the inverse Dower matrix. It is rotated about z, then y, then x, each by an angle
     from U(-max_angle, max_angle) degrees, its axes are scaled by factors from U(1, max_scale), and the pseudo-inverse
     maps it back to the eight leads. III, aVR, aVL and aVF follow from the new I and II (Einthoven, Goldberger). As in
-    3KG, components of the eight leads outside the three dimensions of the VCG are dropped. Arithmetic is float32 for
-    any dtype and under autocast. Raises `UserError` if the data lack a lead of the eight or have one beyond the twelve.
+    3KG, components of the eight leads outside the three dimensions of the VCG are dropped. An ECG of which one of the
+    eight is 0 throughout (filled in for a lead that was not recorded) has no VCG and stays as it is. Arithmetic is
+    float32 for any dtype and under autocast. Raises `UserError` if the data lack a lead of the eight or have one beyond
+    the twelve.
     """
 
     stage: ClassVar[str] = "signal"
@@ -42,13 +44,11 @@ class VCG(View):
         super().__post_init__()
         self.require(0 <= self.max_angle <= 180, f"max_angle must be 0 to 180 degrees, not {self.max_angle:g}")
         self.require(self.max_scale >= 1, f"max_scale must be at least 1, not {self.max_scale:g}")
-        have = ", ".join(self.leads)
+        have, out = ", ".join(self.leads), "leave the view out (adversarial.yaml: views.both=[])"
         missing = [lead for lead in INDEPENDENT if lead not in self.leads]
-        self.require(not missing, f"needs lead {', '.join(missing)}, but the data have {have}; leave the view out")
+        self.require(not missing, f"needs lead {', '.join(missing)}, but the data have {have}; {out}")
         foreign = [lead for lead in self.leads if lead not in CANONICAL]
-        self.require(
-            not foreign, f"cannot derive lead {', '.join(foreign)} from the vectorcardiogram; leave the view out"
-        )
+        self.require(not foreign, f"cannot derive lead {', '.join(foreign)} from the vectorcardiogram; {out}")
 
     def __call__(self, x: Tensor, key: Key, rate: float) -> Tensor:
         forward, back = _matrices(x.device)
@@ -58,7 +58,9 @@ class VCG(View):
         move = _product(move, forward.expand(len(x), 3, 8)).to(torch.float32)
         eight = torch.stack([x[:, self.leads.index(lead)] for lead in INDEPENDENT], 1).to(torch.float32)
         vector = _product(move, eight)
-        return _all_leads(_product(back.expand(len(x), 8, 3), vector), self.leads).to(x.dtype)
+        moved = _all_leads(_product(back.expand(len(x), 8, 3), vector), self.leads).to(x.dtype)
+        lacking = (eight == 0).all(2).any(1)
+        return torch.where(lacking[:, None, None], x, moved)
 
 
 def rotation(angles: Tensor) -> Tensor:

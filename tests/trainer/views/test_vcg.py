@@ -68,6 +68,20 @@ def test_without_turning_and_stretching_it_is_the_projection():
     assert (out - x).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("lead", ["I", "V6"])
+def test_an_ecg_that_lacks_a_lead_stays_as_it_is(lead):
+    """A lead that was not recorded is 0 throughout, and must not be made up from the others."""
+    x = signal()
+    x[3, LEADS.index(lead)] = 0
+    x[4, LEADS.index(lead), :-1] = 0
+    out = vcg(x, keys())
+    assert torch.equal(out[3], x[3])
+    others = torch.arange(16) != 3
+    key = keys()
+    assert torch.equal(out[others], vcg(x[others], Key(key.seed, key.epoch, key.index[others], key.view)))
+    assert not torch.equal(out[4], x[4])
+
+
 def test_einthoven_and_goldberger_hold_exactly():
     out = dict(zip(LEADS, vcg(signal(), keys()).unbind(1)))
     one, two = out["I"], out["II"]
