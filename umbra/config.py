@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from umbra.errors import UserError
-from umbra.layers import as_fields, check_layer, items, layers, mappings, refuse_half, refuse_option
+from umbra.layers import as_fields, check_layer, items, layers, mappings, refuse_drop, refuse_option
 from umbra.plain_yaml import Dumper
 
 C = TypeVar("C")
@@ -47,10 +47,11 @@ def load(
     missing file or an argument that is not `key=value`; `source` says in it where the overrides come from.
     """
     config = OmegaConf.structured(schema)
-    for number, (origin, at, layer) in enumerate(layers(schema, path, overrides, source), int(path is None)):
+    file = copy.deepcopy(config)
+    for origin, at, layer in layers(schema, path, overrides, source):
         check_layer(layer, schema, origin)
-        if number:
-            refuse_half(schema, overrides[:number], config, origin)
+        if at:
+            refuse_drop(schema, file, config, at, layer, origin)
         for key in mappings(schema, at, layer):
             OmegaConf.update(config, key, {}, merge=False)
         try:
@@ -59,6 +60,8 @@ def load(
             key = (getattr(error, "full_key", "") or "").replace("_.", ".").rstrip("_")
             where = f"key '{key}': " if key else ""
             raise UserError(f"{origin}: {where}{str(error).splitlines()[0]}") from error
+        if not at:
+            file = copy.deepcopy(config)
     try:
         result = OmegaConf.to_object(config)
     except MissingMandatoryValue as error:

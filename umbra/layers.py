@@ -239,13 +239,15 @@ def mappings(schema: Any, at: str, layer: dict[Any, Any]) -> list[str]:
     return [".".join(map(_as_field, key.split("."))) for key in whole if not at or f"{key}.".startswith(f"{at}.")]
 
 
-def refuse_half(schema: Any, words: Sequence[str], config: DictConfig, origin: str) -> None:
-    """Raises `UserError` where the last of the `words` (`key=value`, all so far) would drop a text that was given for
-    the same key: one without a name before one with a name, or the other way round."""
-    *earlier, last = [word.partition("=")[0] for word in words]
-    for key in (key for key, kind in keys(schema) if kind == TextOrTexts):
-        named = last.startswith(f"{key}.") and isinstance(text := OmegaConf.select(config, key), str) and text
-        if named or (last == key and any(other.startswith(f"{key}.") for other in earlier)):
+def refuse_drop(schema: Any, file: DictConfig, config: DictConfig, at: str, layer: dict[Any, Any], origin: str) -> None:
+    """Raises `UserError` where the word at the dotted key `at` would drop, without saying so, what `config` has of its
+    key: a text without a name for one with a name, or texts with names, other than the `file`'s, for one without."""
+    given = dict(items(layer))
+    for key in (key for key, kind in keys(schema) if kind == TextOrTexts and key in given):
+        before, now = OmegaConf.select(config, key), given[key]
+        named = isinstance(before, str) and isinstance(now, dict) and at != key
+        plain = isinstance(now, str) and isinstance(before, DictConfig) and before != OmegaConf.select(file, key)
+        if before and now and (named or plain):
             raise UserError(f"{origin}: it would replace the other {key}: give each a name, {key}.A=... {key}.B=...")
 
 

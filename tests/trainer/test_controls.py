@@ -37,6 +37,17 @@ def test_a_control_is_the_game_but_for_its_masks(control, apart):
     assert differences(control, "adversarial") == apart
 
 
+BLOCKS = ["block_mask", "block_mask_both", "lead_blocks", "hard_views"]
+CELLS = ["other_masks", "cell_mask", "smooth_mask", "qrs_mask"]
+
+
+@pytest.mark.parametrize("control", [*BLOCKS, *CELLS])
+def test_controls_are_on_the_pairs_of_the_game(control):
+    game, other = (load(PretrainConfig, ROOT / f"configs/pretrain/{name}.yaml") for name in ("adversarial", control))
+    assert (other.pair, other.views.both) == (game.pair, game.views.both)
+    assert other.views.both == [{"name": "vcg", "max_angle": 15, "max_scale": 1.2}]
+
+
 def test_the_study_of_the_paper_plays_the_default_and_its_controls():
     study = load(StudyConfig, ROOT / "configs/study/paper.yaml", [])
     for method, name in (("game", "adversarial"), ("block", "block_mask"), ("blocks", "block_mask_both")):

@@ -94,7 +94,8 @@ class Places:
         (["data.path.a=1", "data.path.b=pipe:cat {}=${x}"], {"a": "1", "b": "pipe:cat {}=${x}"}),
         (["data={path: {a: p}}", "data.path.b=q"], {"a": "p", "b": "q"}),
         (["data.path={a: p, b: q}", "data.path={c: r}"], {"c": "r"}),
-        (["data.path={a: p}", "data.path=x"], "x"),
+        (["data.path.a=p", "data.path={b: q}"], {"b": "q"}),
+        (["data.path.a=p", "data.path="], ""),
         (["data.path=", "data.path.a=p"], {"a": "p"}),
         (["data.path=x", "data.path=y"], "y"),
     ],
@@ -106,17 +107,38 @@ def test_a_text_or_a_mapping_of_texts_is_what_was_written(words, path, tmp_path)
     assert load(Places, tmp_path / "c.yaml") == config
 
 
-@pytest.mark.parametrize("words", [["data.path=x", "data.path.b=q"], ["data.path.b=q", "data.path=x"]])
-def test_a_text_is_not_dropped_for_one_with_a_name(words, tmp_path):
-    (tmp_path / "c.yaml").write_text("data: {path: x}")
-    for path, given in ((None, words), (tmp_path / "c.yaml", ["data.path.b=q"])):
-        with pytest.raises(UserError) as error:
-            load(Places, path, given)
-        said = f"'{given[-1]}' on the command line: it would replace the other data.path: give each a name, "
-        assert str(error.value).startswith(said)
-    (tmp_path / "c.yaml").write_text("data: {path: {a: p}}")
-    assert load(Places, tmp_path / "c.yaml", ["data.path.b=q"]).data.path == {"a": "p", "b": "q"}
-    assert load(Places, tmp_path / "c.yaml", ["data.path=x"]).data.path == "x"
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.path=x", "data.path.b=q"],
+        ["data.path.b=q", "data.path=x"],
+        ["data.path={b: q}", "data.path=x"],
+        ["data.path.b=q", "data={path: x}"],
+        ["data.path=x", "data={path: {b: q}}"],
+    ],
+)
+def test_a_text_is_not_dropped_for_one_with_a_name_nor_the_other_way_round(words):
+    with pytest.raises(UserError) as error:
+        load(Places, None, words)
+    said = f"'{words[-1]}' on the command line: it would replace the other data.path: give each a name, data.path.A=..."
+    assert str(error.value).startswith(said)
+
+
+def test_words_replace_the_data_sets_of_a_file_as_a_whole(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {path: x}")
+    with pytest.raises(UserError, match="it would replace the other"):
+        load(Places, path, ["data.path.b=q"])
+    assert load(Places, path, ["data.path={b: q}"]).data.path == {"b": "q"}
+    path.write_text("data: {path: {a: p}}")
+    for words, wanted in (
+        (["data.path.b=q"], {"a": "p", "b": "q"}),
+        (["data.path=x"], "x"),
+        (["data.path={c: r}"], {"c": "r"}),
+    ):
+        assert load(Places, path, words).data.path == wanted
+    with pytest.raises(UserError, match="it would replace the other"):
+        load(Places, path, ["data.path.b=q", "data.path=x"])
 
 
 @pytest.mark.parametrize(

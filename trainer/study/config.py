@@ -179,12 +179,13 @@ class StudyConfig:
         return list(dict.fromkeys([*self.compared, *self.variants, *left_out]))
 
     def _exists(self, method: str) -> bool:
-        return method in (*UNTRAINED, *self.variants, *known_methods())
+        return method in (*UNTRAINED, *self.variants) or config_path("pretrain", method).is_file()
 
     def _check_equal_compute(self) -> None:
-        others = sorted({*self.variants, *known_methods()} - {self.reference})
-        if unknown := [m for m in self.equal_compute if m not in others]:
-            raise UserError(f"equal_compute has {unknown[0]}; there are: {', '.join(others)}")
+        kept = (*UNTRAINED, self.reference)
+        if unknown := [m for m in self.equal_compute if m in kept or not self._exists(m)]:
+            known = sorted({*self.variants, *known_methods()} - {self.reference})
+            raise UserError(f"equal_compute has {unknown[0]}; there are: {', '.join(known)}")
         if self.equal_compute and self.reference in UNTRAINED:
             raise UserError(
                 f"equal_compute: the reference {self.reference} is not pre-trained: choose another reference"
@@ -227,7 +228,7 @@ class StudyConfig:
 
     @property
     def compared(self) -> list[str]:
-        """All methods, also those that `equal_compute` runs once more."""
+        """All methods, also those of `equal_compute`."""
         return [*self.methods, *(method + EQUAL for method in self.equal_compute)]
 
     def words(self, method: str) -> list[str]:

@@ -21,7 +21,7 @@ TOOK = (
     "Means of a method's runs: ECGs trained on (each as often as it was), operations of the networks, wall seconds of "
     "the command that ended the run."
 )
-AGAIN = f" `METHOD{EQUAL}` is METHOD once more, in as many epochs as take the operations of the reference."
+AGAIN = f" `METHOD{EQUAL}` is METHOD in as many epochs as take the operations of the reference."
 
 
 def report(config: StudyConfig, output: Path) -> None:

@@ -31,9 +31,9 @@ class VCG(View):
     from U(-max_angle, max_angle) degrees, its axes are scaled by factors from U(1, max_scale), and the pseudo-inverse
     maps it back to the eight leads. III, aVR, aVL and aVF follow from the new I and II (Einthoven, Goldberger). As in
     3KG, components of the eight leads outside the three dimensions of the VCG are dropped. An ECG of which one of the
-    eight is 0 throughout (filled in for a lead that was not recorded) has no VCG and stays as it is. Arithmetic is
-    float32 for any dtype and under autocast. Raises `UserError` if the data lack a lead of the eight or have one beyond
-    the twelve.
+    eight is 0 throughout (filled in for a lead that was not recorded) has no VCG and stays as it is; noise that is
+    added before hides that. Arithmetic is float32 for any dtype and under autocast. Raises `UserError` if the data
+    lack a lead of the eight or have one beyond the twelve.
     """
 
     stage: ClassVar[str] = "signal"

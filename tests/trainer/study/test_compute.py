@@ -94,6 +94,15 @@ def test_a_method_may_run_at_equal_compute_alone(tmp_path):
         config.check()
 
 
+def test_a_yaml_of_ones_own_may_run_at_equal_compute(tmp_path, monkeypatch):
+    own = tmp_path / "configs" / "pretrain" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("game: {enabled: false}\n")
+    monkeypatch.chdir(tmp_path)
+    study_of(tmp_path, ["adversarial"], equal_compute=["mine"]).check()
+    study_of(tmp_path, ["adversarial"], primary=Primary(["rhythm"], [1.0], ["mine"])).check()
+
+
 def test_the_reference_of_equal_compute_stays(tmp_path):
     keep_config(study_of(tmp_path), tmp_path)
     keep_config(study_of(tmp_path, equal_compute=["none"]), tmp_path)
