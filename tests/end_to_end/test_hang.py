@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
 
 from tests.support.launch import ROOT, environment, finish, free_port, start
 from tests.support.pretrain_words import losses, run_words
+from tests.support.processes import in_group, rank_processes
 from trainer import watchdog
 
 pytest_plugins = ["tests.support.one_run"]  # the fixtures shards and run
@@ -40,7 +42,7 @@ def test_a_process_that_is_stopped_in_training_ends_the_run(shards, run):
         assert time.monotonic() < end
         time.sleep(0.05)
     assert sorted(path.name for path in (run / "heartbeat").iterdir()) == ["rank-0", "rank-1"]
-    (pid,) = [pid for pid in children(process.pid) if rank_of(pid) == "1"]
+    pid = rank_processes(in_group(process.pid))[1]
     os.kill(pid, signal.SIGSTOP)
     code, output = finish(process, 100)
     assert code == watchdog.HUNG, output[-3000:]
@@ -50,20 +52,18 @@ def test_a_process_that_is_stopped_in_training_ends_the_run(shards, run):
     assert json.loads((run / "run.json").read_text())["status"] == "failed"
 
 
-def children(pid):
-    """Those that train, of a launcher and of its own children."""
-    found = subprocess.run(["ps", "-e", "-o", "pid=,pgid="], capture_output=True, text=True, check=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in found.splitlines()]
-    return [one for one, group in pairs if group == pid and rank_of(one) is not None]
-
-
-def rank_of(pid):
+def test_what_a_rank_started_is_not_taken_for_it(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    words = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
+    rank = subprocess.Popen(
+        [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            words = dict(word.partition("=")[::2] for word in file.read().decode().split("\0"))
-        return words.get("RANK")
-    except OSError:
-        return None
+        assert {rank.pid, int(rank.stdout.readline())} <= set(in_group(rank.pid))
+        assert rank_processes(in_group(rank.pid)) == {1: rank.pid}
+    finally:
+        os.killpg(rank.pid, signal.SIGKILL)
+        rank.communicate(timeout=60)
 
 
 @pytest.mark.full
@@ -87,7 +87,7 @@ def test_a_process_that_is_stopped_in_start_up(rank, shards, run):
     while not (run / "heartbeat" / f"rank-{rank}").exists():
         assert time.monotonic() < end
         time.sleep(0.01)
-    (pid,) = [pid for pid in children(process.pid) if rank_of(pid) == str(rank)]
+    pid = rank_processes(in_group(process.pid))[rank]
     os.kill(pid, signal.SIGSTOP)
     code, output = finish(process, 200)
     assert code == watchdog.HUNG, output[-3000:]

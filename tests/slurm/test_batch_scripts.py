@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import command_of, process_ids, rank_processes
 from tests.support.slurm_cluster import Cluster, why_not
 from tests.support.slurm_jobs import ROOT, SMALL, committed, log_of, python, steps_of, submit, wait_until
 
@@ -172,7 +173,7 @@ def test_a_stopped_process_of_a_real_run_has_its_job_queued_again(slurm: Cluster
     words = [*pretrain_words(shards, run, 100_000), "checkpoint.every=2", "hang.minutes=0.1", "hang.start_minutes=2"]
     job = submit(slurm, tmp_path, "--nodes=2", str(PRETRAIN), *words)
     wait_until(lambda: committed(run) != [], 180, tmp_path, job)
-    (pid,) = [p for p in processes_of(run) if environment_of(p).get("RANK") == "1"]
+    pid = rank_processes(processes_of(run))[1]
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: slurm.fields(job)[0]["Restarts"] == "1", 120, tmp_path, job)
     log = log_of(tmp_path, job)
@@ -191,23 +192,6 @@ def test_a_stopped_process_of_a_real_run_has_its_job_queued_again(slurm: Cluster
 
 def processes_of(run: Path) -> list[int]:
     return [pid for pid in process_ids() if f"run={run}" in command_of(pid).split()]
-
-
-def process_ids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-        return {word.partition("=")[0]: word.partition("=")[2] for word in words}
-    return {}
-
-
-def command_of(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-    return ""
 
 
 def test_a_run_goes_on_with_the_nodes_that_are_left(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
