@@ -17,9 +17,11 @@ def study_of(output: str | Path, methods: Sequence[str] = ("adversarial", "none"
     return StudyConfig(name="s", data="d", output=str(output), methods=list(methods), **keys)
 
 
-def predict(config, method, rotation, score, label, patient, names=("A", "B"), seed=0, task="rhythm", fraction=1.0):
+def predict(
+    config, method, rotation, score, label, patient, names=("A", "B"), seed=0, task="rhythm", fraction=1.0, draw=0
+):
     """Writes the predictions of one cell by hand."""
-    place = Cell(rotation, method, seed, task, fraction).directory(Path(config.output))
+    place = Cell(rotation, method, seed, task, fraction, draw).directory(Path(config.output))
     place.mkdir(parents=True)
     columns = {"row": np.arange(len(label)), "patient": patient, "label": [names[k] for k in label]}
     columns |= {f"p_{name}": score[:, k] for k, name in enumerate(names)}

@@ -53,3 +53,17 @@ def test_the_study_of_the_paper_plays_the_default_and_its_controls():
     for method, name in (("game", "adversarial"), ("block", "block_mask"), ("blocks", "block_mask_both")):
         base, *words = study.variants[method]
         assert differences(name, base, *words) == {}
+
+
+def test_the_blocks_of_the_paper_s_own_pairs_are_the_game_but_for_who_hides_view_2():
+    study = load(StudyConfig, ROOT / "configs/study/same-window.yaml", [])
+    game, blocks = (
+        flat(as_dict(load(PretrainConfig, ROOT / f"configs/pretrain/{study.variants[name][0]}.yaml", words)))
+        for name in ("game", "blocks")
+        for words in [[*study.pretrain, *study.variants[name][1:]]]
+    )
+    apart = {key: value for key, value in blocks.items() if value != game[key]}
+    block = {"name": "block_mask", "coverage": game["game.coverage"]}
+    assert apart.keys() == {"game.enabled", "game.slope_start", "game.slope_rise", "views.second"}
+    assert game["views.first"] == blocks["views.second"] == [block]
+    assert (game["pair.kind"], game["views.both"]) == ("same", [])

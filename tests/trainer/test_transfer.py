@@ -82,8 +82,12 @@ def test_fractions_are_stratified_nested_and_keyed(seed):
     assert set(taken[0.01]) <= set(taken[0.1]) <= set(taken[0.5]) <= set(taken[1.0]) == set(range(246))
     assert np.array_equal(taken[0.1], fraction_of(one_hot(label, 4), patient, 0.1, seed))
     assert not np.array_equal(taken[0.1], fraction_of(one_hot(label, 4), patient, 0.1, seed + 2))
+    again = {f: fraction_of(one_hot(label, 4), patient, f, seed, draw=1) for f in (0.01, 0.1)}
+    assert set(again[0.01]) <= set(again[0.1]) != set(taken[0.1])
     zeros = taken[0.1][label[taken[0.1]] == 0]
     assert len(np.unique(patient[zeros])) == 10, "the 20 records of class 0 are both records of 10 patients"
+    turn = np.random.default_rng([seed, 0x7A]).permutation(100)  # of draw 0, as before there were draws
+    assert np.unique(patient[zeros]).tolist() == sorted(np.argsort(turn)[:10])
 
 
 # --- whole way -------------------------------------------------------------------------------------------------------

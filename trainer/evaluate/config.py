@@ -87,6 +87,9 @@ class TransferConfig(TaskConfig):
     """Fraction of the train records to use, per class; at least 2 per class."""
     seed: int = setting(0, ">= 0 and < 1e18")
     """Seed of the choice of records, of random weights and of the bootstrap."""
+    draw: int = setting(0, ">= 0 and < 1e18")
+    """Which choice of records that `seed` gives: a few labels are better or worse by chance, so that the mean over
+    several draws says more of an encoder."""
     batch: int = setting(256, ">= 1")
     """Records per forward pass through the encoder."""
     device: str = "auto"

@@ -28,6 +28,7 @@ def keep(folder: Path, task: Task, fit: Tuned, config: TransferConfig, older: Pa
     manifest = task.train.shards.manifest
     origin: dict[str, Any] = {"task": task.name, "mode": config.mode, "encoder": config.encoder}
     origin |= {"fraction": config.fraction, "seed": fit.seed, **fit.chosen, "data": manifest.fingerprint}
+    origin |= {"draw": config.draw} if config.draw else {}
     trained_on = {"fingerprint": manifest.fingerprint, "key_id": manifest.key_id}
     before, data = (encoder.config.training, encoder.config.data) if config.pretrained else ({}, trained_on)
     if "labels" in before:  # fine-tuned before

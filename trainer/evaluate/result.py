@@ -56,7 +56,7 @@ def run(
     """
     began = time.monotonic()
     groups = groups_of(task.test, config.by)
-    chosen = task.choose(config.fraction, config.seed)
+    chosen = task.choose(config.fraction, config.seed, config.draw)
     identity = identity or weights_hash(encoder)
     more: dict[str, Any] = {}
     if config.mode == "probe":
@@ -100,6 +100,7 @@ def _result(
         "data": {"fingerprint": manifest.fingerprint, "key_id": manifest.key_id},
         "fraction": config.fraction,
         "seed": config.seed,
+        "draw": config.draw,
         "classes": task.names,
         "counts": task.counts(task.train.take(chosen)),
         "notes": task.notes,

@@ -88,22 +88,22 @@ class Task:
             return {s: dict.fromkeys(self.names, len(p)) for s, p in parts.items()}
         return {s: {c: int(n) for c, n in zip(self.names, p.target.sum(0))} for s, p in parts.items()}
 
-    def choose(self, fraction: float, seed: int) -> np.ndarray:
+    def choose(self, fraction: float, seed: int, draw: int = 0) -> np.ndarray:
         """Indices of the train records to use (see `fraction_of`), per class or label, and of those with none."""
         of = self.train.target
         strata = np.ones((len(of), 1), bool) if self.kind == "number" else np.column_stack([of > 0, ~(of > 0).any(1)])
-        return fraction_of(strata, self.train.patient, fraction, seed)
+        return fraction_of(strata, self.train.patient, fraction, seed, draw)
 
 
-def fraction_of(strata: np.ndarray, patient: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def fraction_of(strata: np.ndarray, patient: np.ndarray, fraction: float, seed: int, draw: int = 0) -> np.ndarray:
     """Indices of a subset of the records: of each stratum (a column of `strata`, bool `[n, S]`, which may overlap)
     `fraction` of its records, at least 2 (or all there are).
 
-    Records are taken patient by patient, in an order drawn from `seed`, so that few labels come from few patients; a
-    larger fraction contains a smaller one.
+    Records are taken patient by patient, in an order drawn from `seed` and `draw`, so that few labels come from few
+    patients; a larger fraction contains a smaller one of the same draw.
     """
     unique, inverse = np.unique(patient, return_inverse=True)
-    turn = np.random.default_rng([seed, 0x7A]).permutation(len(unique))[inverse]
+    turn = np.random.default_rng([seed, 0x7A, draw]).permutation(len(unique))[inverse]
     order = np.argsort(turn, kind="stable")
     chosen = np.zeros(len(patient), bool)
     for stratum in strata.T:

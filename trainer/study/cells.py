@@ -22,22 +22,37 @@ class Trial:
 
     def cells(self, config: StudyConfig, task: str) -> list[Cell]:
         """Its evaluations on one task."""
-        return [Cell(self.rotation, self.method, self.seed, task, fraction) for fraction in config.fractions]
+        of = [(fraction, draw) for fraction in config.fractions for draw in range(config.draws_of(fraction))]
+        return [Cell(self.rotation, self.method, self.seed, task, fraction, draw) for fraction, draw in of]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluation: a method of one seed in one rotation, on one task with one fraction of the labels."""
+    """One evaluation: a method of one seed in one rotation, on one task with one draw of a fraction of the labels."""
 
     rotation: int
     method: str
     seed: int
     task: str
     fraction: float
+    draw: int = 0
 
     def directory(self, output: Path) -> Path:
-        name = f"{self.task}-{self.fraction:g}"
+        name = f"{self.task}-{self.fraction:g}" + f"-draw{self.draw}" * bool(self.draw)
         return output / f"rotation-{self.rotation}" / "transfer" / f"{self.method}-seed{self.seed}" / name
+
+    @property
+    def step(self) -> str:
+        """Its name in steps.jsonl."""
+        of = [
+            self.rotation,
+            self.method,
+            self.seed,
+            self.task,
+            f"{self.fraction:g}",
+            *([self.draw] if self.draw else []),
+        ]
+        return "/".join(["transfer", *map(str, of)])
 
 
 def base_of(config: StudyConfig, rotation: int) -> Path:

@@ -19,7 +19,7 @@ RESOLVABLE = 2.8  # standard errors: 80 % power at a two-sided level of 5 %
 @dataclass(frozen=True)
 class Scored:
     """A method's row of the table; its value by seed `[S]`, and in each patient resample `[bootstrap]` (mean of the
-    seeds)."""
+    seeds and draws)."""
 
     row: dict[str, Any]
     by_seed: np.ndarray
@@ -59,9 +59,11 @@ def score(config: StudyConfig, method: str, task: str, fraction: float) -> Score
 
 
 def values(config: StudyConfig, method: str, task: str, fraction: float) -> tuple[list[Pooled], np.ndarray]:
-    """Of each seed the pooled predictions of one method, and their value `[S]`."""
-    pooled = [pool(config, method, seed, task, fraction) for seed in config.seeds]
-    return pooled, np.array([p.value(p.scores()) for p in pooled])
+    """The pooled predictions of one method, of each seed and draw of the labels; and each seed's value `[S]`, the mean
+    over its draws."""
+    draws = config.draws_of(fraction)
+    pooled = [pool(config, method, seed, task, fraction, draw) for seed in config.seeds for draw in range(draws)]
+    return pooled, np.array([p.value(p.scores()) for p in pooled]).reshape(-1, draws).mean(1)
 
 
 def _differences(config: StudyConfig, scored: dict[str, Scored]) -> list[dict[str, Any]]:

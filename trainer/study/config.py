@@ -27,7 +27,7 @@ RESERVED = {
     "shard.overrides": {"input", "output", "task", "tasks"}
     | {f"split.{k}" for k in ("column", "train", "val", "test")},
     "pretrain": {"data.path", "run", "seed", "method"},
-    "transfer": {"name", "encoder", "like", "data", "output", "fraction", "seed"},
+    "transfer": {"name", "encoder", "like", "data", "output", "fraction", "seed", "draw"},
 }
 
 
@@ -100,6 +100,8 @@ class StudyConfig:
     """Names of configs/transfer/*.yaml."""
     fractions: list[float] = setting([1.0, 0.1], "> 0 and <= 1")
     """Fractions of the train labels."""
+    draws: int = setting(1, ">= 1 and <= 10000")
+    """Draws of the labels with each seed, for fractions below 1; a seed's score is the mean over them."""
     processes: int = setting(2, ">= 1 and <= 1024")
     """Processes per pre-training run."""
     pretrain: list[str] = field(default_factory=list)
@@ -225,6 +227,10 @@ class StudyConfig:
         if "scratch" in self.methods:
             with naming("transfer, for the method scratch"):
                 replace(cfg, mode="scratch").check()
+
+    def draws_of(self, fraction: float) -> int:
+        """The draws of a fraction of the labels; of all labels there is one."""
+        return self.draws if fraction < 1 else 1
 
     @property
     def compared(self) -> list[str]:

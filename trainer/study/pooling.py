@@ -1,4 +1,4 @@
-"""Pools the predictions of all rotations: one method, seed, task and fraction -> its score, and that of resamples."""
+"""Pools the predictions of all rotations: a method, seed, task, fraction and draw -> its score, and of resamples."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def metric_of(config: StudyConfig, task: str) -> str:
     return MAIN[task_kind(config, task)]
 
 
-def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float) -> Pooled:
-    """Reads the predictions of one method, seed, task and fraction over all rotations."""
+def pool(config: StudyConfig, method: str, seed: int, task: str, fraction: float, draw: int = 0) -> Pooled:
+    """Reads the predictions of one method, seed, task, fraction and draw over all rotations."""
     kind = task_kind(config, task)
-    cells = [Cell(r, method, seed, task, fraction).directory(Path(config.output)) for r in config.rotations]
+    cells = [Cell(r, method, seed, task, fraction, draw).directory(Path(config.output)) for r in config.rotations]
     tables = [Table(cell / PREDICTIONS, FIX).read() for cell in cells]
     common = [c for c in tables[0].column_names if c.startswith("p_") and all(c in t.column_names for t in tables)]
     classes = [c.removeprefix("p_") for c in common]

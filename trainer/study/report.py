@@ -78,9 +78,15 @@ def markdown(
     if took:
         parts += ["## What pre-training took", TOOK + AGAIN * bool(config.equal_compute), _took_table(took)]
     parts += ["## Cost", table(["part", "wall seconds"], [[k, f"{v:.0f}"] for k, v in cost(noted).items()])]
-    commands = [step["command"] for step in noted if step["step"].split("/")[1] == str(config.rotations[0])]
+    commands = [step["command"] for step in noted if _shown(step["step"], config)]
     parts += [f"## Commands (rotation {config.rotations[0]})", "```sh\n" + "\n".join(commands) + "\n```"]
     return "\n\n".join(parts) + "\n"
+
+
+def _shown(step: str, config: StudyConfig) -> bool:
+    """Whether a step is of the first rotation, and no further draw of the labels, whose command differs by `draw`."""
+    _, rotation, *rest = step.split("/")
+    return rotation == str(config.rotations[0]) and len(rest) < 5
 
 
 def _explained(config: StudyConfig, rows: list[dict], primary: int) -> str:
@@ -96,6 +102,7 @@ def _explained(config: StudyConfig, rows: list[dict], primary: int) -> str:
         if len(config.seeds) > 1
         else "they do not include the variation between seeds and training sets"
     )
+    draws = f" With fewer labels a seed's score is the mean over {config.draws} draws of them."
     holm = f" p (Holm) is adjusted for all {config.primary.count} primary comparisons, of which {primary} are here."
     return (
         f"{len(config.rotations)} rotations of {config.folds} folds, seeds {config.seeds}. "
@@ -103,7 +110,8 @@ def _explained(config: StudyConfig, rows: list[dict], primary: int) -> str:
         "Probabilities are pooled as ranks within each rotation, since each has its own probe, numbers as they are; "
         "the last two columns pool the raw predictions, and average over the rotations. Intervals: 95 %, "
         f"{config.bootstrap} resamples of the test patients, the same for all methods, {seeds}. Resolvable: 2.8 x the "
-        f"standard error of the paired difference (80 % power, 5 %).{holm * bool(config.primary.count)}"
+        f"standard error of the paired difference (80 % power, 5 %)."
+        f"{draws * (config.draws > 1)}{holm * bool(config.primary.count)}"
     )
 
 

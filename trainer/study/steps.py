@@ -56,10 +56,11 @@ class Steps:
 
     def note(self, name: str, words: Sequence[str | Path], seconds: float) -> None:
         path = self.output / STEPS
-        with lock(path.with_suffix(".lock")), open(path, "a") as file:
-            cut = path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-            line: Note = {"step": name, "command": shown(words), "seconds": round(seconds, 2)}
-            file.write("\n" * cut + json.dumps(line) + "\n")
+        line: Note = {"step": name, "command": shown(words), "seconds": round(seconds, 2)}
+        with lock(path.with_suffix(".lock")), open(path, "a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            file.write(b"\n" * cut + json.dumps(line).encode() + b"\n")
         print(f"[{name}] {seconds:.1f} s", flush=True)
 
 

@@ -135,7 +135,8 @@ def transfer_words(config: StudyConfig, cell: Cell) -> list[str]:
         "scratch": ["encoder=random", f"like={like}", "mode=scratch"],
     }.get(cell.method, [f"encoder={run_directory(base, cell.method, cell.seed) / 'encoder'}"])
     place = [f"data={base / 'data'}", f"output={cell.directory(output)}"]
-    return [*config.transfer, *encoder, *place, f"fraction={cell.fraction:g}", f"seed={cell.seed}"]
+    place += [f"fraction={cell.fraction:g}", f"seed={cell.seed}", *([f"draw={cell.draw}"] if cell.draw else [])]
+    return [*config.transfer, *encoder, *place]
 
 
 def _assessed(config: StudyConfig, cell: Cell) -> bool:
@@ -143,7 +144,7 @@ def _assessed(config: StudyConfig, cell: Cell) -> bool:
 
 
 def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
-    """Evaluates one method on one task with all fractions; features are computed once."""
+    """Evaluates one method on one task with all fractions and draws; features are computed once."""
     left = [cell for cell in cells if not _assessed(config, cell)]
     if not left:
         return
@@ -157,9 +158,9 @@ def assess(config: StudyConfig, cells: list[Cell], steps: Steps) -> None:
     given = features(task, store) if first.mode == "probe" else None
     for cell in left:
         words = transfer_words(config, cell)
-        settings = replace(first, fraction=cell.fraction, output=str(cell.directory(Path(config.output))))
+        place = str(cell.directory(Path(config.output)))
+        settings = replace(first, fraction=cell.fraction, draw=cell.draw, output=place)
         result = run(settings, task, encoder, given, store.key, seen)
-        name = f"transfer/{cell.rotation}/{cell.method}/{cell.seed}/{cell.task}/{cell.fraction:g}"
-        print(f"[{name}] {SHOWN[result['metric']]} {result[result['metric']]:.3f}")
-        steps.note(name, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)
+        print(f"[{cell.step}] {SHOWN[result['metric']]} {result[result['metric']]:.3f}")
+        steps.note(cell.step, [sys.executable, "-m", "trainer.transfer", path, *words], time.monotonic() - began)
         began = time.monotonic()

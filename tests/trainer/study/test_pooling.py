@@ -74,6 +74,22 @@ def test_seeds_are_averaged(tmp_path):
     assert row["value"] == 0.75
 
 
+def test_a_seeds_value_is_the_mean_over_its_draws_of_a_few_labels(tmp_path):
+    """And so is each resample: the interval is that of the mean, and holds the spread of the seeds' means."""
+    config = study_of(tmp_path, ["adversarial"], seeds=[0, 1], rotations=[0], fractions=[1.0, 0.1], draws=2)
+    label, rng = np.arange(80) % 2, np.random.default_rng(3)
+    good, bad = np.stack([1 - label, label], 1) * 0.9, np.full((80, 2), 0.5)
+    for seed in (0, 1):
+        predict(config, "adversarial", 0, scores(rng, label, 1.0), label, np.arange(80), seed=seed)
+        for draw, score in enumerate((good, bad if seed else good)):
+            predict(config, "adversarial", 0, score, label, np.arange(80), seed=seed, fraction=0.1, draw=draw)
+    (whole, tenth), _ = compare(config)
+    assert len(whole["by_seed"]) == 2
+    assert tenth["by_seed"] == [1.0, 0.75]
+    assert tenth["value"] == 0.875
+    assert tenth["standard_error"] == pytest.approx(0.125, rel=0.1), "no patient spreads it, the seeds do"
+
+
 def test_methods_tested_on_different_records_are_not_compared(tmp_path):
     config = study_of(tmp_path, rotations=[0])
     predict(config, "adversarial", 0, np.random.rand(10, 2), np.array([0, 1] * 5), np.arange(10))

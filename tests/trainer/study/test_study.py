@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -127,6 +128,32 @@ def test_whole_study_then_nothing_left_to_do_then_only_what_was_lost(tmp_path, s
     assert json.loads((output / "results.json").read_text())["rows"] == results["rows"]
 
 
+def test_more_draws_of_the_labels_are_evaluated_alone_and_averaged(tmp_path, stand_ins):
+    output, few = tmp_path / "out", ["methods=[adversarial,random]", "tasks=[sex]"]
+    study.main(words(output, *few))
+    before = json.loads((output / "results.json").read_text())["rows"]
+    steps = (output / "steps.jsonl").read_text()
+    study.main(words(output, *few, "draws=3"))
+    more = [json.loads(line) for line in (output / "steps.jsonl").read_text().removeprefix(steps).splitlines()]
+    trials = [(rotation, method) for method in ("adversarial", "random") for rotation in (0, 1)]
+    assert [line["step"] for line in more] == [f"transfer/{r}/{m}/0/sex/0.2/{d}" for r, m in trials for d in (1, 2)]
+    assert all(line["command"].endswith(f" draw={line['step'][-1]}") for line in more)
+    cells = [Cell(0, "random", 0, "sex", 0.2, draw).directory(output) for draw in (0, 1, 2)]
+    results = [json.loads((cell / "result.json").read_text()) for cell in cells]
+    assert [r["draw"] for r in results] == [0, 1, 2]
+    assert len({r["train_rows"]["sha256"] for r in results}) == 3, "each draw has records of its own"
+    assert len({r["train_rows"]["count"] for r in results}) == 1
+    after = json.loads((output / "results.json").read_text())["rows"]
+    assert [r for r in after if r["fraction"] == 1.0] == [r for r in before if r["fraction"] == 1.0]
+    text = (output / "table.md").read_text()
+    assert "With fewer labels a seed's score is the mean over 3 draws of them." in text
+    assert " draw=" not in text
+    shutil.rmtree(cells[2])
+    command = next(line["command"] for line in more if line["step"] == "transfer/0/random/0/sex/0.2/2")
+    subprocess.run(shlex.split(command), check=True, timeout=200, capture_output=True)
+    assert json.loads((cells[2] / "result.json").read_text())["train_rows"] == results[2]["train_rows"]
+
+
 @pytest.mark.full
 def test_real_workers_share_what_is_left_also_that_of_one_that_is_killed(tmp_path, stand_ins):
     output = tmp_path / "out"
@@ -249,6 +276,8 @@ def _made(path):
         (["tasks=[sex,sex]"], "tasks has sex twice"),
         (["fractions=[0.1,0.10000001]"], "fractions has 0.1 twice"),
         (["transfer=[fraction=0.5]"], "transfer: the study sets fraction itself: leave it out"),
+        (["transfer=[draw=1]"], "transfer: the study sets draw itself: leave it out"),
+        (["draws=0"], "draws=0 must be >= 1"),
         (["transfer=[bootstrap=1]"], "transfer: bootstrap=1 is too few for an interval"),
         (["transfer=[device=cuda:99]"], "transfer: device=cuda:99 is not available"),
         (["transfer=[mod=probe]"], "'mod=probe' of transfer: unknown key 'mod'; did you mean 'mode'"),
