@@ -19,6 +19,8 @@ from typing import NoReturn
 if __name__ == "__main__":
     if Path(sys.path[0]).name == "trainer":
         del sys.path[0]  # put first by the launcher; `config` or `figures` here would shadow other modules
+        if (beside := str(Path(__file__).resolve().parents[1])) not in sys.path:  # another checkout may be installed
+            sys.path.insert(0, beside)
     from trainer.run import terminal
 
     terminal.prepare()

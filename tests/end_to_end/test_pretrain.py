@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from tests.support.compiler import compiler_or_skip
 from tests.support.devices import on_each
 from tests.support.handmade import make_shards
-from tests.support.launch import finish, launch, start
+from tests.support.launch import ROOT, finish, launch, start
 from tests.support.metrics_page import documented
 from tests.support.pretrain_words import losses, run_words
 from trainer.data.audit import judge
@@ -36,6 +36,18 @@ def pretrain(data, run, *more, method="adversarial"):
 def shards(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "shards"
     return make_shards(root, {"train": KINDS * 16, "val": KINDS * 6, "test": KINDS * 6})
+
+
+def test_a_checkout_runs_its_own_code_where_another_one_is_installed(tmp_path):
+    """Two branches side by side share an environment, and a run's record names the commit of the code that ran."""
+    for name in ("trainer", "umbra"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("trainer", "umbra"):
+        with open(tmp_path / name / "__init__.py", "a") as file:
+            file.write(f"\nprint('{name} of the copy')\n")
+    code, output = launch([str(tmp_path / "trainer" / "pretrain.py")])
+    assert code == 2, output
+    assert {"trainer of the copy", "umbra of the copy"} <= set(output.splitlines()), output
 
 
 @pytest.fixture(scope="module")
