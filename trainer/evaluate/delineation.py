@@ -1,4 +1,4 @@
-"""Which samples of a lead lie in P, QRS and T, with a P only where there is one.
+"""Which samples of a lead lie in P, QRS and T, with a P only where there is one, and in noise between them.
 
 NeuroKit2 finds the waves (discrete wavelets: Martinez et al. 2004, IEEE Trans Biomed Eng 51:570; Makowski et al. 2021,
 Behav Res Methods 53:1689). For its P it takes the likeliest bump before each QRS, also where the line is flat or
@@ -27,9 +27,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.evaluate.noise import noisy
 from umbra.errors import UserError
 
-WAVES = ("P", "QRS", "T", "between")
+WAVES = ("P", "QRS", "T", "between", "noise")
 HEIGHT_MV, STEADY_S, BEATS, LEAST, AVERAGE = 0.03, 0.03, 0.5, 3, 0.5
 LONGEST_S = {"P": 0.4, "QRS": 0.4, "T": 0.8}
 Bools = NDArray[np.bool_]
@@ -51,10 +52,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Delineation:
-    """`waves` bool [4, T]: the samples in P, QRS, T and between them; `count` [4]: of how many `beats` these are."""
+    """`waves` bool [5, T]: the samples in P, QRS, T and between them, and the noisy ones of the last (`noise.py`);
+    `count` [5]: of how many `beats` the four are, and the noisy stretches."""
 
     waves: Bools
-    count: tuple[int, int, int, int]
+    count: tuple[int, int, int, int, int]
     beats: int
 
 
@@ -69,8 +71,10 @@ def delineate(signal: NDArray[np.float32], rate: float) -> Delineation | None:
     for wave, beat in np.argwhere(there):
         waves[wave, int(found.start[wave, beat]) : int(found.end[wave, beat]) + 1] = True
     waves[3] = ~waves[:3].any(0)
+    waves[4] = noisy(signal, rate, waves[:3], found.r)
     p, qrs, t = (int(n) for n in there.sum(1))
-    return Delineation(waves, (p, qrs, t, len(found.r)), len(found.r)) if qrs else None
+    stretches = int(np.diff(waves[4].astype(np.int8), prepend=0).clip(min=0).sum())
+    return Delineation(waves, (p, qrs, t, len(found.r), stretches), len(found.r)) if qrs else None
 
 
 def accepted_p(found: Found) -> Bools:
