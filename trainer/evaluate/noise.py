@@ -25,7 +25,7 @@ def noisy(signal: NDArray[np.float32], rate: float, waves: Bools, r: NDArray[np.
         return np.zeros(len(signal), bool)
     high = sosfiltfilt(butter(4, ABOVE_HZ, "highpass", fs=rate, output="sos"), signal.astype(float))
     deviation = median_filter(np.abs(high), max(1, round(WINDOW_S * rate))) / NORMAL
-    return np.asarray(_between(waves.any(0), rate, np.rint(r).astype(int)) & (deviation > NOISE_MV))
+    return np.asarray(_between(waves.max(0), rate, np.rint(r).astype(int)) & (deviation > NOISE_MV))
 
 
 def _between(waves: Bools, rate: float, r: NDArray[np.int64]) -> Bools:
