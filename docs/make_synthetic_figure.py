@@ -1,4 +1,4 @@
-"""Draws one synthetic ECG of each rhythm on ECG paper: `python docs/make_synthetic_figure.py [first patient]`.
+"""Draws one synthetic ECG of each rhythm on ECG paper: `python -m docs.make_synthetic_figure [first patient]`.
 
 Classic layout: three rows of four leads, 2.5 s each, and lead II as rhythm strip; 25 mm/s, 10 mm/mV.
 """

@@ -17,10 +17,10 @@ from shlex import quote
 from typing import NoReturn
 
 if __name__ == "__main__":
-    if Path(sys.path[0]).name == "trainer":
+    if sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
         del sys.path[0]  # put first by the launcher; `config` or `figures` here would shadow other modules
-        if (beside := str(Path(__file__).resolve().parents[1])) not in sys.path:  # another checkout may be installed
-            sys.path.insert(0, beside)
+    if (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file():
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, where another one is installed
     from trainer.run import terminal
 
     terminal.prepare()

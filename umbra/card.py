@@ -19,14 +19,14 @@ TAGS = ("ecg", "electrocardiogram", "self-supervised")
 class Evaluation:
     """What the card says of a `result.json`: the `value` of a `metric` (`AUROC` or `R2`) on the test patients.
 
-    `mode`: `probe` or `finetune`; `fraction` of the labels; `fingerprint` of the data; `low`, `high`: the 95 % interval
-    (None: not known); `per_class`: the metric of each class.
+    `mode`: `probe` or `finetune`; `fraction` of the labels, and in words the `choice` of these; `fingerprint` of the
+    data; `low`, `high`: the 95 % interval (None: not known); `per_class`: the metric of each class.
     """
 
     task: str
     mode: str
     fraction: float
-    seed: int
+    choice: str
     fingerprint: str
     metric: str
     value: float
@@ -112,7 +112,7 @@ def _model_index(e: Evaluation) -> dict[str, Any]:
     dataset = {
         "name": f"shards {e.fingerprint}",
         "type": "umbra-shards",
-        "config": f"{e.task}, {_how(e)}, seed {e.seed}",
+        "config": f"{e.task}, {_how(e)}, {e.choice}",
         "split": "test",
         "revision": e.fingerprint,
     }
@@ -131,9 +131,7 @@ def _table(evaluations: Sequence[Evaluation]) -> str:
     rows = []
     for e in evaluations:
         interval = "" if e.low is None or e.high is None else f" ({e.low:.3f} to {e.high:.3f})"
-        rows.append(
-            f"| {e.task} | {_how(e)}, seed {e.seed} | `{e.fingerprint}` | {e.metric} {e.value:.3f}{interval} |\n"
-        )
+        rows.append(f"| {e.task} | {_how(e)}, {e.choice} | `{e.fingerprint}` | {e.metric} {e.value:.3f}{interval} |\n")
     head = "| task | how | test patients of data | macro metric (95 % by patients) |\n|---|---|---|---|\n"
     return f"\n## Results\n\n{head}{''.join(rows)}"
 

@@ -50,7 +50,7 @@ class Launch:
     def ranks(self) -> list[int]:
         """The processes that train, without those that they started."""
         found = [pid for pid in members(self.process.pid) if variable(pid, "RANK") is not None]
-        return [pid for pid in found if parent(pid) not in found]
+        return [pid for pid in found if parent(pid) not in (0, *found)]  # 0: it has ended meanwhile
 
     def sample(self, processes: int) -> None:
         """Keeps what the ranks use, if all of them are there."""
@@ -131,6 +131,7 @@ def left_over(token: str) -> list[str]:
 
 
 def parent(pid: int) -> int:
+    """0 if there is no such process."""
     return int((_text(pid, "stat").rpartition(")")[2].split() or ["", "0"])[1])
 
 

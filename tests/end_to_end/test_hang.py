@@ -53,14 +53,16 @@ def test_a_process_that_is_stopped_in_training_ends_the_run(shards, run):
 
 
 def test_what_a_rank_started_is_not_taken_for_it(monkeypatch):
+    """Neither one that stays nor those that come and go while they are counted."""
     monkeypatch.setenv("RANK", "1")
-    words = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
-    rank = subprocess.Popen(
-        [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
+    words = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True)\n"
+    words += "while True: subprocess.run(['true'])"
+    rank = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert {rank.pid, int(rank.stdout.readline())} <= set(in_group(rank.pid))
-        assert rank_processes(in_group(rank.pid)) == {1: rank.pid}
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert rank_processes(in_group(rank.pid)) == {1: rank.pid}
     finally:
         os.killpg(rank.pid, signal.SIGKILL)
         rank.communicate(timeout=60)

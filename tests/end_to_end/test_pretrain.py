@@ -38,13 +38,15 @@ def shards(tmp_path_factory):
     return make_shards(root, {"train": KINDS * 16, "val": KINDS * 6, "test": KINDS * 6})
 
 
-def test_a_checkout_runs_its_own_code_where_another_one_is_installed(tmp_path):
+def test_a_checkout_runs_its_own_code_where_another_one_is_installed(tmp_path, monkeypatch):
     """Two branches side by side share an environment, and a run's record names the commit of the code that ran."""
     for name in ("trainer", "umbra"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name in ("trainer", "umbra"):
         with open(tmp_path / name / "__init__.py", "a") as file:
             file.write(f"\nprint('{name} of the copy')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
     code, output = launch([str(tmp_path / "trainer" / "pretrain.py")])
     assert code == 2, output
     assert {"trainer of the copy", "umbra of the copy"} <= set(output.splitlines()), output

@@ -31,7 +31,8 @@ def rank_processes(among: Iterable[int]) -> dict[int, int]:
     """The process of each rank `among` some, without those that a rank started itself, such as `git`: these inherit its
     environment, and its command line until they run their own."""
     ranks = {pid: int(rank) for pid in among if (rank := environment_of(pid).get("RANK", "")).isdigit()}
-    own = {pid: rank for pid, rank in ranks.items() if int((_stat(pid) or ["", "0"])[1]) not in ranks}
+    parents = {pid: int(fields[1]) for pid in ranks if (fields := _stat(pid))}  # one that has ended meanwhile has none
+    own = {pid: ranks[pid] for pid, parent in parents.items() if parent not in ranks}
     assert len(set(own.values())) == len(own), f"several processes of a rank: {own}"
     return {rank: pid for pid, rank in own.items()}
 

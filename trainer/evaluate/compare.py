@@ -52,6 +52,7 @@ class Scored:
     mode: str
     fraction: float
     seed: int
+    draw: int
     value: float
     low: float | None
     high: float | None
@@ -111,9 +112,9 @@ def read_result(path: Path) -> Scored:
             raise damaged(path, f"'{key}' is {content.get(key)!r}" if key in content else f"it lacks '{key}'", FIX)
     ends = [content.get(key) for key in ("low", "high")]
     low, high = (float(end) if isinstance(end, int | float) else None for end in ends)
-    mode, seed = str(content.get("mode", "probe")), int(content.get("seed", 0))
+    mode, seed, draw = str(content.get("mode", "probe")), int(content.get("seed", 0)), int(content.get("draw", 0))
     return Scored(
-        path, content["task"], kind, metric, content["encoder"], mode, content["fraction"], seed,
+        path, content["task"], kind, metric, content["encoder"], mode, content["fraction"], seed, draw,
         float(content[metric]), low, high, content,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.evaluate.compare import CompareConfig, Difference, Scored, differences, parse
 from trainer.evaluate.metrics import SHOWN
+from trainer.evaluate.task import choice
 from umbra.files import make_folder, write_text
 
 FILES = ("comparison.md", "comparison.csv", "forest.png")
@@ -58,7 +59,7 @@ def as_markdown(config: CompareConfig, results: Sequence[Scored], found: Sequenc
             r.mode,
             _cell(r.encoder),
             f"{r.fraction:.4g}",
-            str(r.seed),
+            choice(r.seed, r.draw).removeprefix("seed "),
             SHOWN[r.metric],
             ended(r.value, r.low, r.high),
         ]
@@ -83,14 +84,16 @@ def as_csv(config: CompareConfig, results: Sequence[Scored], found: Sequence[Dif
     out = io.StringIO()
     head = ["task", "figure", "value", "low", "high", "result", "encoder", "mode", "labels", "seed", "minus", "records"]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*head, "patients", "why"])
+    writer.writerow([*head, "patients", "why", "draw"])
     for r in results:
         of = [r.path, r.encoder, r.mode, r.fraction, r.seed]
-        writer.writerow([r.task, r.metric, *map(_number, (r.value, r.low, r.high)), *of, "", "", "", ""])
+        writer.writerow([r.task, r.metric, *map(_number, (r.value, r.low, r.high)), *of, "", "", "", "", r.draw])
     for d in found:
         of = [d.other.path, d.other.encoder, d.other.mode, d.other.fraction, d.other.seed, d.reference.path]
         counts = ["", ""] if d.why else [d.records, d.patients]
-        writer.writerow([d.other.task, d.figure, *map(_number, (d.value, d.low, d.high)), *of, *counts, d.why])
+        writer.writerow(
+            [d.other.task, d.figure, *map(_number, (d.value, d.low, d.high)), *of, *counts, d.why, d.other.draw]
+        )
     return out.getvalue()
 
 
@@ -104,9 +107,9 @@ def names_of(results: Sequence[Scored]) -> dict[Path, str]:
         if len({o.fraction for o in like}) > 1:
             words.append(f"{r.fraction:.4g} of the labels")
         like = [o for o in like if o.fraction == r.fraction]
-        if len({o.seed for o in like}) > 1:
-            words.append(f"seed {r.seed}")
-        if len({o.path for o in like if o.seed == r.seed}) > 1:
+        if len({(o.seed, o.draw) for o in like}) > 1:
+            words.append(choice(r.seed, r.draw))
+        if len({o.path for o in like if (o.seed, o.draw) == (r.seed, r.draw)}) > 1:
             words.append(str(r.path))
         found[r.path] = ", ".join(words)
     return found

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from trainer.evaluate.noise import noisy
 from umbra.errors import UserError
 
-WAVES = ("P", "QRS", "T", "between", "noise")
+WAVES = ("P", "QRS", "T", "between", "noise", "quiet")
 HEIGHT_MV, STEADY_S, BEATS, LEAST, AVERAGE = 0.03, 0.03, 0.5, 3, 0.5
 LONGEST_S = {"P": 0.4, "QRS": 0.4, "T": 0.8}
 Bools = NDArray[np.bool_]
@@ -52,11 +52,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Delineation:
-    """`waves` bool [5, T]: the samples in P, QRS, T and between them, and the noisy ones of the last (`noise.py`);
-    `count` [5]: of how many `beats` the four are, and the noisy stretches."""
+    """`waves` bool [6, T]: the samples in P, QRS, T and between them, and of the last the noisy ones and, where there
+    are some, the quiet ones (`noise.py`); `count` [6]: of how many `beats` the four are, and the stretches of both."""
 
     waves: Bools
-    count: tuple[int, int, int, int, int]
+    count: tuple[int, int, int, int, int, int]
     beats: int
 
 
@@ -71,10 +71,10 @@ def delineate(signal: NDArray[np.float32], rate: float) -> Delineation | None:
     for wave, beat in np.argwhere(there):
         waves[wave, int(found.start[wave, beat]) : int(found.end[wave, beat]) + 1] = True
     waves[3] = ~waves[:3].any(0)
-    waves[4] = noisy(signal, rate, waves[:3], found.r)
+    waves[4:] = noisy(signal, rate, waves[:3], found.r)
     p, qrs, t = (int(n) for n in there.sum(1))
-    stretches = int(np.diff(waves[4].astype(np.int8), prepend=0).clip(min=0).sum())
-    return Delineation(waves, (p, qrs, t, len(found.r), stretches), len(found.r)) if qrs else None
+    noise, quiet = (int(n) for n in np.diff(waves[4:].astype(np.int8), prepend=0).clip(min=0).sum(1))
+    return Delineation(waves, (p, qrs, t, len(found.r), noise, quiet), len(found.r)) if qrs else None
 
 
 def accepted_p(found: Found) -> Bools:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trainer.evaluate.compare import FIX, read_result
 from trainer.evaluate.metrics import SHOWN
+from trainer.evaluate.task import choice
 from umbra.card import Evaluation
 from umbra.errors import UserError
 from umbra.files import damaged
@@ -27,7 +28,7 @@ def read_evaluation(path: Path) -> tuple[Evaluation, str]:
         result.task,
         result.mode,
         result.fraction,
-        result.seed,
+        choice(result.seed, result.draw),
         str(data["fingerprint"]),
         SHOWN[result.metric],
         result.value,

@@ -17,7 +17,7 @@ from trainer.evaluate.delineation import WAVES, Delineation
 from trainer.evaluate.scores import interval, patient_resamples
 
 LEAST_ECGS = 10  # of a group with a wave, for a lift
-LEAST_SHARE = np.array([0.2, 0.2, 0.2, 0.2, 0.0])  # of the group as well: waves that few have are mostly errors
+LEAST_SHARE = np.array([0.2, 0.2, 0.2, 0.2, 0.0, 0.0])  # of the group as well: waves that few have are mostly errors
 Bools = NDArray[np.bool_]
 Array = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class Lift:
 
 @dataclass(frozen=True)
 class Ecgs:
-    """n ECGs and their waves: `samples` [n, 6], those of the ECG and of each of the five `WAVES`; `count` int [n, 5]:
+    """n ECGs and their waves: `samples` [n, 7], those of the ECG and of each of the six `WAVES`; `count` int [n, 6]:
     how many of these there are; `beats` and `patient` int [n]; `groups`: which ECGs are of each group, bool [n]."""
 
     samples: Array
@@ -74,7 +74,7 @@ def joined(parts: Sequence[Ecgs]) -> Ecgs:
 
 
 def counted(masks: NDArray[np.float32], found: Sequence[Delineation]) -> Array:
-    """How many samples masks [n, T] (1: hidden) hide of each ECG and of each of its waves, [n, 6]."""
+    """How many samples masks [n, T] (1: hidden) hide of each ECG and of each of its waves, [n, 7]."""
     inside = [(d.waves * mask).sum(1, dtype=np.float64) for mask, d in zip(masks, found)]
     return np.column_stack([masks.sum(1, dtype=np.float64), np.stack(inside)])
 
@@ -82,14 +82,14 @@ def counted(masks: NDArray[np.float32], found: Sequence[Delineation]) -> Array:
 def lifts(
     hidden: Array, samples: Array, patient: NDArray[np.int64], bootstrap: int
 ) -> tuple[Array, list[tuple[float, float]]]:
-    """The lift of each wave [5], and its 95 % interval by patients, where `hidden` [S, n, 6] of `samples` [n, 6] are.
+    """The lift of each wave [6], and its 95 % interval by patients, where `hidden` [S, n, 7] of `samples` [n, 7] are.
 
     Ratios of sums over the n ECGs, the mean over S runs.
     """
 
     def ratios(weight: NDArray[np.float64]) -> Array:
         with np.errstate(invalid="ignore", divide="ignore"):
-            share = (weight @ hidden) / (weight @ samples)  # [S, resamples, 6]
+            share = (weight @ hidden) / (weight @ samples)  # [S, resamples, 7]
             return np.asarray((share[..., 1:] / share[..., :1]).mean(0))
 
     resampled = [ratios(w.astype(np.float64)) for w in patient_resamples(patient, bootstrap, 0)]
@@ -97,7 +97,7 @@ def lifts(
 
 
 def rows(ecgs: Ecgs, hidden: Mapping[str, Array], bootstrap: int) -> list[Lift]:
-    """The lifts of all ECGs and of each group of at least `LEAST_ECGS`. `hidden` [S, n, 6]: by kind of mask."""
+    """The lifts of all ECGs and of each group of at least `LEAST_ECGS`. `hidden` [S, n, 7]: by kind of mask."""
     groups = {name: of for name, of in sorted(ecgs.groups.items()) if of.sum() >= LEAST_ECGS}
     found = []
     for group, some in {"all": np.ones(len(ecgs.patient), bool), **groups}.items():

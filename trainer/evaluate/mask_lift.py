@@ -189,7 +189,7 @@ def delineated(lead: str, shards: Shards, ecgs: NDArray[np.float32]) -> Delineat
 
 def hidden_of(masks: NDArray[np.float32], found: Delineated, draw: int = 0) -> dict[str, NDArray[np.float64]]:
     """What masks [n, N, T] or [n, N, leads, T] hide of the waves of those ECGs that were delineated, and what the two
-    controls hide: [m, 6] by kind (`lift.counted`). `draw`: the number of the draw of random blocks."""
+    controls hide: [m, 7] by kind (`lift.counted`). `draw`: the number of the draw of random blocks."""
     own = masks[found.kept] if masks.ndim == 3 else masks[found.kept][:, :, found.lead]
     coverage = min(max(float(own.mean()), 0.01), 0.99)
     ring = TimeMask(op="control", coverage=coverage, per_lead=False)  # wraps around: hides all samples equally often

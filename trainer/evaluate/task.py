@@ -95,6 +95,11 @@ class Task:
         return fraction_of(strata, self.train.patient, fraction, seed, draw)
 
 
+def choice(seed: int, draw: int) -> str:
+    """In words which records a fraction took."""
+    return f"seed {seed}, draw {draw}" if draw else f"seed {seed}"
+
+
 def fraction_of(strata: np.ndarray, patient: np.ndarray, fraction: float, seed: int, draw: int = 0) -> np.ndarray:
     """Indices of a subset of the records: of each stratum (a column of `strata`, bool `[n, S]`, which may overlap)
     `fraction` of its records, at least 2 (or all there are).

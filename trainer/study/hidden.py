@@ -81,7 +81,7 @@ class _Hidden:
             self._parts.setdefault(kind, {s: [] for s in self._seeds})[seed].append(of)
 
     def pooled(self) -> dict[str, NDArray[np.float64]]:
-        """[S, n, 6] by kind."""
+        """[S, n, 7] by kind."""
         return {kind: np.stack([np.concatenate(of[s]) for s in self._seeds]) for kind, of in self._parts.items()}
 
 

@@ -102,7 +102,8 @@ def _explained(config: StudyConfig, rows: list[dict], primary: int) -> str:
         if len(config.seeds) > 1
         else "they do not include the variation between seeds and training sets"
     )
-    draws = f" With fewer labels a seed's score is the mean over {config.draws} draws of them."
+    several = any(config.draws_of(fraction) > 1 for fraction in config.fractions)
+    draws = f" With fewer labels a seed's score is the mean over {config.draws} draws of them." * several
     holm = f" p (Holm) is adjusted for all {config.primary.count} primary comparisons, of which {primary} are here."
     return (
         f"{len(config.rotations)} rotations of {config.folds} folds, seeds {config.seeds}. "
@@ -111,7 +112,7 @@ def _explained(config: StudyConfig, rows: list[dict], primary: int) -> str:
         "the last two columns pool the raw predictions, and average over the rotations. Intervals: 95 %, "
         f"{config.bootstrap} resamples of the test patients, the same for all methods, {seeds}. Resolvable: 2.8 x the "
         f"standard error of the paired difference (80 % power, 5 %)."
-        f"{draws * (config.draws > 1)}{holm * bool(config.primary.count)}"
+        f"{draws}{holm * bool(config.primary.count)}"
     )
 
 

@@ -35,6 +35,7 @@ PAIRS = (
     "in which it is when any one method is left out. The methods share data, folds and most settings, and were "
     "chosen, not drawn: there is no p-value, and a correlation is no cause."
 )
+DRAWS = " With fewer labels a score is the mean over {} draws of them."
 
 
 @dataclass
@@ -87,12 +88,19 @@ def study_of(output: Path, rotations: Sequence[int] = ()) -> StudyConfig:
     if unknown := [rotation for rotation in rotations if rotation not in config.rotations]:
         raise UserError(f"rotations={list(rotations)}: the study has no {unknown[0]}, only {config.rotations}")
     config = replace(config, rotations=list(rotations) or config.rotations)
-    done = [m for m in config.compared if all(is_done(config, t) for t in _trials(config, m))]
+    done, first = _done(config), _done(replace(config, draws=1))
+    if len(first) > len(done):
+        print(f"# not all of {config.draws} draws are done: the first of each is looked at")
+        config, done = replace(config, draws=1), first
     if not done:
         raise UserError(f"{output}: no method is done in all of rotations {config.rotations}: give rotations=[...]")
     if left := [m for m in config.compared if m not in done]:
         print(f"# not done in all of rotations {config.rotations} and left out: {', '.join(left)}")
     return replace(config, methods=done, equal_compute=[])
+
+
+def _done(config: StudyConfig) -> list[str]:
+    return [m for m in config.compared if all(is_done(config, trial) for trial in _trials(config, m))]
 
 
 def _trials(config: StudyConfig, method: str) -> list[Trial]:
@@ -108,5 +116,10 @@ def markdown(
         said = MASKS.format(split=cfg.split, rotations=config.rotations, seeds=config.seeds)
         parts += ["## Where masks fall", said, hidden.markdown(lifts)]
     if rows:
-        parts += ["## How hard the pairs were", PAIRS, hardness.markdown(rows), "![](why.png)"]
+        parts += [
+            "## How hard the pairs were",
+            PAIRS + DRAWS.format(config.draws) * (config.draws > 1),
+            hardness.markdown(rows),
+            "![](why.png)",
+        ]
     return "\n\n".join(parts) + "\n"

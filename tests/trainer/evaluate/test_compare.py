@@ -63,6 +63,14 @@ def test_results_of_one_encoder_are_told_apart(tmp_path):
     assert f"| t | {names[0]} | {first} | AUROC |" in markdown
 
 
+def test_results_that_differ_in_their_draw_alone_are_told_apart(tmp_path):
+    paths = [write(tmp_path / n / "e", GOOD, seed=1, **more) for n, more in (("a", {}), ("b", {"draw": 3}))]
+    text = comparison([*paths, "bootstrap=20"])
+    assert text.rstrip().endswith("e, seed 1, draw 3 - e, seed 1")
+    assert "| 1, draw 3 |" in comparison([*paths, "--markdown", "bootstrap=20"])
+    assert [row["draw"] for row in rows([*paths, "bootstrap=20"])][:2] == ["0", "3"]
+
+
 def test_what_cannot_be_paired_says_why(tmp_path):
     first = write(tmp_path / "a", GOOD, data={"fingerprint": "1"})
     other = write(tmp_path / "b", GOOD, data={"fingerprint": "2"})

@@ -11,9 +11,9 @@ N, T = 300, 500
 
 
 def ecgs(n=N, first=0, groups=None):
-    """ECGs whose P, QRS, T, rest and noise are random places."""
-    place = RNG.choice(5, (n, T), p=(0.2, 0.1, 0.3, 0.3, 0.1))
-    waves = [Delineation(np.stack([at == w for w in range(5)]), (2, 3, 3, 3, 1), 3) for at in place]
+    """ECGs whose P, QRS, T, rest, noise and quiet stretches are random places."""
+    place = RNG.choice(6, (n, T), p=(0.2, 0.1, 0.3, 0.2, 0.1, 0.1))
+    waves = [Delineation(np.stack([at == w for w in range(6)]), (2, 3, 3, 3, 1, 1), 3) for at in place]
     return waves, ecgs_of(waves, first + np.arange(n) // 2, groups or {})
 
 
@@ -29,7 +29,9 @@ def test_lift_is_one_by_chance_and_what_was_planted_otherwise():
         hidden = counted(planted(waves, inside, outside), waves)
         values, ends = lifts(hidden[None], of.samples, of.patient, 300)
         whole = 0.1 * inside + 0.9 * outside
-        assert values == pytest.approx(np.array([outside, inside, outside, outside, outside]) / whole, abs=0.03)
+        assert values == pytest.approx(
+            np.array([outside, inside, outside, outside, outside, outside]) / whole, abs=0.03
+        )
         assert all(low < value < high for value, (low, high) in zip(values, ends))
 
 

@@ -34,9 +34,9 @@ def test_masks_of_a_run_are_measured_drawn_and_written(run, capsys):
     assert all(f"{group}: 12 ECGs" in out for group in ("SR", "AFIB"))
     rows = json.loads((run / "figures" / "mask_lift.json").read_text())
     assert {row["masks"] for row in rows} == set(mask_lift.MASKS)
-    assert len(rows) == 3 * 3 * 5
+    assert len(rows) == 3 * 3 * 6
     block = {r["wave"]: r["lift"] for r in rows if r["masks"] == "random block" and r["group"] == "all"}
-    assert block.pop("noise") is None, "these recordings have none"
+    assert block.pop("noise") is block.pop("quiet") is None, "these recordings have no noise"
     assert list(block.values()) == pytest.approx([1] * 4, abs=0.25)
     assert (run / "figures" / "mask_lift-1.png").is_file()
     assert not (run / "figures" / "mask_lift-2.png").exists()

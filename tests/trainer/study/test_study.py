@@ -20,6 +20,7 @@ from trainer.study import trial as runs
 from trainer.study.cells import Cell
 from trainer.study.config import Primary, ShardStep, StudyConfig, folds_of, keep_config
 from trainer.study.steps import Steps, run_limited, shown
+from trainer.study.why import study_of as study_in
 from umbra.config import load
 from umbra.errors import UserError
 from umbra.schema import read_manifest
@@ -148,7 +149,10 @@ def test_more_draws_of_the_labels_are_evaluated_alone_and_averaged(tmp_path, sta
     text = (output / "table.md").read_text()
     assert "With fewer labels a seed's score is the mean over 3 draws of them." in text
     assert " draw=" not in text
+    assert study_in(output).draws == 3
     shutil.rmtree(cells[2])
+    found = study_in(output)
+    assert (found.methods, found.draws) == (["adversarial", "random"], 1), "the draws that all have"
     command = next(line["command"] for line in more if line["step"] == "transfer/0/random/0/sex/0.2/2")
     subprocess.run(shlex.split(command), check=True, timeout=200, capture_output=True)
     assert json.loads((cells[2] / "result.json").read_text())["train_rows"] == results[2]["train_rows"]

@@ -60,7 +60,7 @@ def test_maskers_of_all_rotations_are_pooled_and_seeds_averaged(output, monkeypa
     assert (output / "why.png").stat().st_size > 1000
     content = json.loads((output / "why.json").read_text())
     assert {row["method"] for row in content["lifts"]} == {"adversarial"}
-    assert len(content["lifts"]) == 3 * 3 * 5
+    assert len(content["lifts"]) == 3 * 3 * 6
     assert content["pairs"][0]["scores"][0]["value"] > 0.5
     found = {(r["group"], r["masks"], r["wave"]): r for r in content["lifts"]}
     row = found["AFIB", "masker", "QRS"]
