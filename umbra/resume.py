@@ -38,19 +38,8 @@ FREE: dict[str, tuple[str, ...]] = {
     ),
     "build": ("input", "output", "workers", "task", "tasks", "key_file", "timeout"),
     "study": (
-        *(
-            "rotations",
-            "methods",
-            "seeds",
-            "tasks",
-            "fractions",
-            "draws",
-            "reference",
-            "bootstrap",
-            "minutes",
-            "output",
-        ),
-        *("equal_compute", "name", "data", "processes", "workers", "part", "parts"),
+        *("rotations", "methods", "seeds", "tasks", "fractions", "reference", "bootstrap", "minutes", "output"),
+        *("draws", "equal_compute", "name", "data", "processes", "workers", "part", "parts"),
     ),
 }
 

@@ -59,7 +59,7 @@ def as_markdown(config: CompareConfig, results: Sequence[Scored], found: Sequenc
             r.mode,
             _cell(r.encoder),
             f"{r.fraction:.4g}",
-            choice(r.seed, r.draw).removeprefix("seed "),
+            choice(r.seed, r.draw),
             SHOWN[r.metric],
             ended(r.value, r.low, r.high),
         ]
@@ -108,7 +108,7 @@ def names_of(results: Sequence[Scored]) -> dict[Path, str]:
             words.append(f"{r.fraction:.4g} of the labels")
         like = [o for o in like if o.fraction == r.fraction]
         if len({(o.seed, o.draw) for o in like}) > 1:
-            words.append(choice(r.seed, r.draw))
+            words.append(f"seed {choice(r.seed, r.draw)}")
         if len({o.path for o in like if (o.seed, o.draw) == (r.seed, r.draw)}) > 1:
             words.append(str(r.path))
         found[r.path] = ", ".join(words)

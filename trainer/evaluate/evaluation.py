@@ -28,7 +28,7 @@ def read_evaluation(path: Path) -> tuple[Evaluation, str]:
         result.task,
         result.mode,
         result.fraction,
-        choice(result.seed, result.draw),
+        f"seed {choice(result.seed, result.draw)}",
         str(data["fingerprint"]),
         SHOWN[result.metric],
         result.value,

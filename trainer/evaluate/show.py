@@ -20,7 +20,7 @@ def table(result: Mapping[str, Any]) -> str:
     chosen = ", ".join(f"{k}={v:g}" if isinstance(v, int | float) else f"{k}={v}" for k, v in result["chosen"].items())
     head = (
         f"{result['task']}: {result['mode']} of {result['encoder']}, {result['fraction']:.4g} of the labels, "
-        f"{choice(result['seed'], result.get('draw', 0))}, chosen {chosen}"
+        f"seed {choice(result['seed'], result.get('draw', 0))}, chosen {chosen}"
     )
     wide = max(12, *(len(name) + 1 for name in result["classes"][:MOST]))
     beside = "".join(f" {SHOWN[name]:>{10 if metric == 'r2' else 7}}" for name in BESIDE[metric])

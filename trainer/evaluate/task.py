@@ -96,8 +96,8 @@ class Task:
 
 
 def choice(seed: int, draw: int) -> str:
-    """In words which records a fraction took."""
-    return f"seed {seed}, draw {draw}" if draw else f"seed {seed}"
+    """Which records a fraction took, as what follows the word seed."""
+    return f"{seed}, draw {draw}" if draw else str(seed)
 
 
 def fraction_of(strata: np.ndarray, patient: np.ndarray, fraction: float, seed: int, draw: int = 0) -> np.ndarray:

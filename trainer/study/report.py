@@ -111,8 +111,7 @@ def _explained(config: StudyConfig, rows: list[dict], primary: int) -> str:
         "Probabilities are pooled as ranks within each rotation, since each has its own probe, numbers as they are; "
         "the last two columns pool the raw predictions, and average over the rotations. Intervals: 95 %, "
         f"{config.bootstrap} resamples of the test patients, the same for all methods, {seeds}. Resolvable: 2.8 x the "
-        f"standard error of the paired difference (80 % power, 5 %)."
-        f"{draws}{holm * bool(config.primary.count)}"
+        f"standard error of the paired difference (80 % power, 5 %).{draws}{holm * bool(config.primary.count)}"
     )
 
 

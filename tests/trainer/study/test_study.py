@@ -19,10 +19,11 @@ from trainer.study import report
 from trainer.study import trial as runs
 from trainer.study.cells import Cell
 from trainer.study.config import Primary, ShardStep, StudyConfig, folds_of, keep_config
-from trainer.study.steps import Steps, run_limited, shown
+from trainer.study.steps import Note, Steps, run_limited, shown
 from trainer.study.why import study_of as study_in
 from umbra.config import load
 from umbra.errors import UserError
+from umbra.files import read_json_lines
 from umbra.schema import read_manifest
 
 KINDS = ["SR", "SR", "AFIB", "AFIB", "SR", "SR", "STACH", "STACH"]
@@ -68,6 +69,16 @@ def test_a_step_that_fails_is_one_line_with_the_end_of_its_log(tmp_path):
         steps.run("a/0", [sys.executable, "-c", ""], lambda: False)
     steps.run("a/0", ["must", "not", "run"], lambda: True)
     assert not (tmp_path / "steps.jsonl").exists()
+
+
+def test_a_line_that_was_cut_off_costs_no_other(tmp_path):
+    """As when a process is killed while it writes: the rest of a line stands alone, and readers skip it."""
+    steps = Steps(tmp_path, 60)
+    steps.note("shard/0", ["a"], 1)
+    with open(tmp_path / "steps.jsonl", "a") as file:
+        file.write('{"step": "shard')
+    steps.note("shard/1", ["b"], 2)
+    assert [note["step"] for note in read_json_lines(tmp_path / "steps.jsonl", Note)] == ["shard/0", "shard/1"]
 
 
 # --- whole way -------------------------------------------------------------------------------------------------------
